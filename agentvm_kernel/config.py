@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tomllib
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class Paths:
         state = _override("AGENTVM_STATE_DIR", state)
         config = _override("AGENTVM_CONFIG", config / "config.toml")
         return cls(cache, state, state / "run", config)
+
+    @property
+    def tag(self) -> str:
+        """Tells this user's domains and this state folder's from others' in a shared libvirt."""
+        return hashlib.sha256(f"{os.geteuid()}:{self.state}".encode()).hexdigest()[:8]
 
     @property
     def socket(self) -> Path:

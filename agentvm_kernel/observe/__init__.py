@@ -1,0 +1,1 @@
+"""What happened: audit log, metrics and (later) anomalies."""

@@ -1,0 +1,45 @@
+"""Disk overlays: empty qcow2 layers over a read-only chain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from agentvm_kernel.errors import HostError, VMError
+
+
+async def create_overlay(overlay: Path, backing: Path, backing_format: str, size_gb: int) -> None:
+    """Create an empty overlay.
+
+    Args:
+        overlay: File to create.
+        backing: Layer below it.
+        backing_format: ``raw`` or ``qcow2``.
+        size_gb: Virtual size, GB (10^9 bytes).
+
+    Raises:
+        HostError: qemu-img is not installed.
+        VMError: it failed; most often the disk is full.
+    """
+    # qemu-img wants whole sectors.
+    size = size_gb * 10**9 // 4096 * 4096
+    # lazy_refcounts would only help a host that crashes; 64 KiB clusters are QEMU's default.
+    arguments = ["create", "-q", "-f", "qcow2", "-F", backing_format, "-b", str(backing), str(overlay), str(size)]
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "qemu-img", *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise HostError("qemu-img is not installed.", "Run `agentvm setup`.") from error
+    output, _ = await process.communicate()
+    if process.returncode:
+        text = output.decode(errors="replace").strip()
+        raise VMError(f"The disk overlay {overlay} could not be created: {text}", "Is the disk full?")
+
+
+def give_to(path: Path, owner: tuple[int, int] | None) -> None:
+    """Make QEMU's user the owner of a file or folder, where QEMU runs under another user than this process."""
+    if owner is not None and owner != (os.geteuid(), os.getegid()):
+        os.chown(path, *owner)

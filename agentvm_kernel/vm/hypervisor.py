@@ -1,0 +1,79 @@
+"""The small interface between this project and whatever runs its virtual machines.
+
+``LibvirtHypervisor`` (``libvirt_hypervisor.py``) is the real one. Everything above sees only this file, so that pools
+and leases can be tested without a VM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from agentvm_kernel.link.endpoint import VsockEndpoint
+from agentvm_kernel.vm.spec import DomainSpec
+
+
+class Machine(ABC):
+    """One QEMU process.
+
+    Attributes:
+        spec: What it was made from.
+        pid: Its process id.
+        vsock: Where its guest agent listens when vsock carries the link, else ``None``.
+        ended: Done when the process is gone; the result says why, in one line a user understands.
+    """
+
+    spec: DomainSpec
+    pid: int
+    vsock: VsockEndpoint | None
+    ended: asyncio.Future[str]
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Let the guest run."""
+
+    @abstractmethod
+    async def pause(self) -> None:
+        """Stop the guest's CPUs."""
+
+    @abstractmethod
+    async def load(self, device_state: Path) -> None:
+        """Load a device state into a machine that was started empty; it stays paused."""
+
+    @abstractmethod
+    async def save(self, device_state: Path) -> None:
+        """Write the device state of a paused machine, without its memory."""
+
+    @abstractmethod
+    async def end(self) -> None:
+        """End the process and wait until it is gone. Idempotent; the VM's folder is the caller's."""
+
+
+class Hypervisor(ABC):
+    """Starts machines. Every method may raise ``HypervisorError``."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect; called once by the supervisor before anything else."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Disconnect. Machines still running are the caller's mistake."""
+
+    @abstractmethod
+    async def version(self) -> str:
+        """Return what a device state depends on: hypervisor, its version and build."""
+
+    @property
+    @abstractmethod
+    def owner(self) -> tuple[int, int] | None:
+        """``uid, gid`` under which QEMU runs and must be able to read and write; ``None``: those of this process."""
+
+    @abstractmethod
+    async def start(self, spec: DomainSpec) -> Machine:
+        """Start a machine, paused: empty, or about to boot if the spec says so. One at a time is fastest."""
+
+    @abstractmethod
+    async def end_leftovers(self) -> list[str]:
+        """End the machines that an earlier owner left behind and return their names. Called once after ``open``."""

@@ -1,0 +1,163 @@
+"""``Hypervisor`` over libvirt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from pathlib import Path
+
+import libvirt
+import libvirt_qemu
+
+from agentvm_kernel.errors import HypervisorError
+from agentvm_kernel.vm.domain import domain_xml
+from agentvm_kernel.vm.hypervisor import Hypervisor
+from agentvm_kernel.vm.libvirt_connection import EMBED, LibvirtConnection, qemu_owner
+from agentvm_kernel.vm.libvirt_machine import LibvirtMachine
+from agentvm_kernel.vm.reaper import Reaper, become_subreaper, describe_status
+from agentvm_kernel.vm.spec import DomainSpec
+
+DOMAIN_PREFIX = "agentvm-"
+
+_STOPPED_REASONS = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "the VM powered itself off",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: "the VM was destroyed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: "the VM's kernel panicked",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: "QEMU died",
+}
+
+
+class LibvirtHypervisor(Hypervisor):
+    """QEMU through libvirt.
+
+    Args:
+        uri: ``embed``, ``qemu:///session`` or ``qemu:///system``.
+        root: Folder for the embedded driver's state.
+        user_tag: Goes into domain names, so that several users of one system daemon do not end each other's VMs.
+    """
+
+    def __init__(self, uri: str, root: Path, user_tag: str = "") -> None:
+        self._connection = LibvirtConnection(uri, root)
+        self._is_embedded = uri == EMBED
+        self._owner = qemu_owner(uri)
+        self._prefix = f"{DOMAIN_PREFIX}{user_tag or os.geteuid()}-"
+        self._machines: dict[str, LibvirtMachine] = {}
+        self._reaper = Reaper(self._on_reaped)
+        self._reaped: dict[int, str] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """See ``Hypervisor.owner``."""
+        return self._owner
+
+    async def open(self) -> None:
+        """Connect, and begin to hear of domains that end."""
+        self._loop = asyncio.get_running_loop()
+        if self._is_embedded:
+            become_subreaper()
+            self._reaper.start()
+        await self._connection.open()
+        handle = self._connection.handle
+        await self._connection.call(
+            handle.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+        )
+        await self._connection.call(
+            libvirt_qemu.qemuMonitorEventRegister, handle, None, "MIGRATION", self._on_migration, None
+        )
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._connection.close()
+        if self._is_embedded:
+            self._reaper.stop()
+
+    async def version(self) -> str:
+        """Return QEMU's and libvirt's versions."""
+        handle = self._connection.handle
+        qemu = await self._connection.call(handle.getVersion)
+        library = await self._connection.call(handle.getLibVersion)
+        return f"qemu {_dotted(qemu)}, libvirt {_dotted(library)}"
+
+    async def start(self, spec: DomainSpec) -> LibvirtMachine:
+        """Start a domain, paused."""
+        if not spec.name.startswith(self._prefix):
+            raise HypervisorError(f"The domain name {spec.name!r} does not begin with {self._prefix!r}.")
+        flags = libvirt.VIR_DOMAIN_START_PAUSED
+        handle = self._connection.handle
+        domain = await self._connection.call(handle.createXML, domain_xml(spec), flags, start=True)
+        pid = await self._find_pid(domain)
+        machine = LibvirtMachine(self._connection, domain, spec, pid)
+        self._machines[spec.name] = machine
+        machine.ended.add_done_callback(lambda _: self._machines.pop(spec.name, None))
+        await machine.find_vsock()
+        return machine
+
+    def domain_name(self, vm: str) -> str:
+        """Return the domain name for a VM id."""
+        return self._prefix + vm
+
+    async def _find_pid(self, domain: libvirt.virDomain) -> int:
+        """Return QEMU's pid, which libvirt's API does not tell: from the process whose guest name is the domain's."""
+        name = domain.name()
+        return await asyncio.to_thread(_pid_by_guest_name, name)
+
+    async def end_leftovers(self) -> list[str]:
+        """End every domain of this user's that is there already."""
+        ended = []
+        for domain in await self._connection.call(self._connection.handle.listAllDomains):
+            name = domain.name()
+            if name.startswith(self._prefix) and name not in self._machines:
+                await self._connection.call(domain.destroy)
+                ended.append(name)
+        return ended
+
+    def _on_reaped(self, pid: int, status: int) -> None:
+        for machine in self._machines.values():
+            if machine.pid == pid:
+                machine.reaped_as = describe_status(status)
+
+    def _on_lifecycle(self, _conn: object, domain: libvirt.virDomain, event: int, detail: int, _opaque: object) -> None:
+        """Libvirt's callback, in its event thread."""
+        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopped, domain.name(), detail)
+
+    def _stopped(self, name: str, detail: int) -> None:
+        machine = self._machines.get(name)
+        if machine is None:
+            return
+        reason = _STOPPED_REASONS.get(detail, f"libvirt stopped the VM (detail {detail})")
+        if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED and machine.reaped_as:
+            reason = f"QEMU {machine.reaped_as}"
+        machine.on_stopped(reason)
+
+    def _on_migration(
+        self, _conn: object, domain: libvirt.virDomain, _event: str, _s: int, _us: int, details: str, _opaque: object
+    ) -> None:
+        """Libvirt's callback, in its event thread."""
+        if self._loop is not None:
+            status = str(json.loads(details).get("status"))
+            self._loop.call_soon_threadsafe(self._migrated, domain.name(), status)
+
+    def _migrated(self, name: str, status: str) -> None:
+        if machine := self._machines.get(name):
+            machine.on_migration(status)
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
+
+
+def _pid_by_guest_name(name: str) -> int:
+    wanted = re.compile(rb"\0-name\0guest=" + re.escape(name).encode() + rb"(,|\0)")
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                cmdline = Path(entry.path, "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if wanted.search(cmdline):
+                return int(entry.name)
+    raise HypervisorError(f"The QEMU process of {name} is gone.", "See `agentvm doctor` and QEMU's log.")
