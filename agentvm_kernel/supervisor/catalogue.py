@@ -1,0 +1,131 @@
+"""From a flavour and a profile to a golden snapshot: found, or built once while all who wait see the progress."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from agentvm_kernel.config import Profile
+from agentvm_kernel.image.store import Image, ImageStore
+from agentvm_kernel.supervisor.messages import Progress
+from agentvm_kernel.vm.accelerator import Accelerator
+from agentvm_kernel.vm.golden import Source, golden_id, make_golden
+from agentvm_kernel.vm.hypervisor import Hypervisor
+from agentvm_kernel.vm.snapshot import Snapshot
+from agentvm_kernel.vm.spec import Hardware, Transport
+
+_log = logging.getLogger(__name__)
+
+OnProgress = Callable[[Progress], None]
+
+
+class _Work:
+    """One piece of work and those who watch it."""
+
+    def __init__(self) -> None:
+        self.watchers: set[OnProgress] = set()
+        self.task: asyncio.Task[Snapshot] | None = None
+
+    def report(self, stage: str, done: float | None = None) -> None:
+        for watcher in tuple(self.watchers):
+            watcher(Progress(stage=stage, done=done))
+
+
+class Catalogue:
+    """Golden snapshots by (flavour, profile).
+
+    Args:
+        hypervisor: Boots images.
+        cache: Images lie in ``images`` below it, golden snapshots in ``golden``.
+        accelerator: KVM or TCG.
+        transport: What carries the link.
+        name_prefix: What domain names begin with.
+    """
+
+    def __init__(
+        self, hypervisor: Hypervisor, cache: Path, accelerator: Accelerator, transport: Transport, name_prefix: str
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._images = ImageStore(cache)
+        self._folder = cache / "golden"
+        self._accelerator: Accelerator = accelerator
+        self._transport = transport
+        self._name_prefix = name_prefix
+        self._works: dict[tuple[str, Profile], _Work] = {}
+
+    async def golden(self, flavour: str, profile: Profile, on_progress: OnProgress) -> Snapshot:
+        """Return the golden snapshot, after building what is missing.
+
+        Args:
+            flavour: Flavour of the image.
+            profile: The VM's resources.
+            on_progress: Called with each step while something is built.
+
+        Raises:
+            AgentVMError: it could not be built.
+        """
+        key = (flavour, profile)
+        work = self._works.get(key)
+        if work is None:
+            work = self._works[key] = _Work()
+            work.task = asyncio.create_task(self._find_or_make(flavour, profile, work.report))
+            work.task.add_done_callback(lambda task: self._finished(key, task))
+        assert work.task is not None  # nosec B101 - set above, for the type checker
+        work.watchers.add(on_progress)
+        try:
+            # One who gives up must not take the work from the others.
+            return await asyncio.shield(work.task)
+        finally:
+            work.watchers.discard(on_progress)
+
+    def _finished(self, key: tuple[str, Profile], task: asyncio.Task[Snapshot]) -> None:
+        self._works.pop(key, None)
+        if not task.cancelled() and (error := task.exception()):
+            _log.warning("no golden snapshot for %s: %s", key[0], error)
+
+    async def close(self) -> None:
+        """Give up what is being built."""
+        tasks = [work.task for work in self._works.values() if work.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _find_or_make(
+        self, flavour: str, profile: Profile, report: Callable[[str, float | None], None]
+    ) -> Snapshot:
+        image = await self._image(flavour, report)
+        hardware = Hardware(profile.vcpus, profile.memory_mib, profile.disk_gb, self._accelerator, self._transport)
+        source = Source(image.digest, image.kernel, image.initramfs, image.rootfs)
+        name = await golden_id(self._hypervisor, source, hardware)
+        folder = self._folder / name
+        if snapshot := Snapshot.load(folder):
+            return snapshot
+        self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        return await make_golden(
+            self._hypervisor, source, hardware, folder, f"{self._name_prefix}golden-{name[:12]}",
+            lambda stage: report(stage, None),
+        )  # fmt: skip
+
+    async def _image(self, flavour: str, report: Callable[[str, float | None], None]) -> Image:
+        if image := await asyncio.to_thread(self._images.find, flavour):
+            return image
+        loop = asyncio.get_running_loop()
+
+        def from_thread(stage: str, done: float | None) -> None:
+            loop.call_soon_threadsafe(report, stage, done)
+
+        return await asyncio.to_thread(self._images.build, flavour, from_thread)
+
+
+def remove_snapshots_of(cache: Path, image_digest: str) -> list[str]:
+    """Remove the golden snapshots of an image and return their ids; for ``agentvm image rm``."""
+    removed = []
+    for folder in (cache / "golden").glob("*"):
+        snapshot = Snapshot.load(folder)
+        if snapshot is not None and snapshot.manifest.image == image_digest:
+            shutil.rmtree(folder)
+            removed.append(snapshot.id)
+    return removed

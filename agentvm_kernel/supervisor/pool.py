@@ -1,0 +1,186 @@
+"""VMs kept ready: warm ones and blanks, refilled in the background, one start at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agentvm_kernel import config
+from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.vm.clone import VM, Blank, become, start_blank
+from agentvm_kernel.vm.hypervisor import Hypervisor
+from agentvm_kernel.vm.snapshot import Snapshot
+
+_log = logging.getLogger(__name__)
+
+# Stocks beyond this are for snapshots that nobody has asked for lately; they give way.
+_MAX_STOCKS = 2
+
+
+@dataclass
+class Stock:
+    """What is ready of one golden snapshot."""
+
+    snapshot: Snapshot
+    warm: deque[VM] = field(default_factory=deque)
+    blanks: deque[Blank] = field(default_factory=deque)
+
+
+class Pool:
+    """Hands out VMs and keeps some ready.
+
+    Args:
+        hypervisor: Starts them.
+        folder: Their folders lie here.
+        name_prefix: What domain names begin with.
+        target: How many to keep ready of each kind.
+    """
+
+    def __init__(self, hypervisor: Hypervisor, folder: Path, name_prefix: str, target: config.Pool) -> None:
+        self._hypervisor = hypervisor
+        self._folder = folder
+        self._name_prefix = name_prefix
+        self._target = target
+        self._stocks: OrderedDict[str, Stock] = OrderedDict()
+        self._leased: set[VM] = set()
+        self._wanted = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._worker: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to refill in the background."""
+        self._worker = asyncio.create_task(self._refill(), name="pool-refill")
+
+    async def close(self) -> None:
+        """End everything, leased VMs too."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        stocks, self._stocks = list(self._stocks.values()), OrderedDict()
+        for stock in stocks:
+            self._retire_stock(stock)
+        for vm in self._leased:
+            self._retire(vm)
+        await asyncio.gather(*self._retiring)
+        self._leased.clear()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return how many warm VMs and blanks are ready, by snapshot id."""
+        return {key: {"warm": len(stock.warm), "blanks": len(stock.blanks)} for key, stock in self._stocks.items()}
+
+    @property
+    def leased(self) -> frozenset[VM]:
+        """The VMs that are out."""
+        return frozenset(self._leased)
+
+    async def acquire(self, snapshot: Snapshot) -> VM:
+        """Return a running VM whose identity is confirmed: a warm one, else from a blank, else from scratch.
+
+        Args:
+            snapshot: What it is to be a clone of.
+
+        Raises:
+            VMError: none could be had.
+        """
+        stock = self._stock(snapshot)
+        try:
+            vm = await self._take_warm(stock) or await self._clone(stock)
+        finally:
+            self._wanted.set()
+        self._leased.add(vm)
+        return vm
+
+    async def release(self, vm: VM) -> None:
+        """End a VM that was handed out."""
+        self._leased.discard(vm)
+        await vm.end()
+
+    async def wait_filled(self, snapshot: Snapshot) -> None:
+        """Wait until the stock of a snapshot is complete; for benchmarks and tests."""
+        stock = self._stock(snapshot)
+        self._wanted.set()
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._lacks(stock))
+
+    def _lacks(self, stock: Stock) -> bool:
+        return len(stock.warm) < self._target.warm or len(stock.blanks) < self._target.blanks
+
+    def _stock(self, snapshot: Snapshot) -> Stock:
+        stock = self._stocks.setdefault(snapshot.id, Stock(snapshot))
+        self._stocks.move_to_end(snapshot.id)
+        while len(self._stocks) > _MAX_STOCKS:
+            _, old = self._stocks.popitem(last=False)
+            self._retire_stock(old)
+        return stock
+
+    def _retire_stock(self, stock: Stock) -> None:
+        for vm in stock.warm:
+            self._retire(vm)
+        for blank in stock.blanks:
+            self._retire(blank)
+
+    def _retire(self, ready: VM | Blank) -> None:
+        task = asyncio.create_task(ready.end())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _take_warm(self, stock: Stock) -> VM | None:
+        while stock.warm:
+            vm = stock.warm.popleft()
+            try:
+                if not vm.ended.done():
+                    await vm.wake()
+                    return vm
+            except AgentVMError as error:
+                _log.warning("the warm VM %s did not wake: %s", vm.id, error)
+            except BaseException:
+                self._retire(vm)
+                raise
+            self._retire(vm)
+        return None
+
+    async def _clone(self, stock: Stock) -> VM:
+        while stock.blanks:
+            blank = stock.blanks.popleft()
+            if blank.machine.ended.done():
+                self._retire(blank)
+                continue
+            return await become(blank, blank.machine.spec.folder.name)
+        blank = await self._start_blank(stock.snapshot)
+        return await become(blank, blank.machine.spec.folder.name)
+
+    async def _start_blank(self, snapshot: Snapshot) -> Blank:
+        vm_id = f"vm-{secrets.token_hex(4)}"
+        return await start_blank(self._hypervisor, snapshot, self._folder / vm_id, self._name_prefix + vm_id)
+
+    async def _refill(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                while await self._add_one():
+                    pass
+            except AgentVMError as error:
+                # Whoever needs a VM next will be told; trying again now would only fail again.
+                _log.error("the pool could not be refilled: %s", error)
+
+    async def _add_one(self) -> bool:
+        """Add what is most wanted; say whether anything was."""
+        for stock in reversed(self._stocks.values()):
+            if len(stock.warm) < self._target.warm:
+                vm = await self._clone(stock)
+                await vm.pause()
+                stock.warm.append(vm)
+            elif len(stock.blanks) < self._target.blanks:
+                stock.blanks.append(await self._start_blank(stock.snapshot))
+            else:
+                continue
+            async with self._changed:
+                self._changed.notify_all()
+            return True
+        return False
