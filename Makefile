@@ -1,0 +1,51 @@
+# Two commands for a new user: `make quickstart` and `make test`. Both set up everything that is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test setup packages lint unit vm nested image clean
+
+help:  ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+quickstart: setup  ## Set up everything, then run notebooks/quickstart.ipynb in a VM.
+	@$(BIN)/agentvm doctor
+	@$(BIN)/agentvm quickstart notebooks/quickstart.ipynb
+
+test: setup  ## Set up everything, then run every check and test that this machine can run.
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory image
+	@$(BIN)/coverage erase
+	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+setup: packages $(VENV)/.installed
+
+packages:
+	@sh agentvm_kernel/host/packages.sh
+
+$(VENV)/.installed: pyproject.toml $(wildcard kernelspec/*)
+	@echo "Installing the Python packages into $(VENV) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+lint: setup  ## Style, types and security.
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml agentvm_kernel guest
+
+image: setup
+	@$(BIN)/agentvm image build minimal
+
+unit: setup  ## Tests that need no VM.
+	@$(BIN)/python -m pytest tests/unit
+
+vm: setup image  ## Tests in real VMs.
+	@$(BIN)/python -m pytest tests/vm
+
+nested: setup  ## Real vhost-vsock, here or one level down.
+	@$(BIN)/python -m pytest tests/nested
+
+clean:  ## Remove what was installed and built in this folder.
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

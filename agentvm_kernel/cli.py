@@ -1,0 +1,183 @@
+"""The ``agentvm`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import subprocess  # nosec B404 - runs the project's own package script
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from agentvm_kernel import __version__
+from agentvm_kernel.config import Paths
+from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.supervisor.client import SupervisorClient
+
+app = typer.Typer(help="Run every notebook in a virtual machine of its own.", no_args_is_help=True)
+image_app = typer.Typer(help="Guest images: build, list, remove.", no_args_is_help=True)
+app.add_typer(image_app, name="image")
+bench_app = typer.Typer(help="Benchmarks, each beside its baseline in the same run.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Flavour = Annotated[str, typer.Argument(help="minimal or standard.")]
+
+_out = Console()
+_err = Console(stderr=True)
+_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failure": "[red]failure[/]"}
+
+
+def main() -> None:
+    """Run the command; errors of ours end in one message and status 1."""
+    try:
+        app()
+    except AgentVMError as error:
+        _err.print(f"[red]{error.code}:[/] {error.message}", highlight=False)
+        if error.hint:
+            _err.print(error.hint, highlight=False)
+        sys.exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+@app.command()
+def setup() -> None:
+    """Install the system packages that are missing (asks for root through sudo where it must)."""
+    with resources.as_file(resources.files("agentvm_kernel.host") / "packages.sh") as script:
+        status = subprocess.run(["/bin/sh", str(script)], check=False).returncode  # nosec B603
+    raise typer.Exit(status)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Examine this host; exit 1 if a notebook could not run."""
+    from agentvm_kernel.host.doctor import examine  # noqa: PLC0415 - loads libvirt, which other commands need not
+
+    findings = asyncio.run(examine(Paths.of_user()))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for title in ("check", "", "found", "remedy"):
+            table.add_column(title, overflow="fold")
+        for finding in findings:
+            table.add_row(finding.name, _MARKS[finding.status], finding.detail, finding.remedy)
+        _out.print(table)
+    raise typer.Exit(int(any(finding.status == "failure" for finding in findings)))
+
+
+@image_app.command("build")
+def image_build(flavour: Flavour = "standard") -> None:
+    """Build an image, unless it is there."""
+    from agentvm_kernel.image.store import ImageStore  # noqa: PLC0415 - not needed by other commands
+
+    with _progress() as show:
+        image = ImageStore(Paths.of_user().cache).build(flavour, show)
+    print(image.folder)
+
+
+@image_app.command("list")
+def image_list(as_json: Json = False) -> None:
+    """List the images."""
+    from agentvm_kernel.image.store import ImageStore  # noqa: PLC0415 - not needed by other commands
+
+    images = ImageStore(Paths.of_user().cache).images()
+    rows = [{"digest": image.digest, "flavour": image.flavour, "folder": str(image.folder)} for image in images]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif not rows:
+        print("There is no image yet; `agentvm image build` builds one.")
+    for row in () if as_json else rows:
+        print(row["digest"][:12], row["flavour"], row["folder"])
+
+
+@image_app.command("rm")
+def image_rm(digest: Annotated[str, typer.Argument(help="Digest, or its beginning.")]) -> None:
+    """Remove an image and its golden snapshots."""
+    from agentvm_kernel.image.store import ImageStore  # noqa: PLC0415 - not needed by other commands
+    from agentvm_kernel.supervisor.catalogue import remove_snapshots_of  # noqa: PLC0415
+
+    paths = Paths.of_user()
+    store = ImageStore(paths.cache)
+    found = [image for image in store.images() if image.digest.startswith(digest)]
+    if len(found) != 1:
+        raise AgentVMError(f"{len(found)} images begin with {digest!r}.", "See `agentvm image list`.")
+    store.remove(found[0].digest)
+    remove_snapshots_of(paths.cache, found[0].digest)
+    print(f"Removed {found[0].digest[:12]} ({found[0].flavour}).")
+
+
+@app.command()
+def supervisor(
+    foreground: Annotated[bool, typer.Option("--foreground", help="Log to standard error, stay when idle.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End the running supervisor and its VMs.")] = False,
+) -> None:
+    """Run the supervisor here, or end the one that runs."""
+    if stop:
+        asyncio.run(_stop_supervisor())
+        return
+    from agentvm_kernel.supervisor.daemon import run  # noqa: PLC0415 - loads libvirt
+
+    raise typer.Exit(run(foreground=foreground))
+
+
+async def _stop_supervisor() -> None:
+    async with SupervisorClient(Paths.of_user(), start=False) as client:
+        await client.shutdown()
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show the supervisor: what is leased, what is ready."""
+    shown = asyncio.run(_status())
+    if as_json:
+        print(json.dumps(shown, indent=2))
+        return
+    for key, value in shown.items():
+        _out.print(f"[bold]{key}[/] {value}", highlight=False)
+
+
+async def _status() -> dict[str, object]:
+    async with SupervisorClient(Paths.of_user(), start=False) as client:
+        return await client.status()
+
+
+@app.command()
+def quickstart(
+    notebook: Annotated[Path, typer.Argument(help="The notebook to run.")] = Path("notebooks/quickstart.ipynb"),
+) -> None:
+    """Run the quickstart notebook in a VM and print its outputs."""
+    from agentvm_kernel.quickstart import run_notebook  # noqa: PLC0415 - loads nbclient, an optional dependency
+
+    raise typer.Exit(run_notebook(notebook, Paths.of_user().state / "notebooks", _out))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float | None], None]]:
+    """Show stages as a bar on a terminal, as lines elsewhere."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+        seen: set[str] = set()
+
+        def show(stage: str, done: float | None) -> None:
+            if not _err.is_terminal and stage not in seen:
+                seen.add(stage)
+                _err.print(stage, highlight=False)
+            bars.update(task, description=stage, total=None if done is None else 1.0, completed=done or 0.0)
+
+        yield show
