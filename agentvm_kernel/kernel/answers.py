@@ -1,0 +1,126 @@
+"""What the host itself says to the clients: replies, statuses, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.kernel.requests import NO_REPLY, Request
+from agentvm_kernel.kernel.sockets import Sockets
+
+REMEDY: Final = "Restart the kernel, or run %vm restart."
+
+_EMPTY_REPLIES: Final[dict[str, dict[str, object]]] = {
+    "comm_info_request": {"status": "ok", "comms": {}},
+    "is_complete_request": {"status": "unknown"},
+}
+
+
+class Answers:
+    """Speaks to clients in the host's own name.
+
+    Args:
+        sockets: Where the clients are.
+
+    Attributes:
+        execution_count: The last one that the guest gave.
+    """
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+        self.execution_count = 0
+
+    def reply(
+        self,
+        request: Request,
+        content: bytes | dict[str, object],
+        *,
+        msg_type: str = "",
+        metadata: bytes | dict[str, object] = b"{}",
+        buffers: Sequence[bytes] = (),
+    ) -> None:
+        """Answer a request, on the channel and to the client it came from."""
+        _, frames = self._sockets.wire.pack(
+            msg_type or request.reply_type,
+            content,
+            parent=request.message.raw_header,
+            metadata=metadata,
+            buffers=buffers,
+        )
+        self._sockets.send(request.channel, request.message.idents, frames)
+
+    async def publish(
+        self,
+        msg_type: str,
+        content: bytes | dict[str, object],
+        request: Request | None,
+        *,
+        metadata: bytes = b"{}",
+        buffers: Sequence[bytes] = (),
+    ) -> None:
+        """Publish on iopub, as an answer to a request where there is one."""
+        parent = request.message.raw_header if request else b"{}"
+        _, frames = self._sockets.wire.pack(msg_type, content, parent=parent, metadata=metadata, buffers=buffers)
+        await self._sockets.publish(msg_type, frames)
+
+    async def busy(self, request: Request) -> None:
+        """Publish `busy` for a request, once."""
+        if not request.busy_shown:
+            request.busy_shown = True
+            await self.publish("status", {"execution_state": "busy"}, request)
+
+    async def idle(self, request: Request) -> None:
+        """Publish `idle` for a request."""
+        await self.publish("status", {"execution_state": "idle"}, request)
+        request.settle(idle=True)
+
+    async def answer(self, request: Request, content: dict[str, object]) -> None:
+        """Answer a request wholly: busy, reply, idle."""
+        await self.busy(request)
+        self.reply(request, content)
+        request.settle(replied=True)
+        await self.idle(request)
+
+    async def abort(self, request: Request) -> None:
+        """Say that a request is not carried out because an earlier one failed."""
+        await self.busy(request)
+        self.reply(request, {"status": "aborted"}, metadata={"status": "aborted"})
+        request.settle(replied=True)
+        await self.idle(request)
+
+    async def fail(self, request: Request, error: AgentVMError | KeyboardInterrupt, *, remedy: bool = True) -> None:
+        """End a request with an error: shown where it is an execute request, replied where it wants a reply.
+
+        Args:
+            request: Not yet replied.
+            error: What happened; its class's name is shown as well.
+            remedy: Whether to add how to get a VM back.
+        """
+        await self.busy(request)
+        if request.message.msg_type not in NO_REPLY:
+            content = error_content(error, remedy=remedy)
+            if request.is_execute and not request.silent:
+                await self.publish("error", content, request)
+            content = {"status": "error", **content}
+            if request.is_execute:
+                content |= {"execution_count": self.execution_count, "user_expressions": {}, "payload": []}
+            self.reply(request, _EMPTY_REPLIES.get(request.message.msg_type, content))
+        request.settle(replied=True)
+        await self.idle(request)
+
+    async def show_input(self, request: Request) -> None:
+        """Publish the code of a request that the guest does not get to see."""
+        if not request.silent:
+            content: dict[str, object] = {"code": request.code, "execution_count": self.execution_count}
+            await self.publish("execute_input", content, request)
+
+
+def error_content(error: AgentVMError | KeyboardInterrupt, *, remedy: bool) -> dict[str, object]:
+    """Return an error as Jupyter shows it."""
+    name = type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        return {"ename": name, "evalue": "", "traceback": [f"\x1b[31m{name}\x1b[39m: the cell was interrupted"]}
+    hints = [hint for hint in (error.hint, REMEDY if remedy else "") if hint]
+    lines = [f"\x1b[31m{name}\x1b[39m: {error.message}", *hints]
+    return {"ename": name, "evalue": " ".join([error.message, *hints]), "traceback": lines}

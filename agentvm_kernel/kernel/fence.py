@@ -1,0 +1,136 @@
+"""The order of what the host does against what the guest does.
+
+A client that runs all cells sends them at once. Ordinary requests go straight on, and the guest queues them; those
+behind a host magic, and all while there is no VM, wait here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from agentvm_kernel.kernel.requests import Request
+
+
+class LaneHost(Protocol):
+    """What a lane asks of the router."""
+
+    def has_guest(self) -> bool:
+        """Whether there is a VM to forward to."""
+
+    async def settled(self, lane: Lane) -> None:
+        """Return when there is a VM, or it is clear that there will be none."""
+
+    def is_magic(self, request: Request) -> bool:
+        """Whether the host carries it out itself."""
+
+    async def forward(self, request: Request) -> None:
+        """Give it to the guest, or refuse it when there is none."""
+
+    async def perform(self, request: Request) -> bool:
+        """Carry out a host magic; return whether it succeeded. Cancelled by an interrupt."""
+
+    async def interrupted(self, request: Request) -> None:
+        """Answer a request that an interrupt ended."""
+
+    async def abort(self, request: Request) -> None:
+        """Answer a request that is not carried out because an earlier one failed."""
+
+
+class Lane:
+    """Requests that keep their order: those of one shell, or of the control channel.
+
+    Args:
+        host: The router.
+    """
+
+    def __init__(self, host: LaneHost) -> None:
+        self._host = host
+        self._waiting: deque[Request] = deque()
+        self._out: list[Request] = []
+        self._drainer: asyncio.Task[None] | None = None
+        self._magic: asyncio.Task[bool] | None = None
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing waits and nothing is at the guest."""
+        return self._drainer is None and all(request.finished.is_set() for request in self._out)
+
+    def first_execute(self) -> Request | None:
+        """The execute request that waits longest."""
+        return next((request for request in self._waiting if request.is_execute), None)
+
+    async def submit(self, request: Request) -> None:
+        """Forward a request now, if nothing is before it, else queue it."""
+        if self._drainer is None and self._host.has_guest() and not self._host.is_magic(request):
+            await self._forward(request)
+            return
+        self._waiting.append(request)
+        if self._drainer is None:
+            self._drainer = asyncio.create_task(self._drain())
+
+    async def fail_fast(self) -> None:
+        """Abort the execute requests that wait: an earlier one failed."""
+        executes = [request for request in self._waiting if request.is_execute]
+        self._waiting = deque(request for request in self._waiting if not request.is_execute)
+        for request in executes:
+            await self._host.abort(request)
+
+    async def interrupt(self) -> bool:
+        """Interrupt what the host does, or waits for, on behalf of this lane; false if that is nothing."""
+        if self._magic is not None:
+            self._magic.cancel()
+            return True
+        if self._host.has_guest():
+            return False
+        request = self.first_execute()
+        if request is None:
+            return False
+        self._waiting.remove(request)
+        await self._end_interrupted(request)
+        return True
+
+    def close(self) -> None:
+        """Stop working; what waits stays unanswered."""
+        for task in (self._drainer, self._magic):
+            if task is not None:
+                task.cancel()
+
+    async def _forward(self, request: Request) -> None:
+        self._out = [earlier for earlier in self._out if not earlier.finished.is_set()]
+        self._out.append(request)
+        await self._host.forward(request)
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                await self._host.settled(self)
+                if self._waiting and self._host.is_magic(self._waiting[0]):
+                    await self._take_magic(self._waiting[0])
+                elif self._waiting:
+                    await self._forward(self._waiting.popleft())
+        finally:
+            self._drainer = None
+
+    async def _take_magic(self, request: Request) -> None:
+        """Carry out a magic once the guest is quiet, if nothing that went before took it from the queue."""
+        for earlier in self._out:
+            await earlier.finished.wait()
+        if not self._waiting or self._waiting[0] is not request:
+            return
+        self._waiting.popleft()
+        self._magic = asyncio.create_task(self._host.perform(request))
+        try:
+            await asyncio.wait([self._magic])
+            if self._magic.cancelled():
+                await self._end_interrupted(request)
+            elif not self._magic.result() and request.stop_on_error:
+                await self.fail_fast()
+        finally:
+            self._magic = None
+
+    async def _end_interrupted(self, request: Request) -> None:
+        await self._host.interrupted(request)
+        if request.stop_on_error:
+            await self.fail_fast()

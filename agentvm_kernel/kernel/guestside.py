@@ -1,0 +1,194 @@
+"""Takes what the guest says, checks it, and leads it to the clients it is for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from agentvm_kernel.errors import LinkError
+from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.info import with_banner
+from agentvm_kernel.kernel.jsoncheck import PARSE_LIMIT, parse_object
+from agentvm_kernel.kernel.machine import CHANNELS, Guest
+from agentvm_kernel.kernel.requests import Request, RequestTable
+from agentvm_kernel.kernel.sockets import Sockets
+from agentvm_kernel.kernel.wire import GuestMessage, WireError, check_guest
+
+log = logging.getLogger("agentvm.guest")
+
+_STATUS: Final = re.compile(rb'\s*\{\s*"status"\s*:\s*"([a-z]{1,16})"')
+_STATES: Final = frozenset({"busy", "idle", "starting"})
+_QUIET: Final = 0.1
+_QUIET_LIMIT: Final = 2.0
+
+
+class GuestSide:
+    """Reads the four Jupyter streams of one guest.
+
+    All of it is hostile: a message that is not well-formed, not allowed on its channel or not asked for is dropped and
+    counted. A guest cannot answer what it was not asked, answer twice, answer with another type, or ask the user for
+    input on behalf of a request that does not allow it.
+
+    Args:
+        guest: The guest.
+        table: Its requests.
+        sockets: The clients.
+        answers: The host's voice on iopub and for replies.
+        failed: Called after an error reply that is to abort what waits behind its request.
+    """
+
+    def __init__(
+        self,
+        guest: Guest,
+        table: RequestTable,
+        sockets: Sockets,
+        answers: Answers,
+        failed: Callable[[Request], Awaitable[None]],
+    ) -> None:
+        self.dropped: Counter[str] = Counter()
+        self._failed = failed
+        self._guest = guest
+        self._table = table
+        self._sockets = sockets
+        self._answers = answers
+        self._heard = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._read(channel), name=f"guest-{channel}") for channel in CHANNELS]
+
+    async def close(self) -> None:
+        """Stop reading."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+    async def quiet(self) -> None:
+        """Return when nothing more comes, at the latest after two seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_QUIET_LIMIT):
+                while await self._heard_within(_QUIET):
+                    pass
+
+    async def _heard_within(self, seconds: float) -> bool:
+        self._heard.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._heard.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _read(self, channel: str) -> None:
+        stream = self._guest.streams[channel]
+        handle = {"shell": self._reply, "control": self._reply, "stdin": self._input, "iopub": self._iopub}[channel]
+        while True:
+            try:
+                parts = await stream.receive()
+            except LinkError:
+                return  # the machine, which watches the link, tells everybody why
+            self._heard.set()
+            try:
+                await handle(channel, check_guest(channel, parts))
+            except WireError as error:
+                self.drop(channel, str(error))
+
+    def drop(self, channel: str, why: str) -> None:
+        """Count a message that is not passed on; the log gets the first of a kind, so that it cannot be flooded."""
+        if len(self.dropped) < 100 and not self.dropped[why]:
+            log.warning("dropped a message of the guest on %s: %s", channel, why)
+        self.dropped[why if len(self.dropped) < 100 else "others"] += 1
+
+    async def _reply(self, channel: str, message: GuestMessage) -> None:
+        request = self._table.find(message.parent_id)
+        if request is None or request.replied or request.channel != channel:
+            raise WireError("a reply to what was not asked")
+        if message.msg_type != request.reply_type:
+            raise WireError("a reply of another type than asked for")
+        self._table.replied(request)
+        content: bytes | dict[str, object] = message.content
+        metadata: bytes | dict[str, object] = message.metadata
+        if message.msg_type == "kernel_info_reply":
+            content = with_banner(message.content)
+        if request.is_execute:
+            metadata = self._stamped(request, message.metadata)
+            self._note_count(message.content)
+        if request.hold:
+            request.reply = parse_object(message.content) if len(message.content) <= PARSE_LIMIT else {}
+        else:
+            self._answers.reply(request, content, msg_type=message.msg_type, metadata=metadata, buffers=message.buffers)
+        request.settle(replied=True)
+        if request.is_execute and request.stop_on_error and not request.silent and _is_error(message.content):
+            await self._failed(request)
+
+    def _stamped(self, request: Request, metadata: bytes) -> dict[str, object]:
+        """Add what the host knows about the run to a reply's metadata."""
+        value = parse_object(metadata) if len(metadata) <= PARSE_LIMIT else {}
+        return value | {"agentvm": {"run": request.run, "vm": self._guest.granted.vm}}
+
+    def _note_count(self, content: bytes) -> None:
+        if len(content) <= PARSE_LIMIT:
+            count = _count(parse_object(content))
+            self._answers.execution_count = self._answers.execution_count if count is None else count
+
+    async def _input(self, channel: str, message: GuestMessage) -> None:
+        request = self._table.find(message.parent_id)
+        if request is None or request.replied or not request.allow_stdin:
+            raise WireError(f"an input request on {channel} that no running cell allows")
+        host_id, frames = self._sockets.wire.pack(
+            "input_request", message.content, parent=request.message.raw_header, metadata=message.metadata
+        )
+        if not request.expect_input(host_id, message.raw_header):
+            raise WireError("too many input requests without an answer")
+        self._sockets.send("stdin", request.message.idents, frames)
+
+    async def _iopub(self, channel: str, message: GuestMessage) -> None:
+        request = self._table.find(message.parent_id)
+        content: bytes | dict[str, object] = message.content
+        state = ""
+        if message.msg_type == "status":
+            state = self._state(message)
+            if request and await self._keeps(request, state):
+                return
+        elif message.msg_type == "execute_input" and request and request.hold:
+            content = _with_code(message.content, request.code)
+        await self._answers.publish(
+            message.msg_type, content, request, metadata=message.metadata, buffers=message.buffers
+        )
+        if state == "idle" and request:
+            request.settle(idle=True)
+
+    def _state(self, message: GuestMessage) -> str:
+        state = parse_object(message.content).get("execution_state") if len(message.content) < 4096 else ""
+        if state not in _STATES:
+            raise WireError("a status that does not exist")
+        return str(state)
+
+    async def _keeps(self, request: Request, state: str) -> bool:
+        """Whether a status is not passed on: a second `busy`, or the `idle` of a stub."""
+        if state == "busy":
+            shown, request.busy_shown = request.busy_shown, True
+            return shown
+        if state == "idle" and request.hold:
+            request.settle(idle=True)
+            return True
+        return False
+
+
+def _is_error(content: bytes) -> bool:
+    """Whether a reply says that the code failed; ipykernel's status comes first, so the beginning is enough."""
+    match = _STATUS.match(content[:64])
+    return match is not None and match[1] == b"error"
+
+
+def _with_code(content: bytes, code: str) -> dict[str, object]:
+    """Show the cell's own code instead of the stub's."""
+    value = parse_object(content) if len(content) <= PARSE_LIMIT else {}
+    return {"code": code, "execution_count": _count(value) or 0}
+
+
+def _count(content: dict[str, object]) -> int | None:
+    count = content.get("execution_count")
+    return count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 1 << 31 else None

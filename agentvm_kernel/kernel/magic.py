@@ -1,0 +1,38 @@
+"""What the router knows about host magics; the magics themselves are in `agentvm_kernel.magics`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from agentvm_kernel.kernel.info import Usage
+from agentvm_kernel.kernel.machine import Machine
+
+
+class Magic(Protocol):
+    """A host magic as it was called in a cell."""
+
+    async def run(self, machine: Machine, usage: Usage) -> Mapping[str, str]:
+        """Carry it out.
+
+        Returns:
+            What to display, by MIME type.
+
+        Raises:
+            AgentVMError: it was called wrongly, or failed; becomes the cell's error.
+        """
+
+
+class Magics(Protocol):
+    """Recognises host magics."""
+
+    def find(self, code: str) -> Magic | None:
+        """Return the magic that a cell calls; None for a cell that is the guest's."""
+
+
+class NoMagics:
+    """Every cell is the guest's."""
+
+    def find(self, code: str) -> Magic | None:
+        """Return None."""
+        return None

@@ -1,0 +1,162 @@
+"""What clients asked for, and the table that leads the guest's answers back to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from agentvm_kernel.kernel.jsoncheck import parse_object
+from agentvm_kernel.kernel.wire import ClientMessage
+
+_REMEMBERED: Final = 4096
+_INPUTS: Final = 64
+
+NO_REPLY: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
+
+
+@dataclass(eq=False)
+class Request:
+    """One request of a client, from its arrival until the guest is idle again.
+
+    Attributes:
+        channel: ``shell`` or ``control``.
+        message: As the client sent it; its content is let go once the guest has it.
+        code: Of an execute request.
+        silent: An execute request that is not to be shown.
+        allow_stdin: The client can answer `input()`.
+        stop_on_error: An error aborts the execute requests that wait behind this one.
+        guest_id: The msg_id under which the guest knows it.
+        run: Number of the run within this kernel process; 0 for what is no execute request.
+        forwarded: The guest has it.
+        busy_shown: The host has published `busy` for it, so the guest's own is not wanted.
+        replied: The client has its reply, or needs none.
+        idle: The client has its `idle`.
+        hold: The host keeps the reply and `idle` to itself: the request is the stub of a host magic.
+        reply: The held reply's content.
+        inputs: The guest's unanswered input requests: its header by the host's msg_id.
+        finished: Set once it is replied and idle.
+    """
+
+    channel: str
+    message: ClientMessage
+    code: str = ""
+    silent: bool = False
+    allow_stdin: bool = False
+    stop_on_error: bool = True
+    guest_id: str = ""
+    run: int = 0
+    forwarded: bool = False
+    busy_shown: bool = False
+    replied: bool = False
+    idle: bool = False
+    hold: bool = False
+    reply: dict[str, object] | None = None
+    inputs: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @classmethod
+    def of(cls, channel: str, message: ClientMessage) -> Request:
+        """Make a request of a client's message.
+
+        Raises:
+            ValueError: an execute request whose content is not valid.
+        """
+        request = cls(channel, message, replied=message.msg_type in NO_REPLY)
+        if request.is_execute:
+            content = parse_object(message.content)
+            code = content.get("code")
+            if not isinstance(code, str):
+                raise ValueError("an execute request without code")
+            request.code = code
+            request.silent = bool(content.get("silent", False))
+            request.allow_stdin = bool(content.get("allow_stdin", False))
+            request.stop_on_error = bool(content.get("stop_on_error", True))
+        return request
+
+    @property
+    def is_execute(self) -> bool:
+        """Whether it runs code."""
+        return self.message.msg_type == "execute_request"
+
+    @property
+    def reply_type(self) -> str:
+        """The only message type that may answer it."""
+        return self.message.msg_type.removesuffix("_request") + "_reply"
+
+    @property
+    def lane(self) -> str:
+        """Requests of one lane keep their order: the control channel, the main shell, each subshell."""
+        subshell = self.message.header.get("subshell_id")
+        return self.channel if subshell is None else f"{self.channel}/{subshell}"
+
+    def settle(self, *, replied: bool = False, idle: bool = False) -> None:
+        """Note that the reply, or `idle`, has been dealt with."""
+        self.replied |= replied
+        self.idle |= idle
+        if self.replied and self.idle:
+            self.finished.set()
+
+    def expect_input(self, host_id: str, guest_header: bytes) -> bool:
+        """Note that the guest asks the user for input; false if it has asked far too often without an answer."""
+        if len(self.inputs) >= _INPUTS:
+            return False
+        self.inputs[host_id] = guest_header
+        return True
+
+
+class RequestTable:
+    """Finds the request behind the guest's msg_id.
+
+    A request that waits for its reply is never evicted; of the finished ones, whose output may still come (threads,
+    widgets), the newest four thousand are remembered.
+
+    Args:
+        new_id: Makes a fresh msg_id.
+    """
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self._pending: dict[str, Request] = {}
+        self._settled: OrderedDict[str, Request] = OrderedDict()
+
+    def add(self, request: Request) -> None:
+        """Give a request its guest-side msg_id.
+
+        That is the client's own, because ipywidgets tells the front end which outputs to capture by the msg_id that
+        the guest sees; a fresh one only if another request goes by that name already.
+        """
+        wanted = request.message.msg_id
+        taken = wanted in self._pending or wanted in self._settled or not 0 < len(wanted) <= 256
+        request.guest_id = self._new_id() if taken else wanted
+        if request.replied:
+            self._remember(request)
+        else:
+            self._pending[request.guest_id] = request
+
+    def find(self, guest_id: str) -> Request | None:
+        """Return the request of that guest-side msg_id, pending or remembered."""
+        return self._pending.get(guest_id) or self._settled.get(guest_id)
+
+    def replied(self, request: Request) -> None:
+        """Move a request to the remembered ones once its reply is out."""
+        if self._pending.pop(request.guest_id, None) is not None:
+            self._remember(request)
+
+    def unfinished(self) -> Iterator[Request]:
+        """Iterate over what the guest still owes a reply or an `idle`, oldest first."""
+        yield from [r for r in self._settled.values() if not r.finished.is_set()]
+        yield from list(self._pending.values())
+
+    def clear(self) -> None:
+        """Forget everything: the guest that knew these ids is gone."""
+        self._pending.clear()
+        self._settled.clear()
+
+    def _remember(self, request: Request) -> None:
+        self._settled[request.guest_id] = request
+        if len(self._settled) > _REMEMBERED:
+            _, oldest = self._settled.popitem(last=False)
+            oldest.settle(idle=True)

@@ -1,0 +1,297 @@
+"""Routes between Jupyter's clients, the host's own doings and the guest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine
+from typing import Final
+
+from agentvm_kernel.errors import AgentVMError, LinkError, VMEndedError
+from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.fence import Lane
+from agentvm_kernel.kernel.guestside import GuestSide
+from agentvm_kernel.kernel.info import Usage, kernel_info
+from agentvm_kernel.kernel.jsoncheck import parse_object
+from agentvm_kernel.kernel.machine import Guest, Machine, State
+from agentvm_kernel.kernel.magic import Magics
+from agentvm_kernel.kernel.progress import ProgressDisplay
+from agentvm_kernel.kernel.requests import Request, RequestTable
+from agentvm_kernel.kernel.sockets import Sockets
+from agentvm_kernel.kernel.wire import ClientMessage, encode
+
+log = logging.getLogger("agentvm.router")
+
+_SHUTDOWN_DEADLINE: Final = 3.0
+
+
+class Router:
+    """The kernel, as its clients see it.
+
+    Args:
+        sockets: Where the clients are.
+        machine: The VM under the notebook; the router becomes its watcher.
+        magics: Recognises host magics.
+    """
+
+    def __init__(self, sockets: Sockets, machine: Machine, magics: Magics) -> None:
+        self._sockets = sockets
+        self._machine = machine
+        self._magics = magics
+        self._answers = Answers(sockets)
+        self._progress = ProgressDisplay(self._answers, machine)
+        self._table = RequestTable(lambda: str(sockets.wire.session.msg_id))
+        self._usage = Usage()
+        self._lanes: dict[str, Lane] = {}
+        self._guest_side: GuestSide | None = None
+        self._runs = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._over = asyncio.Event()
+        machine.watcher = self
+
+    async def run(self) -> None:
+        """Serve until a shutdown request was answered."""
+        self._machine.start()
+        loops = [
+            asyncio.create_task(self._serve("shell")),
+            asyncio.create_task(self._serve("control")),
+            asyncio.create_task(self._serve_stdin()),
+            asyncio.create_task(self._sockets.welcome_subscribers()),
+            asyncio.create_task(self._over.wait()),
+        ]
+        await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+        for lane in self._lanes.values():
+            lane.close()
+        for task in (*loops, *self._tasks):
+            task.cancel()
+        results = await asyncio.gather(*loops, *self._tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    # What clients ask
+
+    async def _serve(self, channel: str) -> None:
+        """Take the requests of shell or control, in order."""
+        async for message in self._sockets.messages(channel):
+            try:
+                request = Request.of(channel, message)
+            except ValueError as error:
+                log.warning("dropped a message on %s: %s", channel, error)
+                continue
+            await self._take(request)
+
+    async def _take(self, request: Request) -> None:
+        """Answer a request here, or put it on its lane."""
+        match request.message.msg_type:
+            case "kernel_info_request" if not self.has_guest():
+                await self._answers.answer(request, kernel_info())
+            case "interrupt_request":
+                self._spawn(self._interrupt(request))
+            case "shutdown_request":
+                self._spawn(self._shutdown(request))
+            case "usage_request":
+                guest = self._machine.guest
+                await self._answers.answer(request, self._usage.reply(guest.granted if guest else None))
+            case "connect_request":
+                ports = {f"{name}_port": port for name, port in self._sockets.addresses.ports.items()}
+                await self._answers.answer(request, {"status": "ok", **ports})
+            case _:
+                await self._lane(request).submit(request)
+
+    async def _serve_stdin(self) -> None:
+        async for message in self._sockets.messages("stdin"):
+            if message.msg_type == "input_reply":
+                await self._input_reply(message)
+
+    async def _input_reply(self, message: ClientMessage) -> None:
+        """Lead the user's input to the guest, if it asked this client for it."""
+        guest = self._machine.guest
+        for request in list(self._table.unfinished()):
+            if guest and request.inputs and request.message.idents == message.idents:
+                _, guest_header = request.inputs.popitem()
+                request.inputs.clear()
+                parts = [message.raw_header, guest_header, message.metadata, message.content]
+                await self._send(guest, "stdin", parts)
+                return
+        log.warning("dropped an input reply that nobody waits for")
+
+    def _lane(self, request: Request) -> Lane:
+        name = request.lane
+        if name not in self._lanes:
+            self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.at_rest}
+            self._lanes[name] = Lane(self)
+        return self._lanes[name]
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _interrupt(self, request: Request) -> None:
+        """Interrupt a host magic, a wait for the VM, or else what the guest runs."""
+        content: dict[str, object] = {"status": "ok"}
+        await self._answers.busy(request)
+        interrupted = [await lane.interrupt() for lane in list(self._lanes.values())]
+        guest = self._machine.guest
+        if guest and not any(interrupted):
+            try:
+                await guest.agent.interrupt()
+            except LinkError as error:
+                content = {"status": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": []}
+        await self._answers.answer(request, content)
+
+    async def _shutdown(self, request: Request) -> None:
+        """Give the VM back, answer, and end this process (Jupyter starts another for a restart)."""
+        await self._answers.busy(request)
+        try:
+            async with asyncio.timeout(_SHUTDOWN_DEADLINE):
+                await self._machine.close(VMEndedError("The kernel was shut down."))
+        except TimeoutError:
+            log.warning("the VM was not given back within %s s; it ends with this process", _SHUTDOWN_DEADLINE)
+        try:
+            restart = bool(parse_object(request.message.content).get("restart", False))
+        except ValueError:
+            restart = False
+        content: dict[str, object] = {"status": "ok", "restart": restart}
+        await self._answers.publish("shutdown_reply", content, request)
+        await self._answers.answer(request, content)
+        self._over.set()
+
+    # LaneHost
+
+    def has_guest(self) -> bool:
+        """Whether there is a VM to forward to."""
+        return self._machine.state is State.READY
+
+    async def settled(self, lane: Lane) -> None:
+        """Return when there is a VM, or it is clear that there will be none; meanwhile show progress."""
+        if self._machine.state is State.STARTING:
+            async with self._progress.shown(lane.first_execute):
+                await self._machine.settled()
+
+    def is_magic(self, request: Request) -> bool:
+        """Whether the host carries out a request itself."""
+        return request.is_execute and self._magics.find(request.code) is not None
+
+    async def forward(self, request: Request) -> None:
+        """Give a request to the guest, or refuse it when there is none."""
+        guest = self._machine.guest
+        if guest is None:
+            await self._refuse(request)
+            return
+        self._table.add(request)
+        request.forwarded = True
+        if request.is_execute:
+            self._runs += 1
+            request.run = self._runs
+        message = request.message
+        same_id = request.guest_id == message.msg_id
+        header = message.raw_header if same_id else encode(message.header | {"msg_id": request.guest_id})
+        parts = [header, message.parent, message.metadata, message.content, *message.buffers]
+        message.content, message.buffers = b"", []
+        await self._send(guest, request.channel, parts)
+
+    async def _send(self, guest: Guest, channel: str, parts: list[bytes]) -> None:
+        try:
+            await guest.send(channel, parts)
+        except LinkError as error:
+            log.info("not sent, the link is gone: %s", error)  # the machine tells every pending request why
+
+    async def _refuse(self, request: Request) -> None:
+        error = self._machine.error or VMEndedError("There is no VM.")
+        if request.is_execute:
+            await self._answers.busy(request)
+            await self._answers.show_input(request)
+        await self._answers.fail(request, error)
+        if request.is_execute and request.stop_on_error:
+            await self._lane(request).fail_fast()
+
+    async def interrupted(self, request: Request) -> None:
+        """Answer a request that an interrupt ended."""
+        await self._answers.fail(request, KeyboardInterrupt(), remedy=False)
+
+    async def abort(self, request: Request) -> None:
+        """Answer a request that is not carried out because an earlier one failed."""
+        await self._answers.abort(request)
+
+    async def perform(self, request: Request) -> bool:
+        """Carry out a host magic; the guest runs a comment in its place, so that its count and history go on."""
+        magic = self._magics.find(request.code)
+        if magic is None:
+            raise ValueError("not a host magic")
+        await self._run_stub(request)
+        try:
+            async with self._progress.shown(lambda: request):
+                data = await magic.run(self._machine, self._usage)
+        except AgentVMError as error:
+            await self._answers.fail(request, error, remedy=False)
+            return False
+        if data and not request.silent:
+            await self._answers.publish("display_data", {"data": dict(data), "metadata": {}}, request)
+        reply = request.reply or {"execution_count": self._answers.execution_count, "user_expressions": {}}
+        metadata = encode({"agentvm": {"run": request.run}})
+        self._answers.reply(request, {"payload": [], **reply, "status": "ok"}, metadata=metadata)
+        await self._answers.idle(request)
+        return True
+
+    async def _run_stub(self, request: Request) -> None:
+        if not self.has_guest():
+            await self._answers.busy(request)
+            await self._answers.show_input(request)
+            return
+        content = json.loads(request.message.content)
+        content["code"] = "\n".join(f"# {line}" for line in request.code.strip().splitlines())
+        request.message.content = encode(content)
+        request.hold = True
+        await self.forward(request)
+        await request.finished.wait()
+        request.replied = request.idle = False
+
+    # Watcher
+
+    async def guest_ready(self, guest: Guest) -> None:
+        """Begin to read what a new guest says."""
+        self._guest_side = GuestSide(guest, self._table, self._sockets, self._answers, self._guest_failed)
+
+    async def guest_quiet(self) -> None:
+        """Return when what a dead kernel had said has arrived."""
+        if self._guest_side:
+            await self._guest_side.quiet()
+
+    async def guest_ended(self, error: AgentVMError) -> None:
+        """End everything that the guest still owes an answer: the first with the reason, once."""
+        side, self._guest_side = self._guest_side, None
+        if side:
+            await side.close()
+        unfinished = list(self._table.unfinished())
+        self._table.clear()
+        failed: set[str] = set()
+        for request in unfinished:
+            await self._end(request, error, failed)
+        for name in failed:
+            if name in self._lanes:
+                await self._lanes[name].fail_fast()
+
+    async def _end(self, request: Request, error: AgentVMError, failed: set[str]) -> None:
+        """End one request of a guest that is gone.
+
+        Args:
+            request: Not finished.
+            error: Why the guest is gone.
+            failed: Lanes in which an execute request has already told it, and the rest is aborted.
+        """
+        if request.hold:
+            request.settle(replied=True, idle=True)
+        elif request.replied:
+            await self._answers.idle(request)
+        elif request.is_execute and request.lane in failed:
+            await self._answers.abort(request)
+        else:
+            await self._answers.fail(request, error)
+            if request.is_execute and request.stop_on_error:
+                failed.add(request.lane)
+
+    async def _guest_failed(self, request: Request) -> None:
+        await self._lane(request).fail_fast()
