@@ -38,7 +38,7 @@ def run_notebook(notebook: Path, results: Path, console: Console) -> int:
     """
     if not notebook.is_file():
         raise AgentVMError(f"There is no notebook {notebook}.", "Name one: `agentvm quickstart FILE.ipynb`.")
-    node = read(notebook, as_version=4)
+    node = read(notebook, as_version=4)  # type: ignore[no-untyped-call]
     results.mkdir(parents=True, exist_ok=True)
     executed = results / notebook.name
 
@@ -57,7 +57,7 @@ def run_notebook(notebook: Path, results: Path, console: Console) -> int:
         console.print(f"[red]The notebook stopped:[/] {error}", markup=True, highlight=False)
         return 1
     finally:
-        write(node, executed)
+        write(node, executed)  # type: ignore[no-untyped-call]
         console.print(f"Executed notebook: {executed}", soft_wrap=True, highlight=False)
     return 0
 

@@ -42,18 +42,14 @@ class Catalogue:
         cache: Images lie in ``images`` below it, golden snapshots in ``golden``.
         accelerator: KVM or TCG.
         transport: What carries the link.
-        name_prefix: What domain names begin with.
     """
 
-    def __init__(
-        self, hypervisor: Hypervisor, cache: Path, accelerator: Accelerator, transport: Transport, name_prefix: str
-    ) -> None:
+    def __init__(self, hypervisor: Hypervisor, cache: Path, accelerator: Accelerator, transport: Transport) -> None:
         self._hypervisor = hypervisor
         self._images = ImageStore(cache)
         self._folder = cache / "golden"
         self._accelerator: Accelerator = accelerator
         self._transport = transport
-        self._name_prefix = name_prefix
         self._works: dict[tuple[str, Profile], _Work] = {}
 
     async def golden(self, flavour: str, profile: Profile, on_progress: OnProgress) -> Snapshot:
@@ -105,7 +101,7 @@ class Catalogue:
             return snapshot
         self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         return await make_golden(
-            self._hypervisor, source, hardware, folder, f"{self._name_prefix}golden-{name[:12]}",
+            self._hypervisor, source, hardware, folder, self._hypervisor.domain_name(f"golden-{name[:12]}"),
             lambda stage: report(stage, None),
         )  # fmt: skip
 

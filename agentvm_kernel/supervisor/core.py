@@ -18,7 +18,7 @@ from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest
 from agentvm_kernel.supervisor.pool import Pool
 from agentvm_kernel.vm.accelerator import Accelerator, probe
 from agentvm_kernel.vm.clone import VM
-from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
+from agentvm_kernel.vm.hypervisor import Hypervisor
 from agentvm_kernel.vm.spec import Transport
 
 _log = logging.getLogger(__name__)
@@ -72,13 +72,14 @@ class Supervisor:
     Args:
         paths: The user's folders.
         settings: The configuration.
+        hypervisor: Starts VMs; not yet open.
     """
 
-    def __init__(self, paths: Paths, settings: Settings) -> None:
+    def __init__(self, paths: Paths, settings: Settings, hypervisor: Hypervisor) -> None:
         self._paths = paths
         self._settings = settings
         self._vms_folder = paths.runtime / "vm"
-        self._hypervisor = LibvirtHypervisor(settings.uri, paths.state / "libvirt", paths.tag)
+        self._hypervisor = hypervisor
         self._began = time.time()
         self._last_release = self.now()
         self._acquiring = 0
@@ -96,10 +97,9 @@ class Supervisor:
         await self._choose_accelerator()
         await self._hypervisor.open()
         self._clean_up(await self._hypervisor.end_leftovers())
-        prefix = self._hypervisor.domain_name("")
         transport = choose_transport(self._settings.transport)
-        self._catalogue = Catalogue(self._hypervisor, self._paths.cache, self.accelerator, transport, prefix)
-        self.pool = Pool(self._hypervisor, self._vms_folder, prefix, self._settings.pool)
+        self._catalogue = Catalogue(self._hypervisor, self._paths.cache, self.accelerator, transport)
+        self.pool = Pool(self._hypervisor, self._vms_folder, self._settings.pool)
         self.pool.start()
 
     async def close(self) -> None:

@@ -19,6 +19,7 @@ from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import AgentVMError, SupervisorError
 from agentvm_kernel.supervisor.api import make_app
 from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ async def serve(paths: Paths, ready_fd: int | None, foreground: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     settings = load_settings(paths)
-    supervisor = Supervisor(paths, settings)
+    hypervisor = LibvirtHypervisor(settings.uri, paths.state / "libvirt", paths.tag)
+    supervisor = Supervisor(paths, settings, hypervisor)
     await supervisor.open()
     runner = web.AppRunner(
         make_app(supervisor, stop), handler_cancellation=True, shutdown_timeout=_SHUTDOWN_SECONDS, access_log=None

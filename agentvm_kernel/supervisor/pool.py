@@ -36,20 +36,20 @@ class Pool:
     Args:
         hypervisor: Starts them.
         folder: Their folders lie here.
-        name_prefix: What domain names begin with.
         target: How many to keep ready of each kind.
     """
 
-    def __init__(self, hypervisor: Hypervisor, folder: Path, name_prefix: str, target: config.Pool) -> None:
+    def __init__(self, hypervisor: Hypervisor, folder: Path, target: config.Pool) -> None:
         self._hypervisor = hypervisor
         self._folder = folder
-        self._name_prefix = name_prefix
         self._target = target
         self._stocks: OrderedDict[str, Stock] = OrderedDict()
         self._leased: set[VM] = set()
         self._wanted = asyncio.Event()
         self._changed = asyncio.Condition()
         self._worker: asyncio.Task[None] | None = None
+        self._is_closing = False
+        self._obtaining: set[asyncio.Task[VM]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -58,9 +58,12 @@ class Pool:
 
     async def close(self) -> None:
         """End everything, leased VMs too."""
+        # A start under way in libvirt cannot be called back: let it end, then end what it started.
+        self._is_closing = True
+        self._wanted.set()
         if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+            await self._worker
+        await asyncio.gather(*self._obtaining, return_exceptions=True)
         stocks, self._stocks = list(self._stocks.values()), OrderedDict()
         for stock in stocks:
             self._retire_stock(stock)
@@ -87,13 +90,25 @@ class Pool:
         Raises:
             VMError: none could be had.
         """
-        stock = self._stock(snapshot)
+        task = asyncio.create_task(self._obtain(self._stock(snapshot)))
+        self._obtaining.add(task)
+        task.add_done_callback(self._obtaining.discard)
         try:
-            vm = await self._take_warm(stock) or await self._clone(stock)
+            vm = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._discard_result)
+            raise
         finally:
             self._wanted.set()
         self._leased.add(vm)
         return vm
+
+    async def _obtain(self, stock: Stock) -> VM:
+        return await self._take_warm(stock) or await self._clone(stock)
+
+    def _discard_result(self, task: asyncio.Task[VM]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._retire(task.result())
 
     async def release(self, vm: VM) -> None:
         """End a VM that was handed out."""
@@ -138,9 +153,6 @@ class Pool:
                     return vm
             except AgentVMError as error:
                 _log.warning("the warm VM %s did not wake: %s", vm.id, error)
-            except BaseException:
-                self._retire(vm)
-                raise
             self._retire(vm)
         return None
 
@@ -156,15 +168,15 @@ class Pool:
 
     async def _start_blank(self, snapshot: Snapshot) -> Blank:
         vm_id = f"vm-{secrets.token_hex(4)}"
-        return await start_blank(self._hypervisor, snapshot, self._folder / vm_id, self._name_prefix + vm_id)
+        return await start_blank(self._hypervisor, snapshot, self._folder / vm_id, self._hypervisor.domain_name(vm_id))
 
     async def _refill(self) -> None:
-        while True:
+        while not self._is_closing:
             await self._wanted.wait()
             self._wanted.clear()
             try:
-                while await self._add_one():
-                    pass
+                while not self._is_closing and await self._add_one():
+                    continue
             except AgentVMError as error:
                 # Whoever needs a VM next will be told; trying again now would only fail again.
                 _log.error("the pool could not be refilled: %s", error)

@@ -106,9 +106,10 @@ async def _boot(machine: Machine) -> None:
             return task.result()
         raise VMError(f"The VM ended while it booted: {machine.ended.result()}.{_console_tail(machine.spec.console)}")
     except LinkError as error:
-        raise VMError(f"The guest did not come up: {error.message}.{_console_tail(machine.spec.console)}") from error
+        raise VMError(f"The guest did not come up: {error.message}{_console_tail(machine.spec.console)}") from error
     finally:
         task.cancel()
+        await asyncio.wait((task,))
 
 
 async def _reach_ready(socket: Path) -> None:

@@ -71,6 +71,10 @@ class Hypervisor(ABC):
         """``uid, gid`` under which QEMU runs and must be able to read and write; ``None``: those of this process."""
 
     @abstractmethod
+    def domain_name(self, vm: str) -> str:
+        """Return the name under which a VM of this owner is started."""
+
+    @abstractmethod
     async def start(self, spec: DomainSpec) -> Machine:
         """Start a machine, paused: empty, or about to boot if the spec says so. One at a time is fastest."""
 

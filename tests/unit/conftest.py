@@ -1,0 +1,18 @@
+"""Fixtures for tests without a VM."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A temporary folder whose path leaves room for a Unix socket's name (107 bytes in all)."""
+    folder = Path(tempfile.mkdtemp(prefix="avm-"))
+    yield folder
+    shutil.rmtree(folder)

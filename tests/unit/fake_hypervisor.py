@@ -1,0 +1,128 @@
+"""A hypervisor without VMs: its machines answer on the owner's channel as the guest agent would."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from agentvm_kernel.errors import HypervisorError
+from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
+from agentvm_kernel.vm.spec import DomainSpec
+
+
+class FakeMachine(Machine):
+    """A machine that is only a Unix socket."""
+
+    def __init__(self, spec: DomainSpec, pid: int) -> None:
+        self.spec = spec
+        self.pid = pid
+        self.vsock = None
+        self.ended = asyncio.get_running_loop().create_future()
+        self.calls: list[str] = []
+        self.ops: list[dict[str, object]] = []
+        self.is_mute = False
+        self.asked = asyncio.Event()
+        self.lies: dict[str, object] = {}
+        self._server: asyncio.Server | None = None
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def listen(self) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, str(self.spec.control_socket))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.ended.done():
+            writer.close()
+            return
+        self._writers.append(writer)
+        async for line in reader:
+            if not line.strip():
+                continue
+            request = json.loads(line)
+            self.ops.append(request)
+            self.asked.set()
+            if self.is_mute:
+                continue
+            answer = {"ok": True, **request, **self.lies}
+            writer.write(json.dumps(answer).encode() + b"\n")
+
+    def say(self, event: dict[str, object]) -> None:
+        for writer in self._writers:
+            writer.write(json.dumps(event).encode() + b"\n")
+
+    async def flush(self) -> None:
+        for writer in self._writers:
+            await writer.drain()
+        # What was said has arrived once the other end has answered something said later.
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    async def resume(self) -> None:
+        self.calls.append("resume")
+
+    async def pause(self) -> None:
+        self.calls.append("pause")
+
+    async def load(self, device_state: Path) -> None:
+        self.calls.append(f"load {device_state.name}")
+
+    async def save(self, device_state: Path) -> None:
+        self.calls.append("save")
+        device_state.write_text("device state")
+
+    async def end(self) -> None:
+        self.die("was ended")
+        if self._server is not None:
+            self._server.close()
+            for writer in self._writers:
+                writer.close()
+                await writer.wait_closed()
+
+    def die(self, reason: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result(reason)
+
+
+class FakeHypervisor(Hypervisor):
+    """Starts fake machines and remembers them."""
+
+    def __init__(self) -> None:
+        self.machines: list[FakeMachine] = []
+        self.failures: list[str] = []
+        self.lies: dict[str, object] = {}
+        self.is_mute = False
+        self.started = asyncio.Event()
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        return None
+
+    @property
+    def running(self) -> list[FakeMachine]:
+        return [machine for machine in self.machines if not machine.ended.done()]
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def version(self) -> str:
+        return "fake 1"
+
+    def domain_name(self, vm: str) -> str:
+        return f"fake-{vm}"
+
+    async def start(self, spec: DomainSpec) -> FakeMachine:
+        if self.failures:
+            raise HypervisorError(self.failures.pop(0))
+        machine = FakeMachine(spec, 1000 + len(self.machines))
+        machine.lies = self.lies
+        machine.is_mute = self.is_mute
+        await machine.listen()
+        self.machines.append(machine)
+        self.started.set()
+        return machine
+
+    async def end_leftovers(self) -> list[str]:
+        return []
