@@ -118,7 +118,7 @@ def write_initramfs(
 
 
 def _module_name(path: str) -> str:
-    return path.rsplit("/", 1)[-1].split(".ko")[0].replace("-", "_")
+    return path.rsplit("/", 1)[-1].split(".ko", maxsplit=1)[0].replace("-", "_")
 
 
 def _read(tar: tarfile.TarFile, name: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,15 +60,12 @@ def build_layer(sources: Sources, flavour: Flavour, folder: Path, log: Path, pro
 
 def _arguments(sources: Sources, flavour: Flavour, folder: Path, descriptor: int) -> list[str]:
     scratch = folder / "scratch"
-    mkfs = (sources.guest / "image" / "mkfs.sh").read_text(encoding="utf-8").replace("@FD@", str(descriptor))
     hooks = [
         f"tar-in {scratch / 'inputs.tar'} /",
-        # The guest's apt settings; without them apt would fetch the host's kernel.
-        f'export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"; cd "$1/{_BUILD}" && apt-get download "$(apt-cache depends --important {flavour.kernel} '
-        "| sed -n 's/^ *Depends: \\(linux-image-[0-9].*\\)$/\\1/p')\"",
+        _script(sources, "kernel.sh", kernel=flavour.kernel),
         f'chroot "$1" sh /{_BUILD}/setup.sh',
         f"copy-out /{_BUILD}/out {folder}",
-        f"echo 'stage: writing the root file system'\n{mkfs}",
+        _script(sources, "mkfs.sh", image=f"/proc/self/fd/{descriptor}"),
     ]
     return [
         "--verbose",
@@ -82,6 +80,12 @@ def _arguments(sources: Sources, flavour: Flavour, folder: Path, descriptor: int
         "/dev/null",
         *apt.guest_sources(flavour.suite, apt.host_codename(), apt.read_sources()),
     ]
+
+
+def _script(sources: Sources, name: str, **settings: str) -> str:
+    """Return a script's text, for mmdebstrap, whose namespace may be unable to open the file."""
+    text = (sources.guest / "image" / name).read_text(encoding="utf-8")
+    return "".join(f"{key}={shlex.quote(value)}\n" for key, value in settings.items()) + text
 
 
 def _write_inputs(sources: Sources, flavour: Flavour, fetched: Path, target: Path) -> None:

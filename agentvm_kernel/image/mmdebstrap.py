@@ -108,7 +108,7 @@ def run(arguments: Sequence[str], *, log: Path, scratch: Path, inherit: Sequence
     root = os.geteuid() == 0
     command = ["setpriv", "--pdeathsig", "TERM", "mmdebstrap", f"--mode={'root' if root else 'unshare'}", *arguments]
     environment = os.environ | {"PATH": _path(), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
-    environment["TMPDIR"] = str(scratch) if root else os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108
+    environment["TMPDIR"] = str(scratch) if root else os.environ.get("TMPDIR", "/var/tmp")  # nosec B108
     errors: deque[str] = deque(maxlen=3)
     meter = Meter(progress)
     with (
@@ -125,9 +125,8 @@ def run(arguments: Sequence[str], *, log: Path, scratch: Path, inherit: Sequence
             cwd="/",
         ) as process,
     ):
-        assert process.stdout is not None
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 out.write(line)
                 out.flush()
                 meter.feed(line)

@@ -17,7 +17,7 @@ from agentvm_kernel.errors import ImageError
 FORMAT = 1
 
 # The files of guest/image that go into the root file system; the others go into the initramfs or only steer the build.
-_ROOT_SCRIPTS = ("setup.sh", "mkfs.sh")
+_ROOT_SCRIPTS = ("kernel.sh", "setup.sh", "mkfs.sh")
 _RECIPE = "recipe.toml"
 
 

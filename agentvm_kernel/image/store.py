@@ -23,6 +23,7 @@ from agentvm_kernel.image.recipe import Flavour, Sources, digest, image_inputs, 
 
 INITRAMFS, MANIFEST = "initramfs.cpio", "manifest.json"
 _PARTS = (layer.KERNEL, INITRAMFS, layer.ROOTFS)
+_LAYER = "layer.json"
 _UNFINISHED = ".unfinished-"
 
 LayerBuilder = Callable[[Sources, Flavour, Path, Path, Progress], None]
@@ -261,9 +262,6 @@ class ImageStore:
         folder.rename(target)
         _sync(target.parent)
         return target
-
-
-_LAYER = "layer.json"
 
 
 def _describe(path: Path) -> dict[str, Any]:
