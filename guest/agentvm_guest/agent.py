@@ -1,0 +1,308 @@
+"""The guest agent: one process and one loop that serve the owner's control port, the link and ipykernel.
+
+It writes nothing to the disk and its memory is bounded, so that it works on when the user's code has filled either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from agentvm_guest.control import ControlPort, Reply
+from agentvm_guest.identity import Identity, RequestError, parse_identity, read_integer
+from agentvm_guest.kernel import Death, KernelProcess, KernelState
+from agentvm_guest.link import LinkServer
+from agentvm_guest.loop import Loop
+from agentvm_guest.ports import Port, accept, listen_unix, listen_vsock, open_virtio_port
+from agentvm_guest.relay import SERVICES, Relay
+from agentvm_guest.system import RecordingSystem, System
+from agentvm_kernel.link.limits import Limits
+from agentvm_kernel.link.session import SessionStream
+
+CONTROL_PORT = "agentvm.control"
+LINK_PORT = "agentvm.link"
+KERNEL_PYTHON = "/opt/agentvm/venv/bin/python"
+_RESEED_SECONDS = 5.0
+_REFUSAL_PAUSE = 1.0
+
+
+class Agent:
+    """Puts the parts together.
+
+    Args:
+        system: The privileged operations.
+        python: The user's Python.
+        folder: Where ipykernel's sockets lie.
+        limits: Bounds of the link.
+    """
+
+    def __init__(self, system: System, *, python: str, folder: Path, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
+        self.loop = Loop()
+        self.link = LinkServer(self.loop, self, limits)
+        self.kernel = KernelProcess(
+            self.loop,
+            system,
+            python=python,
+            folder=folder,
+            max_message=limits.max_message,
+            max_parts=limits.max_parts - 8,
+        )
+        self._system = system
+        self._relay = Relay(self._on_broken)
+        self._control: ControlPort | None = None
+        self._agent_stream: SessionStream | None = None
+        self._waiting: list[Reply] = []
+        self._refusals = 0
+        self._last_refusal = ""
+        self.kernel.on_ready = self._on_ready
+        self.kernel.on_death = self._on_death
+
+    def serve_control(self, port: Port) -> None:
+        """Take the control port; a later connection replaces an earlier one."""
+        if self._control is not None:
+            self._control.close()
+        self._control = ControlPort(self.loop, port, self._on_request, self._forget_control)
+
+    def run(self) -> None:
+        """Start ipykernel and serve until SIGTERM."""
+        signal.signal(signal.SIGTERM, lambda *_: self.loop.stop())
+        signal.set_wakeup_fd(self._make_wakeup())
+        try:
+            self.kernel.start()
+            # After the start: a child would begin its life with all of its memory locked.
+            self._system.protect()
+            self.loop.run()
+        finally:
+            self.kernel.stop()
+
+    # The link's services.
+
+    def accept(self, service: str) -> bool:
+        """Return whether there is such a service."""
+        return service in SERVICES or service == "agent"
+
+    def changed(self, stream: SessionStream) -> None:
+        """Take a stream on which something happened."""
+        if stream.ended:
+            self._relay.detach(stream)
+            stream.close()
+        elif stream.service == "agent":
+            self._agent_stream = stream
+            self._serve_agent(stream)
+        elif not stream.closed:
+            self._relay.attach(stream)
+            self._relay.from_host(stream)
+
+    def produce(self) -> bool:
+        """Send what ipykernel has."""
+        return self._relay.to_host()
+
+    def detached(self) -> None:
+        """Forget all streams."""
+        self._relay.detach()
+        self._agent_stream = None
+
+    def refused(self, reason: str) -> None:
+        """Report refused connections to the owner, at most one report a second: anybody on the host may dial."""
+        self._refusals += 1
+        self._last_refusal = reason
+        if self._refusals == 1:
+            self._report_refusals()
+
+    def _report_refusals(self) -> None:
+        count, self._refusals = self._refusals, 0
+        if count:
+            self._send_event({"event": "link_refused", "reason": self._last_refusal, "count": count})
+            self._refusals = 0
+            self.loop.call_later(_REFUSAL_PAUSE, self._report_refusals)
+
+    # ipykernel.
+
+    def _on_ready(self) -> None:
+        for fd, handler in self._relay.connect(self.kernel.sockets).items():
+            self.loop.add(fd, self._then_pump(handler))
+        for reply in self._waiting:
+            reply({"ok": True})
+        self._waiting.clear()
+        self._send_event({"event": "ready"})
+
+    def _then_pump(self, handler: Callable[[], None]) -> Callable[[], None]:
+        def handle() -> None:
+            handler()
+            self.link.pump()
+
+        return handle
+
+    def _on_death(self, death: Death) -> None:
+        self._relay.disconnect()
+        for reply in self._waiting:
+            reply({"ok": False, "error": "ipykernel is dead"})
+        self._waiting.clear()
+        self._send_event(death.describe())
+        if self._agent_stream is not None:
+            self._agent_stream.send([json.dumps(death.describe()).encode()])
+            self.link.pump()
+
+    def _on_broken(self, reason: str) -> None:
+        print(f"agentvm: ipykernel's sockets are of no use any more: {reason}", file=sys.stderr)
+        self.kernel.kill()
+
+    # Requests.
+
+    def _on_request(self, request: dict[str, object], reply: Reply) -> None:
+        operation = self._operations().get(str(request.get("op")))
+        if operation is None:
+            reply({"ok": False, "error": f"there is no operation {str(request.get('op'))[:40]!r}"})
+            return
+        try:
+            operation(request, reply)
+        except (RequestError, OSError) as error:
+            reply({"ok": False, "error": str(error)})
+
+    def _operations(self) -> dict[str, Callable[[dict[str, object], Reply], None]]:
+        return {
+            "ping": lambda _, reply: reply({"ok": True}),
+            "ready": self._ready,
+            "facts": lambda _, reply: reply({"ok": True, **self._facts()}),
+            "quiesce": self._quiesce,
+            "identity": self._identity,
+            "clock": self._clock,
+        }
+
+    def _ready(self, _request: dict[str, object], reply: Reply) -> None:
+        if self.kernel.state is KernelState.READY:
+            reply({"ok": True})
+        elif self.kernel.state is KernelState.DEAD:
+            reply({"ok": False, "error": "ipykernel is dead"})
+        else:
+            self._waiting.append(reply)
+
+    def _quiesce(self, _request: dict[str, object], reply: Reply) -> None:
+        self.link.goodbye("the VM is about to be saved")
+        self._system.sync()
+        reply({"ok": True})
+
+    def _clock(self, request: dict[str, object], reply: Reply) -> None:
+        self._system.set_clock(read_integer(request, "time_ns", 1 << 63))
+        reply({"ok": True})
+
+    def _identity(self, request: dict[str, object], reply: Reply) -> None:
+        identity = parse_identity(request)
+        self._system.set_clock(identity.time_ns)
+        self._system.add_entropy(identity.derive("kernel"))
+        self._system.set_names(identity.hostname, identity.machine_id)
+        self.kernel.reseed(identity.derive("ipykernel"), _RESEED_SECONDS, self._confirm(identity, reply))
+
+    def _confirm(self, identity: Identity, reply: Reply) -> Reply:
+        def done(answer: dict[str, object]) -> None:
+            if answer.get("ok") is True:
+                # Only now can the host prove itself, so nothing of the user's comes before this.
+                self.link.rekey(identity.key, identity.epoch)
+                answer = {
+                    "ok": True,
+                    "epoch": identity.epoch,
+                    "hostname": identity.hostname,
+                    "seeded": answer.get("seeded"),
+                }
+            reply(answer)
+
+        return done
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "hostname": socket.gethostname(),
+            "cpus": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "ipykernel_state": self.kernel.state.value,
+            "ipykernel_pid": self.kernel.pid,
+            **self.kernel.versions,
+        }
+        if self._system.recorded is not None:
+            facts["recorded"] = self._system.recorded
+        return facts
+
+    def _serve_agent(self, stream: SessionStream) -> None:
+        # One that asks without reading the answers waits.
+        while not stream.queued and not stream.closed and (parts := stream.receive()) is not None:
+            try:
+                request = json.loads(parts[0])
+            except ValueError:
+                request = None
+            if isinstance(request, dict):
+                number = request.get("id")
+                stream.send([json.dumps({"id": number, **self._answer(request.get("op"))}).encode()])
+
+    def _answer(self, operation: object) -> dict[str, object]:
+        if operation == "interrupt":
+            return {"ok": True} if self.kernel.interrupt() else {"ok": False, "error": "ipykernel is dead"}
+        if operation == "facts":
+            return {"ok": True, **self._facts()}
+        if operation == "ping":
+            return {"ok": True}
+        return {"ok": False, "error": f"there is no operation {str(operation)[:40]!r}"}
+
+    def _send_event(self, event: dict[str, object]) -> None:
+        if self._control is not None:
+            self._control.send(event)
+
+    def _forget_control(self) -> None:
+        self._control = None
+
+    def _make_wakeup(self) -> int:
+        """Return a descriptor that makes the loop turn when a signal came."""
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        ours.setblocking(False)
+        self.loop.add(ours.fileno(), lambda: None)
+        self._wakeup = (ours, theirs)
+        return theirs.fileno()
+
+
+def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The agent inside an AgentVM virtual machine.")
+    parser.add_argument("--transport", choices=("serial", "vsock"), default="serial")
+    parser.add_argument("--port", type=int, default=4011, help="the vsock port")
+    parser.add_argument("--python", default=KERNEL_PYTHON, help="the Python that runs ipykernel")
+    parser.add_argument("--folder", type=Path, default=Path("/run/agentvm/kernel"), help="where its sockets lie")
+    parser.add_argument("--unprivileged", type=Path, help="for tests: sockets in this folder, nothing privileged")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the agent."""
+    options = _parse_arguments(arguments)
+    system = RecordingSystem() if options.unprivileged else System()
+    agent = Agent(system, python=options.python, folder=options.folder)
+    if options.unprivileged:
+        listener = listen_unix(str(options.unprivileged / "control.sock"))
+
+        def on_control() -> None:
+            while (port := accept(listener)) is not None:
+                agent.serve_control(port)
+
+        agent.loop.add(listener.fileno(), on_control)
+        agent.link.listen(listen_unix(str(options.unprivileged / "link.sock")))
+    else:
+        agent.serve_control(open_virtio_port(CONTROL_PORT))
+        if options.transport == "vsock":
+            agent.link.listen(listen_vsock(options.port))
+        else:
+            agent.link.add(open_virtio_port(LINK_PORT))
+    agent.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,114 @@
+"""Starts ipykernel in this process, with a helper thread through which the agent renews its random generators.
+
+Run by the agent with the user's Python: ``launcher.py FOLDER FD``. The folder takes the sockets and the connection
+file, the descriptor is one end of a socket pair: nobody but the agent has the other, so nobody else can seed the
+generators.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import sys
+import threading
+
+import ipykernel
+import zmq
+from ipykernel.kernelapp import IPKernelApp
+
+SOCKETS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
+# Messages that wait in ipykernel while the host does not read; ipykernel drops what comes then. Its default is 1000, to
+# which an ordinary client's queue adds as many.
+_IOPUB_QUEUE = 20_000
+
+
+class KernelApp(IPKernelApp):  # type: ignore[misc]
+    """ipykernel with a longer output queue: the relay has none of its own."""
+
+    def init_iopub(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Create the iopub socket."""
+        context.setsockopt(zmq.SNDHWM, _IOPUB_QUEUE)
+        super().init_iopub(context)
+        context.setsockopt(zmq.SNDHWM, 1000)
+
+
+def derive(entropy: bytes, purpose: str, size: int) -> bytes:
+    """Return bytes for one generator; different ones for each, so that none tells about another."""
+    return hashlib.shake_256(purpose.encode() + b"|" + entropy).digest(size)
+
+
+def reseed(entropy: bytes) -> list[str]:
+    """Renew the generators that live in this process and are copies after a clone.
+
+    ``os.urandom``, ``secrets`` and ``uuid`` draw from the kernel's, which the agent renews itself.
+
+    Returns:
+        The names of those that were there.
+    """
+    done = []
+    if (random := sys.modules.get("random")) is not None:
+        random.seed(derive(entropy, "random", 64))
+        done.append("random")
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        words = derive(entropy, "numpy", 64)
+        numpy_random.seed([int.from_bytes(words[i : i + 4], "big") for i in range(0, 64, 4)])
+        done.append("numpy")
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(int.from_bytes(derive(entropy, "torch", 8), "big") >> 1)
+        done.append("torch")
+    if (ssl := sys.modules.get("ssl")) is not None:
+        ssl.RAND_add(derive(entropy, "ssl", 64), 64.0)
+        done.append("ssl")
+    return done
+
+
+def serve(helper: socket.socket) -> None:
+    """Answer the agent's requests, one JSON object a line, until it closes the socket."""
+    with helper, helper.makefile("rwb") as lines:
+        for line in lines:
+            request = json.loads(line)
+            try:
+                answer = {"id": request["id"], "ok": True, "seeded": reseed(bytes.fromhex(request["entropy"]))}
+            except Exception as error:  # noqa: BLE001 - the user's modules may raise anything; the agent is told
+                answer = {"id": request["id"], "ok": False, "error": repr(error)}
+            lines.write(json.dumps(answer).encode() + b"\n")
+            lines.flush()
+
+
+def start_helper(helper: socket.socket) -> None:
+    """Start the helper thread; the debugger neither traces nor stops it."""
+    thread = threading.Thread(target=serve, args=(helper,), name="agentvm", daemon=True)
+    thread.pydev_do_not_trace = True  # type: ignore[attr-defined]
+    thread.is_pydev_daemon_thread = True  # type: ignore[attr-defined]
+    thread.start()
+
+
+def main() -> None:
+    """Start ipykernel and serve the agent."""
+    folder, fd = sys.argv[1], int(sys.argv[2])
+    # The user's code sees what an ordinary ipykernel shows it.
+    del sys.path[0]
+    connection_file = os.path.join(folder, "connection.json")  # noqa: PTH118 - traitlets wants a string
+    sys.argv = ["ipykernel_launcher.py", "-f", connection_file]
+    helper = socket.socket(fileno=fd)
+    helper.set_inheritable(False)
+    app = KernelApp.instance(
+        connection_file=connection_file,
+        transport="ipc",
+        ip=os.path.join(folder, "kernel"),  # noqa: PTH118
+        parent_handle=1,
+        **{f"{name}_port": port for name, port in SOCKETS.items()},
+    )
+    app.config.Session.key = b""
+    app.initialize([])
+    start_helper(helper)
+    versions = {"event": "up", "python": platform.python_version(), "ipykernel": ipykernel.__version__}
+    helper.sendall(json.dumps(versions).encode() + b"\n")
+    app.start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Carries Jupyter messages between a link's streams and ipykernel's sockets, without looking into them.
+
+A message is taken from one side only when the other has room: a host that does not read leaves ipykernel's output in
+ipykernel's own queue (see `launcher`), which drops what comes beyond its high-water mark, as ipykernel's always do.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+
+from agentvm_guest.zmtp import OverLong, ZmtpError, ZmtpSocket
+from agentvm_kernel.link.session import SessionStream
+
+DELIMITER = b"<IDS|MSG>"
+SERVICES = ("shell", "control", "stdin", "iopub")
+# Header, parent header, metadata, content.
+_MIN_PARTS = 4
+
+
+def encode_request(parts: list[bytes]) -> list[bytes]:
+    """Return the frames of a message to ipykernel: delimiter, empty signature, the message."""
+    return [DELIMITER, b"", *parts]
+
+
+def strip_frames(frames: list[bytes]) -> list[bytes] | None:
+    """Return a message of ipykernel's without topic, delimiter and signature; None when it is none."""
+    try:
+        parts = frames[frames.index(DELIMITER) + 2 :]
+    except ValueError:
+        return None
+    return parts if len(parts) >= _MIN_PARTS else None
+
+
+def replace_over_long(message: OverLong, limit: int, *, iopub: bool) -> list[bytes] | None:
+    """Return what is sent in place of a message that is longer than the link takes.
+
+    On iopub that is a line on stderr under the same parent; on the other channels the same message with an error as its
+    content, because somebody waits for it. None when the message is not recognisable.
+    """
+    try:
+        start = message.parts.index(DELIMITER) + 2
+    except ValueError:
+        return None
+    if len(message.parts) < start + 2:
+        return None
+    header, parent = message.parts[start : start + 2]
+    text = f"A message of {message.size} bytes was left out: the limit is {limit} bytes.\n"
+    if iopub:
+        content: dict[str, object] = {"name": "stderr", "text": text}
+        header = json.dumps(make_header("stream")).encode()
+    else:
+        content = {"status": "error", "ename": "MessageTooLong", "evalue": text.strip(), "traceback": []}
+    return [header, parent, b"{}", json.dumps(content).encode()]
+
+
+def make_header(kind: str) -> dict[str, str]:
+    """Return a message header of the agent's own."""
+    return {
+        "msg_id": uuid.uuid4().hex,
+        "session": "agentvm",
+        "username": "agentvm",
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "msg_type": kind,
+        "version": "5.5",
+    }
+
+
+class Bridge:
+    """One channel: a stream of the link and a socket of ipykernel's.
+
+    Args:
+        service: The channel's name.
+    """
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.socket: ZmtpSocket | None = None
+        self.stream: SessionStream | None = None
+        self._readable = True
+
+    def on_socket(self) -> None:
+        """Note that the socket's state changed."""
+        self._readable = True
+        if self.socket is not None and self.socket.blocked:
+            self.socket.flush()
+        self.from_host()
+
+    def from_host(self) -> None:
+        """Move messages from the link to ipykernel while it takes them."""
+        socket, stream = self.socket, self.stream
+        if socket is None or stream is None:
+            return
+        while not socket.blocked and (parts := stream.receive()) is not None:
+            socket.send(encode_request(parts))
+
+    def to_host(self) -> bool:
+        """Move messages from ipykernel to the link while there is credit and room.
+
+        Returns:
+            Whether one was moved.
+
+        Raises:
+            ZmtpError: ipykernel's end is gone.
+        """
+        socket, stream = self.socket, self.stream
+        if socket is None or stream is None:
+            return False
+        moved = False
+        while self._readable and stream.writable:
+            message = socket.read()
+            if message is None:
+                self._readable = False
+                break
+            if isinstance(message, OverLong):
+                parts = replace_over_long(message, socket.max_message, iopub=self.service == "iopub")
+            else:
+                parts = strip_frames(message)
+            if parts is not None:
+                stream.send(parts)
+                moved = True
+        return moved
+
+
+class Relay:
+    """The four channels.
+
+    Args:
+        on_broken: Called when ipykernel does not speak ZMTP any more although it may still run.
+    """
+
+    def __init__(self, on_broken: Callable[[str], None]) -> None:
+        self._bridges = {service: Bridge(service) for service in SERVICES}
+        self._on_broken = on_broken
+
+    def connect(self, sockets: dict[str, ZmtpSocket]) -> dict[int, Callable[[], None]]:
+        """Take ipykernel's sockets; returns the handler of each descriptor."""
+        for service, socket in sockets.items():
+            self._bridges[service].socket = socket
+        return {bridge.socket.fd: bridge.on_socket for bridge in self._bridges.values() if bridge.socket is not None}
+
+    def disconnect(self) -> None:
+        """Forget the sockets: ipykernel is gone."""
+        for bridge in self._bridges.values():
+            bridge.socket = None
+
+    def attach(self, stream: SessionStream) -> bool:
+        """Take a stream that the host opened; False when its channel has one already."""
+        bridge = self._bridges[stream.service]
+        if bridge.stream is not None:
+            return False
+        bridge.stream = stream
+        return True
+
+    def detach(self, stream: SessionStream | None = None) -> None:
+        """Forget a stream, or all when the link ended."""
+        for bridge in self._bridges.values():
+            if stream is None or bridge.stream is stream:
+                bridge.stream = None
+
+    def from_host(self, stream: SessionStream) -> None:
+        """Move what a stream has received."""
+        self._bridges[stream.service].from_host()
+
+    def to_host(self) -> bool:
+        """Move what ipykernel has sent; returns whether anything was moved."""
+        moved = False
+        for bridge in self._bridges.values():
+            try:
+                moved |= bridge.to_host()
+            except ZmtpError as error:
+                self.disconnect()
+                self._on_broken(f"{bridge.service}: {error}")
+                return False
+        return moved

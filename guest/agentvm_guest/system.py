@@ -1,0 +1,159 @@
+"""The privileged operations of the agent, in one place, so that it can be run without privileges for tests."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import pwd
+import re
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+KERNEL_USER = "agent"
+USER_CGROUP = Path("/sys/fs/cgroup/user")
+ETC = Path("/run/agentvm/etc")
+
+# <linux/random.h>
+_RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
+# <sys/mman.h>
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class Account:
+    """The user that ipykernel runs as.
+
+    Attributes:
+        name: Login name.
+        uid: User id.
+        gid: Group id.
+        groups: Supplementary groups.
+        home: Home directory.
+    """
+
+    name: str
+    uid: int
+    gid: int
+    groups: list[int]
+    home: str
+
+
+class System:
+    """The VM's own kernel and files."""
+
+    def __init__(self) -> None:
+        self._kmsg: int | None = None
+
+    @property
+    def recorded(self) -> list[str] | None:
+        """What would have been done; None where it really is done."""
+        return None
+
+    def protect(self) -> None:
+        """Keep the agent alive and in memory while the user's code eats all of it."""
+        Path("/proc/self/oom_score_adj").write_text("-1000")
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
+            raise OSError(ctypes.get_errno(), "mlockall")
+        self._kmsg = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.lseek(self._kmsg, 0, os.SEEK_END)
+
+    def account(self) -> Account | None:
+        """Return the user that ipykernel runs as; None for the agent's own."""
+        entry = pwd.getpwnam(KERNEL_USER)
+        groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
+
+    def confine(self, pid: int) -> None:
+        """Undo for a child what protects the agent, and put it into the user's control group where there is one."""
+        Path(f"/proc/{pid}/oom_score_adj").write_text("0")
+        if USER_CGROUP.exists():
+            (USER_CGROUP / "cgroup.procs").write_text(str(pid))
+
+    def killed_for_memory(self, pid: int) -> bool:
+        """Return whether the kernel's log says that it killed this process to get memory."""
+        if self._kmsg is None:
+            return False
+        pattern = re.compile(rb"Killed process %d\b" % pid)
+        while True:
+            try:
+                record = os.read(self._kmsg, 8192)
+            except BlockingIOError:
+                return False
+            except BrokenPipeError:
+                # The log was overwritten meanwhile; reading goes on with what is left.
+                continue
+            if pattern.search(record):
+                return True
+
+    def set_clock(self, time_ns: int) -> None:
+        """Set the wall clock.
+
+        Args:
+            time_ns: Nanoseconds since 1970, UTC.
+        """
+        time.clock_settime_ns(time.CLOCK_REALTIME, time_ns)
+
+    def add_entropy(self, entropy: bytes) -> None:
+        """Feed the kernel's random generator and make it use that at once."""
+        with Path("/dev/urandom").open("rb") as device:
+            credited = struct.pack("ii", 8 * len(entropy), len(entropy)) + entropy
+            fcntl.ioctl(device, _RNDADDENTROPY, credited)
+            fcntl.ioctl(device, _RNDRESEEDCRNG)
+
+    def set_names(self, hostname: str, machine_id: str) -> None:
+        """Set host name and machine id; the files lie in memory (see `init`), so a full disk does not matter."""
+        socket.sethostname(hostname)
+        (ETC / "hostname").write_text(f"{hostname}\n")
+        (ETC / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost\n")
+        (ETC / "machine-id").write_text(f"{machine_id}\n")
+
+    def sync(self) -> None:
+        """Write the disk's dirty pages out."""
+        os.sync()
+
+
+class RecordingSystem(System):
+    """Only notes what it was asked to do: the agent as an ordinary process, for tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[str] = []
+
+    @property
+    def recorded(self) -> list[str] | None:
+        """What would have been done."""
+        return self._calls
+
+    def protect(self) -> None:
+        """Note the call."""
+        self._calls.append("protect")
+
+    def account(self) -> Account | None:
+        """Return nobody: ipykernel runs as the present user."""
+        return None
+
+    def confine(self, pid: int) -> None:
+        """Note the call."""
+        self._calls.append("confine")
+
+    def set_clock(self, time_ns: int) -> None:
+        """Note the call."""
+        self._calls.append(f"set_clock {time_ns}")
+
+    def add_entropy(self, entropy: bytes) -> None:
+        """Note the call."""
+        self._calls.append(f"add_entropy {len(entropy)}")
+
+    def set_names(self, hostname: str, machine_id: str) -> None:
+        """Note the call."""
+        self._calls.append(f"set_names {hostname} {machine_id}")
+
+    def sync(self) -> None:
+        """Note the call."""
+        self._calls.append("sync")
