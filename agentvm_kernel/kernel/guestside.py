@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from agentvm_kernel.errors import LinkError
+from agentvm_kernel.errors import AgentVMError, LinkError, ProtocolError
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.info import with_banner
 from agentvm_kernel.kernel.jsoncheck import PARSE_LIMIT, parse_object
@@ -64,6 +64,15 @@ class GuestSide:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
+
+    async def broken(self) -> AgentVMError:
+        """Return once a reader failed on something that was not foreseen, which ends the guest."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        failures = [error for task in done if not task.cancelled() and (error := task.exception())]
+        if not failures:
+            await asyncio.Event().wait()
+        log.error("a message of the guest could not be handled", exc_info=failures[0])
+        return ProtocolError(f"A message of the VM could not be handled ({type(failures[0]).__name__}).")
 
     async def quiet(self) -> None:
         """Return when nothing more comes, at the latest after two seconds."""
@@ -162,9 +171,9 @@ class GuestSide:
 
     def _state(self, message: GuestMessage) -> str:
         state = parse_object(message.content).get("execution_state") if len(message.content) < 4096 else ""
-        if state not in _STATES:
+        if not isinstance(state, str) or state not in _STATES:
             raise WireError("a status that does not exist")
-        return str(state)
+        return state
 
     async def _keeps(self, request: Request, state: str) -> bool:
         """Whether a status is not passed on: a second `busy`, or the `idle` of a stub."""

@@ -181,8 +181,8 @@ def _death(event: dict[str, object]) -> VMEndedError:
 class Watcher(Protocol):
     """Hears of a machine's ups and downs; the router is the real one."""
 
-    async def guest_ready(self, guest: Guest) -> None:
-        """A new guest is up: its streams may be read."""
+    async def guest_ready(self, guest: Guest) -> Awaitable[AgentVMError]:
+        """A new guest is up: its streams may be read. What is returned ends it."""
 
     async def guest_quiet(self) -> None:
         """Its kernel died but the link stands: return when what it had said has arrived."""
@@ -276,11 +276,13 @@ class Machine:
         agent = Agent(await link.open("agent"))
         guest = Guest(granted, streams, agent, asyncio.get_running_loop().time())
         self.guest, self.state = guest, State.READY
-        async with _tasks(_lease_end(lease), agent.watch(), link.wait_closed()) as (lost, died, closed):
-            if self.watcher:
-                await self.watcher.guest_ready(guest)
+        broken = await self.watcher.guest_ready(guest) if self.watcher else _never()
+        watched = (_lease_end(lease), agent.watch(), link.wait_closed(), broken)
+        async with _tasks(*watched) as (lost, died, closed, failed):
             self._changed.set()
-            await asyncio.wait((lost, died, closed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((lost, died, closed, failed), return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise failed.result()
             if self.watcher and not closed.done():
                 await self.watcher.guest_quiet()
             raise await _reason(lost, died, closed)
@@ -296,7 +298,7 @@ class Machine:
 
 @asynccontextmanager
 async def _tasks(*awaitables: Awaitable[AgentVMError]) -> AsyncIterator[list[asyncio.Task[AgentVMError]]]:
-    """Run the three that watch for the end; whatever they say counts as a result, not as a failure."""
+    """Run what watches for the end; whatever they say counts as a result, not as a failure."""
     tasks = [asyncio.create_task(_reported(awaitable)) for awaitable in awaitables]
     try:
         yield tasks
@@ -304,6 +306,11 @@ async def _tasks(*awaitables: Awaitable[AgentVMError]) -> AsyncIterator[list[asy
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+async def _never() -> AgentVMError:
+    never: asyncio.Future[AgentVMError] = asyncio.get_running_loop().create_future()
+    return await never
 
 
 async def _reported(awaitable: Awaitable[AgentVMError]) -> AgentVMError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, LinkError, VMEndedError
@@ -24,6 +24,7 @@ from agentvm_kernel.kernel.wire import ClientMessage, encode
 log = logging.getLogger("agentvm.router")
 
 _SHUTDOWN_DEADLINE: Final = 3.0
+_SHUT_DOWN: Final = VMEndedError("The kernel was shut down.")
 
 
 class Router:
@@ -51,7 +52,7 @@ class Router:
         machine.watcher = self
 
     async def run(self) -> None:
-        """Serve until a shutdown request was answered."""
+        """Serve until a shutdown request was answered, or `stop` was called."""
         self._machine.start()
         loops = [
             asyncio.create_task(self._serve("shell")),
@@ -61,6 +62,7 @@ class Router:
             asyncio.create_task(self._over.wait()),
         ]
         await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+        await self._machine.close(_SHUT_DOWN)
         for lane in self._lanes.values():
             lane.close()
         for task in (*loops, *self._tasks):
@@ -69,6 +71,10 @@ class Router:
         for result in results:
             if isinstance(result, Exception):
                 raise result
+
+    def stop(self) -> None:
+        """Make `run` give the VM back and return."""
+        self._over.set()
 
     # What clients ask
 
@@ -147,7 +153,7 @@ class Router:
         await self._answers.busy(request)
         try:
             async with asyncio.timeout(_SHUTDOWN_DEADLINE):
-                await self._machine.close(VMEndedError("The kernel was shut down."))
+                await self._machine.close(_SHUT_DOWN)
         except TimeoutError:
             log.warning("the VM was not given back within %s s; it ends with this process", _SHUTDOWN_DEADLINE)
         try:
@@ -251,9 +257,11 @@ class Router:
 
     # Watcher
 
-    async def guest_ready(self, guest: Guest) -> None:
+    async def guest_ready(self, guest: Guest) -> Awaitable[AgentVMError]:
         """Begin to read what a new guest says."""
-        self._guest_side = GuestSide(guest, self._table, self._sockets, self._answers, self._guest_failed)
+        side = GuestSide(guest, self._table, self._sockets, self._answers, self._guest_failed)
+        self._guest_side = side
+        return side.broken()
 
     async def guest_quiet(self) -> None:
         """Return when what a dead kernel had said has arrived."""

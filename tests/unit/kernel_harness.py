@@ -1,0 +1,322 @@
+"""A router in this process: real zmq sockets and a real Jupyter client, a scripted supervisor, a scripted guest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.session import Session
+
+from agentvm_kernel.errors import LinkClosedError, LinkError
+from agentvm_kernel.kernel.machine import Machine
+from agentvm_kernel.kernel.router import Router
+from agentvm_kernel.kernel.sockets import Addresses, Heartbeat, Sockets
+from agentvm_kernel.kernel.wire import Wire
+from agentvm_kernel.link.endpoint import UnixEndpoint
+from agentvm_kernel.magics import Registry
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
+
+TIMEOUT = 20.0
+
+
+def granted(number: int = 1, **changes: object) -> Granted:
+    """A grant; its process is this one, so that there is something to measure."""
+    values: dict[str, object] = {
+        "vm": f"vm-{number}",
+        "epoch": number,
+        "key": "ab" * 32,
+        "link": UnixEndpoint("/nowhere"),
+        "image": "c0ffee" * 8,
+        "flavour": "minimal",
+        "profile": "test",
+        "vcpus": 1,
+        "memory_mib": 512,
+        "disk_gb": 4,
+        "accelerator": "tcg",
+        "pid": os.getpid(),
+        "acquire_ms": 12.3,
+    }
+    return Granted.model_validate(values | changes)
+
+
+class ScriptedLease:
+    """Gives out the events that a test puts in; an exception is raised."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Progress | Granted | Ended | Exception | None] = asyncio.Queue()
+
+    def __aiter__(self) -> ScriptedLease:
+        return self
+
+    async def __anext__(self) -> Progress | Granted | Ended:
+        event = await self.events.get()
+        if event is None:
+            raise StopAsyncIteration
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+
+class ScriptedSupervisor:
+    """Leases what the test says; `grant` makes it grant a VM at once."""
+
+    def __init__(self, *, grant: bool = True) -> None:
+        self.grant = grant
+        self.leases: list[ScriptedLease] = []
+        self.requests: list[LeaseRequest] = []
+        self.released = 0
+        self.leased = asyncio.Event()
+
+    async def __aenter__(self) -> ScriptedSupervisor:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    @asynccontextmanager
+    async def lease(self, request: LeaseRequest) -> AsyncIterator[ScriptedLease]:
+        lease = ScriptedLease()
+        self.requests.append(request)
+        self.leases.append(lease)
+        self.leased.set()
+        if self.grant:
+            lease.events.put_nowait(granted(len(self.leases)))
+        try:
+            yield lease
+        finally:
+            self.released += 1
+
+
+class MemoryStream:
+    """One stream of a `MemoryLink`: `to_guest` and `to_host` are its two directions."""
+
+    def __init__(self, link: MemoryLink) -> None:
+        self._link = link
+        self.to_guest: asyncio.Queue[list[bytes]] = asyncio.Queue()
+        self.to_host: asyncio.Queue[list[bytes] | None] = asyncio.Queue()
+
+    async def send(self, parts: Sequence[bytes]) -> None:
+        self._link.check()
+        self.to_guest.put_nowait(list(parts))
+
+    async def receive(self) -> list[bytes]:
+        parts = await self.to_host.get()
+        if parts is None:
+            self.to_host.put_nowait(None)
+            self._link.check()
+            raise LinkClosedError("closed")
+        return parts
+
+
+class MemoryLink:
+    """A link whose other end is the test."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, MemoryStream] = {}
+        self.error: LinkError | None = None
+        self._closed = asyncio.Event()
+
+    async def open(self, service: str) -> MemoryStream:
+        self.streams[service] = MemoryStream(self)
+        return self.streams[service]
+
+    def check(self) -> None:
+        if self.error:
+            raise self.error
+
+    def end(self, error: LinkError) -> None:
+        if self.error is None:
+            self.error = error
+            self._closed.set()
+            for stream in self.streams.values():
+                stream.to_host.put_nowait(None)
+
+    async def close(self) -> None:
+        self.end(LinkClosedError("closed by this end"))
+
+    async def wait_closed(self) -> LinkError:
+        await self._closed.wait()
+        assert self.error
+        return self.error
+
+
+def parts_of(
+    msg_type: str, content: object, parent: object = None, metadata: object = None, buffers: Sequence[bytes] = ()
+) -> list[bytes]:
+    """A guest's message."""
+    header = {
+        "msg_id": os.urandom(8).hex(),
+        "msg_type": msg_type,
+        "session": "guest",
+        "username": "agent",
+        "date": datetime.now(UTC).isoformat(),
+        "version": "5.4",
+    }
+    dicts = (header, parent or {}, metadata or {}, content)
+    return [*(part if isinstance(part, bytes) else json.dumps(part).encode() for part in dicts), *buffers]
+
+
+class Asked:
+    """What the host sent to the guest."""
+
+    def __init__(self, channel: str, parts: list[bytes]) -> None:
+        self.channel = channel
+        self.header = json.loads(parts[0])
+        self.content = json.loads(parts[3])
+        self.buffers = parts[4:]
+
+
+class ScriptedGuest:
+    """The guest's end: the test takes what the host asked and says what it likes, honest or not."""
+
+    def __init__(self, link: MemoryLink) -> None:
+        self.link = link
+        self.count = 0
+
+    async def asked(self, channel: str = "shell") -> Asked:
+        async with asyncio.timeout(TIMEOUT):
+            return Asked(channel, await self.link.streams[channel].to_guest.get())
+
+    def idle_hands(self, channel: str = "shell") -> bool:
+        """Whether the host has asked nothing that the test has not taken."""
+        return self.link.streams[channel].to_guest.empty()
+
+    def say(self, channel: str, parts: list[bytes]) -> None:
+        self.link.streams[channel].to_host.put_nowait(parts)
+
+    def status(self, asked: Asked, state: str) -> None:
+        self.say("iopub", parts_of("status", {"execution_state": state}, asked.header))
+
+    def output(self, asked: Asked, text: str) -> None:
+        self.say("iopub", parts_of("stream", {"name": "stdout", "text": text}, asked.header))
+
+    def reply(self, asked: Asked, content: dict[str, object]) -> None:
+        msg_type = asked.header["msg_type"].replace("_request", "_reply")
+        self.say(asked.channel, parts_of(msg_type, content, asked.header))
+
+    def begin(self, asked: Asked) -> None:
+        self.count += 1
+        self.status(asked, "busy")
+        content = {"code": asked.content["code"], "execution_count": self.count}
+        self.say("iopub", parts_of("execute_input", content, asked.header))
+
+    def finish(self, asked: Asked, status: str = "ok") -> None:
+        extra: dict[str, object] = {"payload": [], "user_expressions": {}}
+        if status == "error":
+            extra = {"ename": "E", "evalue": "v", "traceback": ["E: v"]}
+            self.say("iopub", parts_of("error", extra, asked.header))
+        self.reply(asked, {"status": status, "execution_count": self.count, **extra})
+        self.status(asked, "idle")
+
+    async def execute(self, status: str = "ok") -> Asked:
+        asked = await self.asked()
+        self.begin(asked)
+        self.finish(asked, status)
+        return asked
+
+
+class InProcessKernel:
+    """A running router, its client and its guest."""
+
+    def __init__(self, folder: Path, supervisor: ScriptedSupervisor) -> None:
+        self.supervisor = supervisor
+        self.links: list[MemoryLink] = []
+        self.greeted = False
+        self.session = Session(key=b"a key of this test")
+        self.addresses = Addresses(
+            "ipc", str(folder / "k"), dict.fromkeys(("shell", "control", "stdin", "iopub", "hb"), 0)
+        )
+        self.heartbeat = Heartbeat(self.addresses)
+        self.sockets = Sockets(Wire(self.session), self.addresses)
+        self.machine = Machine(LeaseRequest(owner="test"), lambda: supervisor, self._connect)
+        self.router = Router(self.sockets, self.machine, Registry())
+
+    async def _connect(self, endpoint: object, *, key: bytes, epoch: int) -> MemoryLink:
+        self.links.append(MemoryLink())
+        return self.links[-1]
+
+    async def guest(self) -> ScriptedGuest:
+        """The guest of the newest VM, once it is connected."""
+        async with asyncio.timeout(TIMEOUT):
+            await self.machine.settled()
+        assert self.machine.error is None, self.machine.error
+        return ScriptedGuest(self.links[-1])
+
+    async def held(self, count: int) -> None:
+        """Return once that many requests are held back on the main shell."""
+        async with asyncio.timeout(TIMEOUT):
+            while len(self.router._lanes["shell"]._waiting if "shell" in self.router._lanes else ()) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    async def _subscribed(self, client: AsyncKernelClient) -> None:
+        """Return once iopub reaches the client: the host greets only the first, the others ask it something."""
+        if not self.greeted:
+            self.greeted = True
+            assert (await client.get_iopub_msg(timeout=TIMEOUT))["msg_type"] == "iopub_welcome"
+            return
+        async with asyncio.timeout(TIMEOUT):
+            while not await client.iopub_channel.msg_ready():
+                client.shell_channel.send(client.session.msg("connect_request", {}))
+                answer = await client.get_shell_msg(timeout=TIMEOUT)
+                asked = answer["parent_header"]["msg_id"]
+                await asyncio.sleep(0.01)
+        message = await client.get_iopub_msg(timeout=TIMEOUT)
+        while message["parent_header"].get("msg_id") != asked or message["content"]["execution_state"] != "idle":
+            message = await client.get_iopub_msg(timeout=TIMEOUT)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[AsyncKernelClient]:
+        client = AsyncKernelClient()
+        ports = {f"{name}_port": port for name, port in self.addresses.ports.items()}
+        client.load_connection_info(
+            {"transport": "ipc", "ip": self.addresses.ip, "key": self.session.key.decode(), **ports}
+        )
+        client.start_channels()
+        try:
+            await self._subscribed(client)
+            yield client
+        finally:
+            client.stop_channels()
+            client.context.term()
+
+
+@asynccontextmanager
+async def running(folder: Path, supervisor: ScriptedSupervisor | None = None) -> AsyncIterator[InProcessKernel]:
+    """A router in this process, ended by cancellation (or by the shutdown request that the test sends)."""
+    kernel = InProcessKernel(folder, supervisor or ScriptedSupervisor())
+    kernel.heartbeat.start()
+    task = asyncio.create_task(kernel.router.run())
+    try:
+        yield kernel
+    finally:
+        if not task.done():
+            kernel.router.stop()
+        await task
+        kernel.sockets.close()
+        kernel.heartbeat.stop()
+
+
+async def outputs(client: AsyncKernelClient, msg_id: str) -> list[dict[str, object]]:
+    """What iopub says about a request, to its `idle`."""
+    messages = []
+    while True:
+        message = await client.get_iopub_msg(timeout=TIMEOUT)
+        if message["parent_header"].get("msg_id") != msg_id:
+            continue
+        messages.append(message)
+        if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+            return messages
+
+
+def types(messages: list[dict[str, object]]) -> list[str]:
+    """The message types, with the state where it is a status."""
+    return [
+        m["content"]["execution_state"] if m["msg_type"] == "status" else m["msg_type"]  # type: ignore[index]
+        for m in messages
+    ]
