@@ -12,7 +12,8 @@ from agentvm_kernel.errors import HeartbeatError, LinkClosedError, LinkError, Pr
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.proof import HostHandshake
-from agentvm_kernel.link.session import Session, SessionStream
+from agentvm_kernel.link.session import Session
+from agentvm_kernel.link.stream import SessionStream
 
 # How long to wait for the answer to HELLO before it is repeated; each further wait is twice as long.
 _FIRST_REPEAT = 0.3

@@ -26,8 +26,9 @@ from agentvm_guest.loop import Loop
 from agentvm_guest.ports import Port, accept, listen_unix, listen_vsock, open_virtio_port
 from agentvm_guest.relay import SERVICES, Relay
 from agentvm_guest.system import RecordingSystem, System
+from agentvm_kernel.errors import ProtocolError
 from agentvm_kernel.link.limits import Limits
-from agentvm_kernel.link.session import SessionStream
+from agentvm_kernel.link.stream import SessionStream
 
 CONTROL_PORT = "agentvm.control"
 LINK_PORT = "agentvm.link"
@@ -47,7 +48,8 @@ class Agent:
     """
 
     def __init__(self, system: System, *, python: str, folder: Path, limits: Limits | None = None) -> None:
-        limits = limits or Limits()
+        # The host has proven itself: it may send as many pings as it likes.
+        limits = limits or Limits(idle_frames=1 << 62)
         self.loop = Loop()
         self.link = LinkServer(self.loop, self, limits)
         self.kernel = KernelProcess(
@@ -97,12 +99,15 @@ class Agent:
         if stream.ended:
             self._relay.detach(stream)
             stream.close()
+        elif stream.closed:
+            return
         elif stream.service == "agent":
             self._agent_stream = stream
             self._serve_agent(stream)
-        elif not stream.closed:
-            self._relay.attach(stream)
+        elif self._relay.attach(stream):
             self._relay.from_host(stream)
+        else:
+            stream.close()
 
     def produce(self) -> bool:
         """Send what ipykernel has."""
@@ -139,12 +144,17 @@ class Agent:
 
     def _then_pump(self, handler: Callable[[], None]) -> Callable[[], None]:
         def handle() -> None:
-            handler()
+            try:
+                handler()
+            except ProtocolError:
+                self.link.reset()
             self.link.pump()
 
         return handle
 
     def _on_death(self, death: Death) -> None:
+        # What it said last is still in its sockets.
+        self.link.pump()
         self._relay.disconnect()
         for reply in self._waiting:
             reply({"ok": False, "error": "ipykernel is dead"})

@@ -205,10 +205,14 @@ class KernelProcess:
             self._answer(number, {"ok": False, "error": reason})
 
     def _connect(self) -> None:
-        for service, port in _PORTS.items():
-            kind = "SUB" if service == "iopub" else "DEALER"
-            # Shell and stdin must share a routing id: an input_request goes to the asking shell's.
-            self.sockets[service] = ZmtpSocket(f"{self._folder}/kernel-{port}", kind, _IDENTITY, *self._bounds)
+        try:
+            for service, port in _PORTS.items():
+                kind = "SUB" if service == "iopub" else "DEALER"
+                # Shell and stdin must share a routing id: an input_request goes to the asking shell's.
+                self.sockets[service] = ZmtpSocket(f"{self._folder}/kernel-{port}", kind, _IDENTITY, *self._bounds)
+        except OSError:
+            self.kill()
+            return
         warm_up = WarmUp(self.sockets, self._on_warm)
 
         def handle() -> None:
@@ -234,15 +238,15 @@ class KernelProcess:
             return
         self._loop.remove(self._pidfd)
         os.close(self._pidfd)
-        for connection in self.sockets.values():
-            self._loop.remove(connection.fd)
-            connection.close()
-        self.sockets = {}
         oom = status == -signal.SIGKILL and self._system.killed_for_memory(self._process.pid)
         self.state = KernelState.DEAD
         self.death = Death(status if status >= 0 else None, -status if status < 0 else None, oom)
         self._close_helper("ipykernel is dead")
         self.on_death(self.death)
+        for connection in self.sockets.values():
+            self._loop.remove(connection.fd)
+            connection.close()
+        self.sockets = {}
 
 
 def _user_environment(account: Account, python: str) -> dict[str, str]:

@@ -11,7 +11,8 @@ from agentvm_guest.ports import Port, accept
 from agentvm_kernel.errors import ProofError, ProtocolError
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.proof import GuestHandshake
-from agentvm_kernel.link.session import Session, SessionStream
+from agentvm_kernel.link.session import Session
+from agentvm_kernel.link.stream import SessionStream
 
 _MAX_UNPROVEN = 8
 _PROOF_SECONDS = 5.0

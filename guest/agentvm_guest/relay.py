@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Callable
 
 from agentvm_guest.zmtp import OverLong, ZmtpError, ZmtpSocket
-from agentvm_kernel.link.session import SessionStream
+from agentvm_kernel.link.message import message_size
+from agentvm_kernel.link.stream import SessionStream
 
 DELIMITER = b"<IDS|MSG>"
 SERVICES = ("shell", "control", "stdin", "iopub")
@@ -34,19 +35,17 @@ def strip_frames(frames: list[bytes]) -> list[bytes] | None:
     return parts if len(parts) >= _MIN_PARTS else None
 
 
-def replace_over_long(message: OverLong, limit: int, *, iopub: bool) -> list[bytes] | None:
+def replace_over_long(message: OverLong, limit: int, *, iopub: bool) -> list[bytes]:
     """Return what is sent in place of a message that is longer than the link takes.
 
     On iopub that is a line on stderr under the same parent; on the other channels the same message with an error as its
-    content, because somebody waits for it. None when the message is not recognisable.
+    content, because somebody waits for it.
     """
-    try:
-        start = message.parts.index(DELIMITER) + 2
-    except ValueError:
-        return None
-    if len(message.parts) < start + 2:
-        return None
-    header, parent = message.parts[start : start + 2]
+    parts = message.parts
+    if DELIMITER in parts[:2]:
+        parts = parts[parts.index(DELIMITER) + 2 :]
+    # Header and parent are missing only where they themselves were over-long, which nobody can be waiting for.
+    header, parent = parts[:2] if len(parts) >= 2 else (json.dumps(make_header("error")).encode(), b"{}")
     text = f"A message of {message.size} bytes was left out: the limit is {limit} bytes.\n"
     if iopub:
         content: dict[str, object] = {"name": "stderr", "text": text}
@@ -114,14 +113,19 @@ class Bridge:
             if message is None:
                 self._readable = False
                 break
-            if isinstance(message, OverLong):
-                parts = replace_over_long(message, socket.max_message, iopub=self.service == "iopub")
-            else:
-                parts = strip_frames(message)
+            parts = message if isinstance(message, OverLong) else strip_frames(message)
             if parts is not None:
-                stream.send(parts)
+                stream.send(self._fit(parts, stream.max_message))
                 moved = True
         return moved
+
+    def _fit(self, parts: list[bytes] | OverLong, limit: int) -> list[bytes]:
+        if not isinstance(parts, OverLong):
+            size = message_size(parts)
+            if size <= limit:
+                return parts
+            parts = OverLong(size, parts[:2])
+        return replace_over_long(parts, limit, iopub=self.service == "iopub")
 
 
 class Relay:
@@ -147,12 +151,11 @@ class Relay:
             bridge.socket = None
 
     def attach(self, stream: SessionStream) -> bool:
-        """Take a stream that the host opened; False when its channel has one already."""
+        """Take a stream that the host opened; False when its channel has another already."""
         bridge = self._bridges[stream.service]
-        if bridge.stream is not None:
-            return False
-        bridge.stream = stream
-        return True
+        if bridge.stream is None:
+            bridge.stream = stream
+        return bridge.stream is stream
 
     def detach(self, stream: SessionStream | None = None) -> None:
         """Forget a stream, or all when the link ended."""
