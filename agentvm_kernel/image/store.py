@@ -238,8 +238,8 @@ class ImageStore:
     @contextmanager
     def _unfinished(self, shelf: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=shelf))
-        folder.chmod(self._folder_mode)
         try:
+            folder.chmod(self._folder_mode)
             yield folder
         finally:
             if folder.is_dir():
