@@ -308,7 +308,7 @@ class Link(asyncio.Protocol):
                 session.ping(secrets.token_bytes(8))
                 self.pump()
             elif now - self._ping_at > self._limits.silence:
-                self._fail(HeartbeatError(f"The guest agent has not answered for {now - self._ping_at:.0f} s."))
+                self._fail(HeartbeatError(f"The guest agent has not answered for {now - self._ping_at:.1f} s."))
                 return
         self._schedule_beat()
 
