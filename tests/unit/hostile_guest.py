@@ -4,8 +4,8 @@ On a Unix socket, in place of an honest agent; MODE is one of those below:
 
     python hostile_guest.py MODE --listen /path/link.sock --key HEX --epoch 1
 
-Inside a VM, as root: takes the link over from the running agent, which is stopped, in the middle of its session (only the
-modes that follow the proofs make sense then):
+Inside a VM, as root: takes the link over from the running agent, which is stopped, in the middle of its session. Only
+the modes that follow the proofs make sense then.
 
     python3 hostile_guest.py MODE --take-over PID
 
