@@ -33,6 +33,8 @@ _OPEN_SECONDS = 60.0
 _QEMU_CONF = """\
 stdio_handler = "file"
 dump_guest_core = 0
+"""
+_QEMU_CONF_OF_ROOT = """\
 user = "+0"
 group = "+0"
 """
@@ -117,8 +119,9 @@ class LibvirtConnection:
     def _prepare_root(root: Path) -> None:
         (root / "etc").mkdir(parents=True, exist_ok=True)
         # QEMU's own user (when root owns the supervisor) has to reach the monitor sockets below.
-        root.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        (root / "etc" / "qemu.conf").write_text(_QEMU_CONF)
+        is_root = os.geteuid() == 0
+        root.chmod(0o711 if is_root else 0o700)
+        (root / "etc" / "qemu.conf").write_text(_QEMU_CONF + (_QEMU_CONF_OF_ROOT if is_root else ""))
 
     async def call(self, function: Callable[..., _T], *arguments: object, start: bool = False) -> _T:
         """Run a blocking libvirt call in a thread.
