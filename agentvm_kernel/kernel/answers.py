@@ -105,7 +105,8 @@ class Answers:
             content = {"status": "error", **content}
             if request.is_execute:
                 content |= {"execution_count": self.execution_count, "user_expressions": {}, "payload": []}
-            self.reply(request, _EMPTY_REPLIES.get(request.message.msg_type, content))
+            metadata: dict[str, object] = {"agentvm": {"run": request.run}} if request.run else {}
+            self.reply(request, _EMPTY_REPLIES.get(request.message.msg_type, content), metadata=metadata)
         request.settle(replied=True)
         await self.idle(request)
 
