@@ -28,7 +28,7 @@ _TOTAL = re.compile(r"\d+ upgraded, (\d+) newly installed")
 _STEPS = ("Get:", "Unpacking ", "Setting up ")
 
 
-_ERRORS = ("E: ", "ERROR", "error: ", "mke2fs: ", "mount: ", "sh: ")
+_ERRORS = ("E: ", "ERROR", "error: ", "mke2fs: ", "mount: ", "sh: ", "unshare: ")
 
 
 class Meter:
@@ -106,7 +106,11 @@ def run(arguments: Sequence[str], *, log: Path, scratch: Path, inherit: Sequence
         ImageError: it failed; the last messages are in the error.
     """
     root = os.geteuid() == 0
-    command = ["setpriv", "--pdeathsig", "TERM", "mmdebstrap", f"--mode={'root' if root else 'unshare'}", *arguments]
+    command = ["setpriv", "--pdeathsig", "TERM"]
+    if root:
+        # What it mounts then disappears with it, however it ends; an ordinary user's mode does the same by itself.
+        command += ["unshare", "--mount"]
+    command += ["mmdebstrap", f"--mode={'root' if root else 'unshare'}", *arguments]
     environment = os.environ | {"PATH": _path(), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     environment["TMPDIR"] = str(scratch) if root else os.environ.get("TMPDIR", "/var/tmp")  # nosec B108
     errors: deque[str] = deque(maxlen=3)

@@ -115,13 +115,8 @@ class ImageStore:
 
     def images(self) -> list[Image]:
         """Return all complete images, the newest first."""
-        found: list[tuple[float, Image]] = []
-        for folder in self._images.glob("[0-9a-f]*"):
-            path = folder / MANIFEST
-            if path.is_file():
-                flavour = json.loads(path.read_bytes()).get("inputs", {}).get("flavour", {}).get("name", "")
-                found.append((folder.stat().st_mtime, Image(folder.name, flavour, folder)))
-        return [image for _, image in sorted(found, key=lambda pair: pair[0], reverse=True)]
+        found = [_read(folder) for folder in self._images.glob("[0-9a-f]*")]
+        return [image for _, image in sorted(filter(None, found), key=lambda pair: pair[0], reverse=True)]
 
     def find(self, flavour: str) -> Image | None:
         """Return the complete, up-to-date image of a flavour, if there is one.
@@ -170,9 +165,8 @@ class ImageStore:
             if len(found) != 1:
                 raise ImageError(f"{digest!r} names {len(found)} images.", "`agentvm image list` shows the digests.")
             _remove(found[0].folder)
-            used = {image.manifest()["layer"] for image in self.images()}
             for folder in self._layers.glob("[0-9a-f]*"):
-                if folder.name not in used:
+                if (folder / layer.ROOTFS).stat().st_nlink == 1:
                     _remove(folder)
 
     def _build(self, flavour: Flavour, progress: Progress) -> Image:
@@ -262,6 +256,20 @@ class ImageStore:
         folder.rename(target)
         _sync(target.parent)
         return target
+
+
+def _read(folder: Path) -> tuple[float, Image] | None:
+    """Return an image and its age; of a broken one, which can still be removed, the flavour is unknown."""
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        changed = folder.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    try:
+        flavour = str(json.loads(content)["inputs"]["flavour"]["name"])
+    except (ValueError, KeyError, TypeError):
+        flavour = ""
+    return changed, Image(folder.name, flavour, folder)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -261,6 +261,37 @@ def test_a_changed_manifest_is_not_trusted(store: ImageStore) -> None:
         store.find("minimal")
 
 
+def test_a_broken_image_is_listed_to_be_removed_and_does_not_stop_a_build(store: ImageStore) -> None:
+    image = store.build("minimal", quiet)
+    path = image.folder / "manifest.json"
+    path.chmod(0o644)
+    path.write_text("{")
+    assert store.find("minimal") is None
+    assert [(found.digest, found.flavour) for found in store.images()] == [(image.digest, "")]
+    store.remove(image.digest)
+    assert store.build("minimal", quiet) == image
+
+
+def test_everything_is_on_disk_before_it_gets_its_name(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[int] = set()
+    published: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def check(folder: Path, target: Path) -> Path:
+        assert {path.stat().st_ino for path in (folder, *folder.iterdir())} <= synced
+        published.append(target.parent.name)
+        return rename(folder, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(Path, "rename", check)
+    store.build("minimal", quiet)
+    assert published == ["layers", "images"]
+
+
 def test_an_image_that_vanished_is_an_image_error(store: ImageStore) -> None:
     image = store.build("minimal", quiet)
     store.remove(image.digest)
