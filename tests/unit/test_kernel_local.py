@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
@@ -15,21 +10,10 @@ pytest.register_assert_rewrite("kernel_behaviour")
 
 from kernel_behaviour import *  # noqa: E402, F403
 from kernel_client import Notebook, notebook  # noqa: E402
+from kernel_fixtures import kernel_environment  # noqa: E402, F401
 
 
 @pytest.fixture(scope="module")
-def kernel_environment() -> Iterator[Mapping[str, str]]:
-    with tempfile.TemporaryDirectory(prefix="avm-") as folder:
-        environment = {"AGENTVM_STATE_DIR": folder, "AGENTVM_IMAGE": "minimal"}
-        command = [sys.executable, str(Path(__file__).parent / "fake_supervisor.py")]
-        with subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE) as supervisor:
-            assert supervisor.stdout
-            assert supervisor.stdout.read(1) == b"1"
-            yield environment
-            supervisor.terminate()
-
-
-@pytest.fixture(scope="module")
-def nb(kernel_environment: Mapping[str, str]) -> Iterator[Notebook]:
+def nb(kernel_environment: Mapping[str, str]) -> Iterator[Notebook]:  # noqa: F811
     with notebook(kernel_environment) as running:
         yield running
