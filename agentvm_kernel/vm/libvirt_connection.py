@@ -77,6 +77,10 @@ def qemu_owner(uri: str) -> tuple[int, int] | None:
     return (os.geteuid(), os.getegid()) if "system" in uri else None
 
 
+class DomainGoneError(HypervisorError):
+    """The domain ended before it could be asked."""
+
+
 class LibvirtConnection:
     """One open connection.
 
@@ -132,13 +136,16 @@ class LibvirtConnection:
             start: It starts a domain: those go one at a time.
 
         Raises:
+            DomainGoneError: libvirt does not know the domain any more.
             HypervisorError: libvirt raised; the message is libvirt's.
         """
         executor = self._starter if start else self._workers
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, partial(function, *arguments))
         except libvirt.libvirtError as error:
-            raise HypervisorError(error.get_error_message() or str(error)) from error
+            is_gone = error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN
+            kind = DomainGoneError if is_gone else HypervisorError
+            raise kind(error.get_error_message() or str(error)) from error
 
     async def close(self) -> None:
         """Disconnect."""

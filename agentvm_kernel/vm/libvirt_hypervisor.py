@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import libvirt
@@ -14,7 +15,7 @@ import libvirt_qemu
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.vm.domain import domain_xml
 from agentvm_kernel.vm.hypervisor import Hypervisor
-from agentvm_kernel.vm.libvirt_connection import EMBED, LibvirtConnection, qemu_owner
+from agentvm_kernel.vm.libvirt_connection import EMBED, DomainGoneError, LibvirtConnection, qemu_owner
 from agentvm_kernel.vm.libvirt_machine import LibvirtMachine
 from agentvm_kernel.vm.reaper import Reaper, become_subreaper, describe_status
 from agentvm_kernel.vm.spec import DomainSpec
@@ -110,7 +111,8 @@ class LibvirtHypervisor(Hypervisor):
         for domain in await self._connection.call(self._connection.handle.listAllDomains):
             name = domain.name()
             if name.startswith(self._prefix) and name not in self._machines:
-                await self._connection.call(domain.destroy)
+                with suppress(DomainGoneError):
+                    await self._connection.call(domain.destroy)
                 ended.append(name)
         return ended
 
@@ -152,12 +154,11 @@ def _dotted(version: int) -> str:
 
 def _pid_by_guest_name(name: str) -> int:
     wanted = re.compile(rb"\0-name\0guest=" + re.escape(name).encode() + rb"(,|\0)")
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                cmdline = Path(entry.path, "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-            if wanted.search(cmdline):
-                return int(entry.name)
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            cmdline = (entry / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if wanted.search(cmdline):
+            return int(entry.name)
     raise HypervisorError(f"The QEMU process of {name} is gone.", "See `agentvm doctor` and QEMU's log.")

@@ -17,7 +17,7 @@ import libvirt_qemu
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.link.endpoint import VsockEndpoint
 from agentvm_kernel.vm.hypervisor import Machine
-from agentvm_kernel.vm.libvirt_connection import LibvirtConnection
+from agentvm_kernel.vm.libvirt_connection import DomainGoneError, LibvirtConnection
 from agentvm_kernel.vm.spec import VSOCK_PORT, DomainSpec, Transport
 
 _LOAD_SECONDS = 60.0
@@ -124,7 +124,8 @@ class LibvirtMachine(Machine):
             async with asyncio.timeout(_END_SECONDS):
                 await asyncio.shield(self.ended)
         except TimeoutError:
-            await self._connection.call(self._domain.destroy)
+            with suppress(DomainGoneError):
+                await self._connection.call(self._domain.destroy)
 
     def on_stopped(self, reason: str) -> None:
         """Take note that libvirt has seen it go; called by the hypervisor in the event loop's thread."""
