@@ -63,7 +63,7 @@ def vm_paths() -> Iterator[Paths]:
     except SupervisorError as error:
         assert "not running" in str(error)  # noqa: PT017 - an idle supervisor has left by itself
     assert qemus(paths.tag) == []
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, )
 
 
 async def shut_down(paths: Paths) -> None:

@@ -1,0 +1,135 @@
+"""A cell can break its world in every way: a clear message names it, a restart works, the host keeps nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from conftest import qemus
+from kernel_client import Cell, Notebook, notebook, wait_until
+
+from agentvm_kernel.config import Paths
+
+pytestmark = pytest.mark.timeout(300)
+
+KILL_RELAY = """
+import subprocess
+pids = subprocess.run("pgrep -f agentvm_guest/agent.py", shell=True, capture_output=True, text=True).stdout.split()
+subprocess.run(["sudo", "kill", "-9", *pids])
+import time
+time.sleep(60)
+"""
+PANIC = "import subprocess, time\nsubprocess.run('echo c | sudo tee /proc/sysrq-trigger', shell=True)\ntime.sleep(60)"
+POWER_OFF = "import subprocess, time\nsubprocess.run(['sudo', 'poweroff', '-f'])\ntime.sleep(60)"
+EAT_MEMORY = "hog = []\nwhile True:\n    hog.append(bytearray(16 << 20))"
+FILL_DISK = """
+with open("/home/agent/fill", "wb") as file:
+    while True:
+        file.write(b"x" * (16 << 20))
+"""
+
+
+@pytest.fixture(scope="module")
+def nb(vm_environment: Mapping[str, str]) -> Iterator[Notebook]:
+    with notebook(vm_environment) as running:
+        yield running
+
+
+def vm_of(cell: Cell) -> str:
+    return str(cell.metadata["agentvm"]["vm"])
+
+
+def error_text(cell: Cell) -> str:
+    assert cell.status == "error"
+    assert len(cell.errors) == 1
+    return f"{cell.reply['ename']}: {cell.reply['evalue']}"
+
+
+def assert_gone(paths: Paths, vm: str) -> None:
+    """The host keeps no process and no file of a VM."""
+    wait_until(lambda: not qemus(f"{paths.tag}-{vm}"), f"the QEMU of {vm} is gone")
+    wait_until(lambda: not (paths.runtime / "vm" / vm).exists(), f"the folder of {vm} is gone")
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        pytest.param("import os\nos._exit(1)", ["1"], id="exit"),
+        pytest.param(KILL_RELAY, ["agent", "9"], id="relay-killed"),
+        pytest.param(POWER_OFF, ["powered itself off"], id="power-off"),
+        pytest.param(PANIC, ["panic"], id="kernel-panic"),
+        pytest.param(EAT_MEMORY, ["memory"], id="memory"),
+    ],
+)
+def test_the_end_is_named_and_a_restart_gives_a_working_vm(
+    nb: Notebook, vm_paths: Paths, code: str, named: list[str]
+) -> None:
+    before = nb.run("marker = 1")
+    assert before.status == "ok", before.reply
+    vm = vm_of(before)
+    broken = nb.run(code)
+    text = error_text(broken)
+    for word in named:
+        assert word in text, text
+    later = nb.run("1")
+    assert "restart" in error_text(later).lower()
+    assert nb.run("%vm restart").status == "ok"
+    fresh = nb.run("'marker' in globals(), 6 * 7")
+    assert fresh.result == "(False, 42)"
+    assert vm_of(fresh) != vm
+    assert_gone(vm_paths, vm)
+
+
+def test_a_full_disk_is_an_error_in_the_cell_and_the_notebook_goes_on(nb: Notebook) -> None:
+    full = nb.run(FILL_DISK)
+    assert "No space left" in error_text(full)
+    assert nb.run("6 * 7").result == "42"
+    assert nb.run("import os; os.remove('/home/agent/fill'); open('x', 'w').write('y')").status == "ok"
+
+
+def test_a_kernel_restart_by_jupyter_gives_a_fresh_vm_and_ends_the_old(nb: Notebook, vm_paths: Paths) -> None:
+    vm = vm_of(nb.run("marker = 2"))
+    nb.manager.restart_kernel()
+    nb.client.wait_for_ready(timeout=60)
+    fresh = nb.run("'marker' in globals()")
+    assert fresh.result == "False"
+    assert vm_of(fresh) != vm
+    assert_gone(vm_paths, vm)
+
+
+def test_a_killed_kernel_process_leaves_no_vm(vm_environment: Mapping[str, str], vm_paths: Paths) -> None:
+    with notebook(vm_environment) as running:
+        vm = vm_of(running.run("1"))
+        os.kill(running.pid, 9)
+        assert_gone(vm_paths, vm)
+
+
+def test_a_killed_supervisor_is_replaced_and_what_it_left_is_ended(
+    vm_environment: Mapping[str, str], vm_paths: Paths
+) -> None:
+    with notebook(vm_environment) as running:
+        vm = vm_of(running.run("1"))
+        old = set(qemus(vm_paths.tag))
+        assert old
+        os.kill(supervisor_pid(vm_paths), 9)
+        wait_until(lambda: running.run("1").status == "error", "the notebook says so")
+        restarted = running.run("%vm restart")
+        assert restarted.status == "ok", restarted.reply
+        assert running.run("6 * 7").result == "42"
+        assert_gone(vm_paths, vm)
+        assert old.isdisjoint(qemus(vm_paths.tag))
+        assert "left behind" in (vm_paths.state / "audit.jsonl").read_text()
+
+
+def supervisor_pid(paths: Paths) -> int:
+    wanted = f"AGENTVM_STATE_DIR={paths.state}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes()
+            if b"agentvm_kernel.supervisor" in command and wanted in (entry / "environ").read_bytes().split(b"\0"):
+                return int(entry.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    raise AssertionError("no supervisor runs")
