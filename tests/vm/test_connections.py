@@ -1,0 +1,136 @@
+"""The VM layer over libvirt's embedded driver, its session and its system daemon, as root and as an ordinary user."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentvm_kernel.config import Paths
+
+SCRIPT = Path(__file__).with_name("clone_script.py")
+SYSTEM_SOCKET = Path("/run/libvirt/libvirt-sock")
+USER = "nobody"
+SECONDS = 400
+
+pytestmark = pytest.mark.timeout(SECONDS + 60)
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user's VMs can only be tried by root")
+
+
+def run_script(uri: str, folder: Path, user: str | None = None) -> dict[str, object]:
+    """Run the script as a user and return what it saw."""
+    python = Path(sys.executable)
+    if user is None:
+        cache, prefix, environment = Paths.of_user().cache, [], dict(os.environ)
+    else:
+        entry = pwd.getpwnam(user)
+        cache = folder / "cache"
+        cache.mkdir()
+        # Images are readable by all; golden snapshots are this user's own.
+        (cache / "images").symlink_to(Paths.of_user().cache / "images")
+        for path in (folder, cache):
+            os.chown(path, entry.pw_uid, entry.pw_gid)
+        prefix = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups"]
+        python, extra = readable_python()
+        environment = {"HOME": str(folder), "PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(folder), **extra}
+    command = [*prefix, str(python), str(SCRIPT), uri, str(folder), str(cache)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def readable_python() -> tuple[Path, dict[str, str]]:
+    """Return a Python with our packages that another user can run, and the environment that it needs."""
+    packages = Path(sysconfig.get_path("purelib"))
+    if not is_open_to_all(packages) or not is_open_to_all(SCRIPT):
+        pytest.skip(f"{packages} lies in a folder that other users may not enter")
+    if is_open_to_all(Path(sys.executable).resolve()):
+        return Path(sys.executable), {}
+    system = Path(f"/usr/bin/python3.{sys.version_info.minor}")
+    if not system.exists():
+        pytest.skip(f"{sys.executable} is closed to other users, and there is no {system}")
+    return system, {"PYTHONPATH": f"{packages}:{SCRIPT.parents[2]}"}
+
+
+def is_open_to_all(path: Path) -> bool:
+    return all(parent.stat().st_mode & 0o001 for parent in path.parents)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="avm-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def system_daemon() -> Iterator[None]:
+    """Libvirt's system daemon: the host's own if it runs, else one that ends with the tests."""
+    if SYSTEM_SOCKET.exists():
+        yield
+        return
+    if shutil.which("libvirtd") is None or os.geteuid() != 0:
+        pytest.skip("no libvirtd runs and only root could start one")
+    processes = [start_daemon("virtlogd"), start_daemon("libvirtd")]
+    wait_for_socket()
+    yield
+    for process in reversed(processes):
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def start_daemon(name: str) -> subprocess.Popen[bytes]:
+    path = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
+    assert path is not None
+    return subprocess.Popen([path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_socket() -> None:
+    command = ["virsh", "-c", "qemu:///system", "version"]
+    for _ in range(100):
+        if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0:
+            return
+    raise AssertionError("libvirtd does not answer")
+
+
+def check(seen: dict[str, object], uid: int) -> None:
+    assert seen["left"] == []
+    first, second = seen["vms"]
+    for vm in (first, second):
+        assert vm["link"] is True
+        assert vm["uid"] == uid
+        assert vm["seccomp"] == 2, "QEMU's seccomp sandbox is off"
+    assert first["facts"]["hostname"] == "vm-a"
+    assert second["facts"]["hostname"] == "vm-b"
+
+
+def test_embedded_as_this_user(folder: Path) -> None:
+    root = os.geteuid() == 0
+    check(run_script("embed", folder), pwd.getpwnam("libvirt-qemu").pw_uid if root else os.geteuid())
+
+
+@needs_root
+def test_embedded_as_an_ordinary_user(folder: Path) -> None:
+    check(run_script("embed", folder, USER), pwd.getpwnam(USER).pw_uid)
+
+
+@needs_root
+def test_session_daemon_as_an_ordinary_user(folder: Path) -> None:
+    check(run_script("qemu:///session", folder, USER), pwd.getpwnam(USER).pw_uid)
+
+
+@needs_root
+def test_system_daemon_as_root(folder: Path, system_daemon: None) -> None:
+    check(run_script("qemu:///system", folder), pwd.getpwnam("libvirt-qemu").pw_uid)
