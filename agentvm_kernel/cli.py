@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import subprocess  # nosec B404 - runs the project's own package script
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +19,7 @@ from rich.table import Table
 from agentvm_kernel import __version__
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.host import install_packages
 from agentvm_kernel.supervisor.client import SupervisorClient
 
 app = typer.Typer(help="Run every notebook in a virtual machine of its own.", no_args_is_help=True)
@@ -57,9 +56,7 @@ def version() -> None:
 @app.command()
 def setup() -> None:
     """Install the system packages that are missing (asks for root through sudo where it must)."""
-    with resources.as_file(resources.files("agentvm_kernel.host") / "packages.sh") as script:
-        status = subprocess.run(["/bin/sh", str(script)], check=False).returncode  # nosec B603
-    raise typer.Exit(status)
+    install_packages()
 
 
 @app.command()
