@@ -162,18 +162,19 @@ class Sockets:
     async def _publish(self, frames: list[bytes]) -> None:
         """Publish now, or as soon as the slowest client has room.
 
-        libzmq never reports that an XPUB became writable, hence the retries.
+        libzmq never reports that an XPUB became writable, hence the retries. A client that was given up on for large
+        frames is not waited for again until it has taken some.
         """
         size = sum(len(frame) for frame in frames if len(frame) >= _TRACKED)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         while not self._try(frames, size):
-            if self._impatient or loop.time() > deadline:
-                self._impatient = True
+            if (size and self._impatient) or loop.time() > deadline:
+                self._impatient |= bool(size)
                 self._drop(frames, size)
                 return
             await asyncio.sleep(_RETRY)
-        self._impatient = False
+        self._impatient &= not size
 
     def _try(self, frames: list[bytes], size: int) -> bool:
         if size:
@@ -190,7 +191,11 @@ class Sockets:
         return True
 
     def _drop(self, frames: list[bytes], size: int) -> None:
-        """Send what is small to the clients that still read; the others lose it."""
+        """Send what is small to the clients that still read; the others lose it.
+
+        Once it dropped for a client, libzmq passes that client over, without an error, until it has read a good part
+        of its queue.
+        """
         self.dropped += 1
         if size:
             log.warning("a client does not read: an output of %d bytes was dropped", size)
