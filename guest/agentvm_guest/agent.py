@@ -33,7 +33,7 @@ from agentvm_kernel.link.stream import SessionStream
 CONTROL_PORT = "agentvm.control"
 LINK_PORT = "agentvm.link"
 KERNEL_PYTHON = "/opt/agentvm/venv/bin/python"
-_RESEED_SECONDS = 5.0
+_CONFIRM_SECONDS = 5.0
 _REFUSAL_PAUSE = 1.0
 
 
@@ -44,10 +44,19 @@ class Agent:
         system: The privileged operations.
         python: The user's Python.
         folder: Where ipykernel's sockets lie.
+        confirm_seconds: How long ipykernel may take to renew its generators.
         limits: Bounds of the link.
     """
 
-    def __init__(self, system: System, *, python: str, folder: Path, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        system: System,
+        *,
+        python: str,
+        folder: Path,
+        confirm_seconds: float = _CONFIRM_SECONDS,
+        limits: Limits | None = None,
+    ) -> None:
         # The host has proven itself: it may send as many pings as it likes.
         limits = limits or Limits(idle_frames=1 << 62)
         self.loop = Loop()
@@ -61,6 +70,7 @@ class Agent:
             max_parts=limits.max_parts - 8,
         )
         self._system = system
+        self._confirm_seconds = confirm_seconds
         self._relay = Relay(self._on_broken)
         self._control: ControlPort | None = None
         self._agent_stream: SessionStream | None = None
@@ -212,7 +222,7 @@ class Agent:
         self._system.set_clock(identity.time_ns)
         self._system.add_entropy(identity.derive("kernel"))
         self._system.set_names(identity.hostname, identity.machine_id)
-        self.kernel.reseed(identity.derive("ipykernel"), _RESEED_SECONDS, self._confirm(identity, reply))
+        self.kernel.reseed(identity.derive("ipykernel"), self._confirm_seconds, self._confirm(identity, reply))
 
     def _confirm(self, identity: Identity, reply: Reply) -> Reply:
         def done(answer: dict[str, object]) -> None:
@@ -287,6 +297,7 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=4011, help="the vsock port")
     parser.add_argument("--python", default=KERNEL_PYTHON, help="the Python that runs ipykernel")
     parser.add_argument("--folder", type=Path, default=Path("/run/agentvm/kernel"), help="where its sockets lie")
+    parser.add_argument("--confirm-seconds", type=float, default=_CONFIRM_SECONDS)
     parser.add_argument("--unprivileged", type=Path, help="for tests: sockets in this folder, nothing privileged")
     return parser.parse_args(arguments)
 
@@ -295,7 +306,7 @@ def main(arguments: list[str]) -> None:
     """Run the agent."""
     options = _parse_arguments(arguments)
     system = RecordingSystem() if options.unprivileged else System()
-    agent = Agent(system, python=options.python, folder=options.folder)
+    agent = Agent(system, python=options.python, folder=options.folder, confirm_seconds=options.confirm_seconds)
     if options.unprivileged:
         listener = listen_unix(str(options.unprivileged / "control.sock"))
 

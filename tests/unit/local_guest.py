@@ -80,7 +80,9 @@ def identity_fields(key: bytes, epoch: int) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def local_guest(*, python: str = sys.executable, identify: bool = True) -> AsyncIterator[LocalGuest]:
+async def local_guest(
+    *arguments: str, python: str = sys.executable, identify: bool = True
+) -> AsyncIterator[LocalGuest]:
     with tempfile.TemporaryDirectory(prefix="agentvm-") as name:
         folder = Path(name)
         process = await asyncio.create_subprocess_exec(
@@ -93,7 +95,8 @@ async def local_guest(*, python: str = sys.executable, identify: bool = True) ->
             python,
             "--folder",
             str(folder / "kernel"),
-            env={**os.environ, "IPYTHONDIR": str(folder / "ipython"), "HOME": name},
+            *arguments,
+            env=_environment(folder),
         )
         try:
             async with _connected(folder, process) as guest:
@@ -105,6 +108,13 @@ async def local_guest(*, python: str = sys.executable, identify: bool = True) ->
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
             await process.wait()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    environment = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "HOME": str(folder)}
+    # With it ipykernel leaves the process's own stdout alone.
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    return environment
 
 
 @asynccontextmanager
