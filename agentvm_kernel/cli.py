@@ -158,9 +158,13 @@ def quickstart(
     notebook: Annotated[Path, typer.Argument(help="The notebook to run.")] = Path("notebooks/quickstart.ipynb"),
 ) -> None:
     """Run the quickstart notebook in a VM and print its outputs."""
-    from agentvm_kernel.quickstart import run_notebook  # noqa: PLC0415 - loads nbclient, an optional dependency
+    from agentvm_kernel.quickstart import prepare, run_notebook  # noqa: PLC0415 - loads nbclient, which is optional
 
-    raise typer.Exit(run_notebook(notebook, Paths.of_user().state / "notebooks", _out))
+    paths = Paths.of_user()
+    with _progress() as show:
+        show("starting the supervisor", None)
+        asyncio.run(prepare(paths, show))
+    raise typer.Exit(run_notebook(notebook, paths.state / "notebooks", _out))
 
 
 @contextmanager

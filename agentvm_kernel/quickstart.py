@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,36 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
 
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.config import Paths
+from agentvm_kernel.errors import AgentVMError, VMError
+from agentvm_kernel.supervisor.client import SupervisorClient
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
 
 KERNEL = "agentvm"
 _CELL_SECONDS = 600
-# The first cell may have to wait for an image to be built.
 _STARTUP_SECONDS = 120
 _MAX_TEXT = 4000
+
+
+async def prepare(paths: Paths, show: Callable[[str, float | None], None]) -> None:
+    """Lease a VM once, so that whatever has to be built first is built now and seen.
+
+    Args:
+        paths: The user's folders.
+        show: Called with each stage and, where it is known, the share of it that is done.
+
+    Raises:
+        AgentVMError: no VM can be had.
+    """
+    async with SupervisorClient(paths) as client, client.lease(LeaseRequest(owner="quickstart")) as lease:
+        async for event in lease:
+            match event:
+                case Progress():
+                    show(event.stage, event.done)
+                case Granted():
+                    return
+                case Ended():
+                    raise VMError(event.reason, event.hint)
 
 
 def run_notebook(notebook: Path, results: Path, console: Console) -> int:
@@ -50,7 +73,7 @@ def run_notebook(notebook: Path, results: Path, console: Console) -> int:
         node, kernel_name=KERNEL, timeout=_CELL_SECONDS, startup_timeout=_STARTUP_SECONDS, on_cell_executed=show,
         resources={"metadata": {"path": str(notebook.parent)}},
     )  # fmt: skip
-    console.print(f"Running {notebook} in a virtual machine (an image is built first if there is none) …")
+    console.print(f"Running {notebook} in a virtual machine …", highlight=False)
     try:
         client.execute()
     except (CellExecutionError, DeadKernelError) as error:
