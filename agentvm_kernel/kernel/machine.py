@@ -223,6 +223,7 @@ class Machine:
         self.state, self.error, self.stage, self.done = State.STARTING, None, "asking for a virtual machine", None
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="machine")
+        self._task.add_done_callback(self._crashed)
 
     async def settled(self) -> None:
         """Wait until the machine is not starting any more."""
@@ -251,6 +252,14 @@ class Machine:
             await self._end(error)
         except OSError as error:
             await self._end(SupervisorError(f"The VM could not be had: {error}"))
+
+    def _crashed(self, task: asyncio.Task[None]) -> None:
+        """Let nobody wait for a machine whose task failed on something that was not foreseen."""
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
+            log.error("the VM's keeper failed", exc_info=failure)
+            error = VMEndedError(f"The kernel process could not keep its VM ({type(failure).__name__}: {failure}).")
+            self._task = asyncio.create_task(self._end(error), name="machine")
 
     async def _live(self) -> None:
         async with self._supervisor() as supervisor, supervisor.lease(self._request) as lease:

@@ -315,3 +315,12 @@ async def test_an_unforeseen_failure_on_a_message_ends_the_vm_with_an_error(
             await side.broken()
         monkeypatch.undo()
         assert "could not be handled (ZeroDivisionError)" in await error_of(client, msg_id)
+
+
+async def test_an_unforeseen_failure_while_the_vm_comes_is_an_error_of_the_cell(tmp_path: Path) -> None:
+    supervisor = ScriptedSupervisor(grant=False)
+    async with running(tmp_path, supervisor) as kernel, kernel.client() as client:
+        await supervisor.leased.wait()
+        msg_id = client.execute("x")
+        supervisor.leases[0].events.put_nowait(ZeroDivisionError("never thought of"))
+        assert "ZeroDivisionError: never thought of" in await error_of(client, msg_id)
