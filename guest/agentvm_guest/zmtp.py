@@ -118,6 +118,8 @@ class ZmtpReader:
         if available < 2:
             return False
         flags = data[position]
+        if flags > _MORE | _LONG | _COMMAND:
+            raise ZmtpError(f"frame flags {flags:#04x}")
         if flags & _LONG:
             if available < 9:
                 return False
@@ -126,8 +128,8 @@ class ZmtpReader:
         else:
             size = data[position + 1]
             start = position + 2
-        if flags > 7 or (flags & _COMMAND and size > _MAX_COMMAND):
-            raise ZmtpError(f"frame flags {flags:#04x} with size {size}")
+        if flags & _COMMAND and size > _MAX_COMMAND:
+            raise ZmtpError(f"frame flags {flags:#04x} of a command of {size} bytes")
         self._flags = flags
         end = start + size
         if not flags & _COMMAND:
