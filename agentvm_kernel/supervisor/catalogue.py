@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agentvm_kernel.config import Profile
@@ -18,6 +20,8 @@ from agentvm_kernel.vm.snapshot import Snapshot
 from agentvm_kernel.vm.spec import Hardware, Transport
 
 _log = logging.getLogger(__name__)
+
+_LOCK_SECONDS = 0.1
 
 OnProgress = Callable[[Progress], None]
 
@@ -100,10 +104,11 @@ class Catalogue:
         if snapshot := Snapshot.load(folder):
             return snapshot
         self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-        return await make_golden(
-            self._hypervisor, source, hardware, folder, self._hypervisor.domain_name(f"golden-{name[:12]}"),
-            lambda stage: report(stage, None),
-        )  # fmt: skip
+        async with _only_one(self._folder.with_suffix(".lock")):
+            return Snapshot.load(folder) or await make_golden(
+                self._hypervisor, source, hardware, folder, self._hypervisor.domain_name(f"golden-{name[:12]}"),
+                lambda stage: report(stage, None),
+            )  # fmt: skip
 
     async def _image(self, flavour: str, report: Callable[[str, float | None], None]) -> Image:
         if image := await asyncio.to_thread(self._images.find, flavour):
@@ -114,6 +119,23 @@ class Catalogue:
             loop.call_soon_threadsafe(report, stage, done)
 
         return await asyncio.to_thread(self._images.build, flavour, from_thread)
+
+
+@asynccontextmanager
+async def _only_one(path: Path) -> AsyncIterator[None]:
+    """Hold a file lock: supervisors with other state folders may share the cache and want the same snapshot.
+
+    By asking again and again, since a thread that waits in flock cannot be cancelled.
+    """
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(_LOCK_SECONDS)
+            else:
+                break
+        yield
 
 
 def remove_snapshots_of(cache: Path, image_digest: str) -> list[str]:
