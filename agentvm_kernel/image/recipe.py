@@ -78,6 +78,11 @@ class Sources:
             yield f"agentvm_kernel/{name}", self.package / name
         yield from _files(self.package / "link", "agentvm_kernel/link")
 
+    def stamp(self) -> tuple[object, ...]:
+        """Return something that changes whenever a file does, without reading the files."""
+        files = (path.stat() for _, path in (*self.recipe_files(), *self.guest_code()))
+        return tuple((file.st_ino, file.st_mtime_ns, file.st_size) for file in files)
+
     def flavours(self) -> dict[str, Flavour]:
         """Read the recipe.
 

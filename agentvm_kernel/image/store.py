@@ -95,6 +95,7 @@ class ImageStore:
         self._layers = cache / "layers"
         self._sources = sources or Sources.installed()
         self._build_layer = build_layer
+        self._found: dict[str, tuple[object, Image]] = {}
         # As root, QEMU runs under a user of its own, which must be able to read.
         self._folder_mode, self._file_mode = (0o755, 0o444) if os.geteuid() == 0 else (0o700, 0o400)
 
@@ -121,12 +122,19 @@ class ImageStore:
     def find(self, flavour: str) -> Image | None:
         """Return the complete, up-to-date image of a flavour, if there is one.
 
+        Every acquire of a VM asks this: as long as no file has changed, the last answer is given again.
+
         Raises:
             ImageError: there is no such flavour, or the image was changed.
         """
+        stamp = (self._sources.stamp(), self._images.stat().st_mtime_ns if self._images.exists() else 0)
+        known = self._found.get(flavour)
+        if known is not None and known[0] == stamp:
+            return known[1]
         wanted = self.digest(flavour)
         for image in self.images():
             if image.flavour == flavour and digest(image.manifest()["inputs"]) == wanted:
+                self._found[flavour] = (stamp, image)
                 return image
         return None
 
