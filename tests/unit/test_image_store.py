@@ -92,6 +92,19 @@ def test_new_guest_code_makes_a_new_image_over_the_same_layer(store: ImageStore,
     assert set(store.images()) == {old, new}
 
 
+def test_what_was_found_once_is_looked_for_again_after_a_change(store: ImageStore, tmp_path: Path) -> None:
+    image = store.build("minimal", quiet)
+    assert store.find("minimal") == image
+    module = tmp_path / "guest" / "agentvm_guest" / "agent.py"
+    code = module.read_text()
+    module.write_text(code + "# changed\n")
+    assert store.find("minimal") is None
+    module.write_text(code)
+    assert store.find("minimal") == image
+    store.remove(image.digest)
+    assert store.find("minimal") is None
+
+
 def test_without_hard_links_the_files_are_copied(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object) -> None:
         raise PermissionError("no hard links here")
