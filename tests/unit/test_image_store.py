@@ -95,7 +95,7 @@ def test_new_guest_code_makes_a_new_image_over_the_same_layer(store: ImageStore,
 def test_what_was_found_once_is_looked_for_again_after_a_change(store: ImageStore, tmp_path: Path) -> None:
     image = store.build("minimal", quiet)
     assert store.find("minimal") == image
-    module = tmp_path / "guest" / "agentvm_guest" / "agent.py"
+    module = tmp_path / "guest" / "agentvm_guest" / "init.py"
     code = module.read_text()
     module.write_text(code + "# changed\n")
     assert store.find("minimal") is None
