@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from agentvm_kernel import __version__
+from agentvm_kernel.bench import Benchmark
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.host import install_packages
@@ -25,8 +26,6 @@ from agentvm_kernel.supervisor.client import SupervisorClient
 app = typer.Typer(help="Run every notebook in a virtual machine of its own.", no_args_is_help=True)
 image_app = typer.Typer(help="Guest images: build, list, remove.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
-bench_app = typer.Typer(help="Benchmarks, each beside its baseline in the same run.", no_args_is_help=True)
-app.add_typer(bench_app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Flavour = Annotated[str, typer.Argument(help="minimal or standard.")]
@@ -165,6 +164,25 @@ def quickstart(
         show("starting the supervisor", None)
         asyncio.run(prepare(paths, show))
     raise typer.Exit(run_notebook(notebook, paths.state / "notebooks", _out))
+
+
+@app.command()
+def bench(
+    name: Annotated[Benchmark | None, typer.Argument(help="Which one; all of them by default.")] = None,
+    as_json: Json = False,
+    image: Annotated[str, typer.Option(help="Flavour of the image.")] = "minimal",
+    profile: Annotated[str, typer.Option(help="The VM's profile; `bench` is 1 vCPU and 512 MiB.")] = "bench",
+    repeat: Annotated[int, typer.Option(min=0, help="Number of samples; 0 for the usual one.")] = 0,
+) -> None:
+    """Run benchmarks, each beside its baseline in the same run."""
+    from agentvm_kernel.bench import bed, run, show  # noqa: PLC0415 - loads libvirt and Jupyter's client
+
+    with _progress() as say:
+        result = run.run(name, bed.Wanted(image, profile, repeat), say)
+    if as_json:
+        print(show.as_json(result))
+    else:
+        _out.print(show.as_table(result))
 
 
 @contextmanager

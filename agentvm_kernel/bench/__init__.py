@@ -1,1 +1,10 @@
 """The benchmarks behind ``agentvm bench``: every figure beside its baseline, measured in turns in the same run."""
+
+import enum
+
+
+class Benchmark(enum.StrEnum):
+    """What can be measured."""
+
+    KERNEL = "kernel"
+    CLONE = "clone"

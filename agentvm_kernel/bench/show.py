@@ -7,27 +7,26 @@ import json
 from rich.table import Table
 
 from agentvm_kernel.bench.figures import Figure, Series
+from agentvm_kernel.bench.run import Result
 
 _VERDICTS = {"met": "[green]met[/]", "missed": "[red]missed[/]", None: ""}
 
 
-def as_json(figures: list[Figure]) -> str:
+def as_json(result: Result) -> str:
     """Return figures as a JSON list."""
-    return json.dumps([figure.describe() for figure in figures], indent=2)
+    load = {"load_average": result.load}
+    return json.dumps([figure.describe() | load for figure in result.figures], indent=2)
 
 
-def as_table(figures: list[Figure], title: str) -> Table:
-    """Return figures as a table.
-
-    Args:
-        figures: The figures.
-        title: What they were measured on.
-    """
+def as_table(result: Result) -> Table:
+    """Return figures as a table."""
+    before, after = result.load
+    title = f"image {result.wanted.image}, profile {result.wanted.profile}, load average {before:.1f} to {after:.1f}"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for heading in ("figure", "median", "p95", "n", "baseline", "median", "ratio", "limit", ""):
         is_text = heading in {"figure", "baseline"}
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-    for figure in figures:
+    for figure in result.figures:
         values = figure.measured.describe()
         unit = figure.measured.unit
         table.add_row(
