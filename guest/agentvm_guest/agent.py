@@ -71,7 +71,7 @@ class Agent:
         )
         self._system = system
         self._confirm_seconds = confirm_seconds
-        self._relay = Relay(self._on_broken)
+        self._relay = Relay(self.loop.set_writing, self._on_broken)
         self._control: ControlPort | None = None
         self._agent_stream: SessionStream | None = None
         self._waiting: list[Reply] = []

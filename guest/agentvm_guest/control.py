@@ -36,12 +36,15 @@ class ControlPort:
         self._loop = loop
         self._on_request = on_request
         self._on_hang_up = on_hang_up
+        self._closed = False
         self._in = bytearray()
         self._out = bytearray()
         loop.add(port.fd, self.handle)
 
     def send(self, message: dict[str, object]) -> None:
-        """Send an object; dropped when the host has not read for so long that the buffer is full."""
+        """Send an object; dropped when the host has not read for so long that the buffer is full, or is gone."""
+        if self._closed:
+            return
         line = json.dumps(message).encode() + b"\n"
         if len(self._out) + len(line) <= _MAX_OUT:
             self._out += line
@@ -52,8 +55,9 @@ class ControlPort:
         while self._out:
             sent = self.port.write(self._out)
             if not sent:
-                return
+                break
             del self._out[:sent]
+        self._loop.set_writing(self.port.fd, bool(self._out))
 
     def handle(self) -> None:
         """Read and write until the port would block; called by the loop."""
@@ -71,6 +75,7 @@ class ControlPort:
 
     def close(self) -> None:
         """Close the port."""
+        self._closed = True
         self._loop.remove(self.port.fd)
         self.port.close()
 

@@ -32,7 +32,7 @@ class Services(Protocol):
         ...
 
     def produce(self) -> bool:
-        """Send what is there to be sent; returns whether something was."""
+        """Send what is there to be sent; returns whether something was and more may be there."""
         ...
 
     def detached(self) -> None:
@@ -67,24 +67,26 @@ class Peer:
             self._take(data)
             if self._server.is_closed(self):
                 return
+            if self.port.drained_by(data):
+                break
         else:
             self._server.again(self)
         self._server.pump(self)
 
     def flush(self) -> bool:
-        """Write what waits; returns whether anything was written."""
-        written = False
+        """Write what waits; returns whether all of it went."""
         while True:
             if not self._out:
-                data = self.handshake.take() or (self.session.take() if self.session is not None else b"")
+                data = self.session.take() if self.session is not None else self.handshake.take()
                 if not data:
-                    return written
+                    self._server.set_writing(self, False)
+                    return True
                 self._out = memoryview(data)
             sent = self.port.write(self._out)
             if not sent:
-                return written
+                self._server.set_writing(self, True)
+                return False
             self._out = self._out[sent:]
-            written = True
 
     def restart(self, rest: bytes = b"") -> None:
         """Forget the session and wait for a new HELLO, which may be in the bytes that follow."""
@@ -113,6 +115,8 @@ class Peer:
         if not self.handshake.feed(data):
             return
         assert self.handshake.terms is not None
+        # The answer to a HELLO that was repeated; the session's frames come after it.
+        self.flush()
         self.session = self._server.new_session(self.handshake)
         self._server.prove(self)
         self._feed(self.handshake.rest())
@@ -162,6 +166,7 @@ class LinkServer:
 
     def rekey(self, key: bytes, epoch: int) -> None:
         """Take the VM's new key and epoch; connections that rest on the old ones end."""
+        self.goodbye("the VM has a new identity")
         self._key, self._epoch = key, epoch
         self.reset()
 
@@ -186,8 +191,8 @@ class LinkServer:
         for _ in range(_ROUNDS_PER_TURN):
             if self._active is None:
                 return
-            moved = self.services.produce()
-            if self._active is None or not (self._active.flush() or moved):
+            more = self.services.produce()
+            if self._active is None or not (self._active.flush() and more):
                 return
         self._loop.call_soon(self.pump)
 
@@ -228,6 +233,11 @@ class LinkServer:
             peer.restart(rest)
         else:
             self._drop(peer)
+
+    def set_writing(self, peer: Peer, wanted: bool) -> None:
+        """Ask the loop to say when a connection has room again."""
+        if not self.is_closed(peer):
+            self._loop.set_writing(peer.port.fd, wanted)
 
     def again(self, peer: Peer) -> None:
         """Let a connection go on in the next turn."""

@@ -13,7 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_READING = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_WRITING = _READING | select.EPOLLOUT
 
 
 class Timer:
@@ -36,26 +37,35 @@ class Timer:
 class Loop:
     """Runs handlers of descriptors and timers, one at a time.
 
-    A handler is called when its descriptor's state changed; it has to read and write until the descriptor would block,
-    or ask with `call_soon` to be called again.
+    A handler is called when there is something to read, or room to write where `set_writing` asked for that: without
+    asking, every message that the other end takes would wake the loop. A handler has to go on until the descriptor
+    would block, or ask with `call_soon` to be called again.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
+        self._writing: set[int] = set()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._soon: deque[Callable[[], None]] = deque()
         self._running = False
 
     def add(self, fd: int, handler: Callable[[], None]) -> None:
-        """Watch a descriptor for reading and writing; the handler is called once at the beginning."""
+        """Watch a descriptor; what is there to be read already counts as new."""
         self._handlers[fd] = handler
-        self._epoll.register(fd, _EVENTS)
+        self._epoll.register(fd, _READING)
+
+    def set_writing(self, fd: int, wanted: bool) -> None:
+        """Say whether to watch a descriptor for room to write, too; room that is there already counts as new."""
+        if wanted != (fd in self._writing):
+            (self._writing.add if wanted else self._writing.discard)(fd)
+            self._epoll.modify(fd, _WRITING if wanted else _READING)
 
     def remove(self, fd: int) -> None:
         """Stop watching; to be called before the descriptor is closed."""
         if self._handlers.pop(fd, None) is not None:
+            self._writing.discard(fd)
             self._epoll.unregister(fd)
 
     def call_soon(self, action: Callable[[], None]) -> None:

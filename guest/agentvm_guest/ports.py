@@ -32,6 +32,10 @@ class Port:
             # A vsock connection is reset when its VM is loaded from a snapshot: an end like any other.
             return b""
 
+    def drained_by(self, data: bytes) -> bool:
+        """Return whether a read that gave this shows that there is no more: a socket's does, a port gives pieces."""
+        return not self.lasting and len(data) < _READ
+
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write as much as goes; 0 when nothing does or the other end is gone, which `read` reports."""
         try:

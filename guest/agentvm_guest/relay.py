@@ -72,20 +72,25 @@ class Bridge:
 
     Args:
         service: The channel's name.
+        set_writing: Asks the loop to say when the socket has room again.
+
+    Attributes:
+        readable: Whether ipykernel may have sent something that was not taken.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, set_writing: Callable[[int, bool], None]) -> None:
         self.service = service
         self.socket: ZmtpSocket | None = None
         self.stream: SessionStream | None = None
-        self._readable = True
+        self.readable = True
+        self._set_writing = set_writing
 
     def on_socket(self) -> None:
-        """Note that the socket's state changed."""
-        self._readable = True
+        """Note that the socket has something to read, or room."""
+        self.readable = True
         if self.socket is not None and self.socket.blocked:
             self.socket.flush()
-        self.from_host()
+            self.from_host()
 
     def from_host(self) -> None:
         """Move messages from the link to ipykernel while it takes them."""
@@ -94,6 +99,7 @@ class Bridge:
             return
         while not socket.blocked and (parts := stream.receive()) is not None:
             socket.send(encode_request(parts))
+        self._set_writing(socket.fd, socket.blocked)
 
     def to_host(self) -> bool:
         """Move messages from ipykernel to the link while there is credit and room.
@@ -108,10 +114,10 @@ class Bridge:
         if socket is None or stream is None:
             return False
         moved = False
-        while self._readable and stream.writable:
+        while stream.writable:
             message = socket.read()
             if message is None:
-                self._readable = False
+                self.readable = False
                 break
             parts = message if isinstance(message, OverLong) else strip_frames(message)
             if parts is not None:
@@ -132,11 +138,12 @@ class Relay:
     """The four channels.
 
     Args:
+        set_writing: Asks the loop to say when a socket has room again.
         on_broken: Called when ipykernel does not speak ZMTP any more although it may still run.
     """
 
-    def __init__(self, on_broken: Callable[[str], None]) -> None:
-        self._bridges = {service: Bridge(service) for service in SERVICES}
+    def __init__(self, set_writing: Callable[[int, bool], None], on_broken: Callable[[str], None]) -> None:
+        self._bridges = {service: Bridge(service, set_writing) for service in SERVICES}
         self._on_broken = on_broken
 
     def connect(self, sockets: dict[str, ZmtpSocket]) -> dict[int, Callable[[], None]]:
@@ -168,13 +175,15 @@ class Relay:
         self._bridges[stream.service].from_host()
 
     def to_host(self) -> bool:
-        """Move what ipykernel has sent; returns whether anything was moved."""
-        moved = False
+        """Move what ipykernel has sent; returns whether anything was moved and more may be there."""
+        more = False
         for bridge in self._bridges.values():
+            if not bridge.readable:
+                continue
             try:
-                moved |= bridge.to_host()
+                more |= bridge.to_host() and bridge.readable
             except ZmtpError as error:
                 self.disconnect()
                 self._on_broken(f"{bridge.service}: {error}")
                 return False
-        return moved
+        return more

@@ -95,6 +95,10 @@ class ZmtpReader:
         """
         if not self.progress and not self._read_greeting():
             return None
+        if not self._missing and not self._count:
+            whole = self._pop_whole()
+            if whole is not None:
+                return whole
         while True:
             if not (self._read_on() if self._missing else self._read_frame()):
                 return None
@@ -102,6 +106,32 @@ class ZmtpReader:
                 self.progress = 2
             elif not self._flags & _MORE:
                 return self._finish()
+
+    def _pop_whole(self) -> list[bytes] | None:
+        """Return a message that is there from its first byte to its last; nearly all are."""
+        data, position = self._data, self._position
+        end = len(data)
+        parts: list[bytes] = []
+        while position + 2 <= end:
+            flags = data[position]
+            if flags > _MORE | _LONG:
+                return None
+            if flags & _LONG:
+                start = position + 9
+                size = int.from_bytes(data[position + 1 : start], "big")
+            else:
+                start = position + 2
+                size = data[position + 1]
+            position = start + size
+            if position > end:
+                return None
+            parts.append(data[start:position])
+            if not flags & _MORE:
+                if position - self._position > self._max_message or len(parts) > self._max_parts:
+                    return None
+                self._position = position
+                return parts
+        return None
 
     def _read_greeting(self) -> bool:
         if len(self._data) < len(_GREETING):
@@ -192,19 +222,16 @@ class ZmtpSocket:
 
     def __init__(self, path: str, kind: str, identity: bytes, max_message: int, max_parts: int) -> None:
         self.max_message = max_message
+        self._drained = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(path)
         self._socket.setblocking(False)
+        self.fd = self._socket.fileno()
         self._reader = ZmtpReader(max_message, max_parts)
         self._out = memoryview(b"")
         # libzmq drops a peer whose subscription comes along with its greeting: one step at a time.
         self._steps = [_encode_ready(kind, identity), _SUBSCRIBE_ALL if kind == "SUB" else b""]
         self.write(_GREETING)
-
-    @property
-    def fd(self) -> int:
-        """The descriptor, for the loop."""
-        return self._socket.fileno()
 
     @property
     def ready(self) -> bool:
@@ -225,6 +252,10 @@ class ZmtpSocket:
         while (message := self._reader.pop()) is None:
             if self._steps:
                 self._step()
+            if self._drained:
+                # What comes from here on is announced by the loop.
+                self._drained = False
+                return None
             try:
                 data = os.read(self.fd, _READ)
             except BlockingIOError:
@@ -233,6 +264,8 @@ class ZmtpSocket:
                 raise ZmtpError(f"the connection broke: {error}") from error
             if not data:
                 raise ZmtpError("the connection was closed")
+            # A socket gives less than was asked for only when it has no more.
+            self._drained = len(data) < _READ
             self._reader.push(data)
         return message
 

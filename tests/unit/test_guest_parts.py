@@ -243,7 +243,7 @@ class FakeStream:
 
 
 def bridge(sock: FakeSocket, stream: FakeStream) -> Bridge:
-    made = Bridge("shell")
+    made = Bridge("shell", lambda fd, wanted: None)
     made.socket = sock  # type: ignore[assignment]
     made.stream = stream  # type: ignore[assignment]
     return made
@@ -279,7 +279,7 @@ def test_what_is_no_message_is_left_out() -> None:
 
 def test_a_broken_socket_is_reported_once_and_forgotten() -> None:
     reasons: list[str] = []
-    relay = Relay(reasons.append)
+    relay = Relay(lambda fd, wanted: None, reasons.append)
     relay.connect({"shell": FakeSocket(["gone"])})  # type: ignore[dict-item, list-item]
     relay.attach(FakeStream())  # type: ignore[arg-type]
     assert not relay.to_host()
