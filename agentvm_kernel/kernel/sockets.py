@@ -24,8 +24,9 @@ _TRACKED: Final = 16 * 1024
 
 _QUEUED_MESSAGES: Final = 1000
 _QUEUED_BYTES: Final = 64 * 1024 * 1024
-_PATIENCE: Final = 5.0
 _RETRY: Final = 0.005
+_RETRIES: Final = 1000
+"""About five seconds; counted, so that a pause of this process or of the host is not held against its clients."""
 
 
 @dataclass
@@ -166,15 +167,15 @@ class Sockets:
         frames is not waited for again until it has taken some.
         """
         size = sum(len(frame) for frame in frames if len(frame) >= _TRACKED)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _PATIENCE
-        while not self._try(frames, size):
-            if (size and self._impatient) or loop.time() > deadline:
-                self._impatient |= bool(size)
-                self._drop(frames, size)
+        for _ in range(_RETRIES):
+            if self._try(frames, size):
+                self._impatient &= not size
                 return
+            if size and self._impatient:
+                break
             await asyncio.sleep(_RETRY)
-        self._impatient &= not size
+        self._impatient |= bool(size)
+        self._drop(frames, size)
 
     def _try(self, frames: list[bytes], size: int) -> bool:
         if size:

@@ -277,7 +277,8 @@ class InProcessKernel:
         client.load_connection_info(
             {"transport": "ipc", "ip": self.addresses.ip, "key": self.session.key.decode(), **ports}
         )
-        client.start_channels()
+        # jupyter_client's heartbeat thread spins for ever when it is stopped before it has begun.
+        client.start_channels(hb=False)
         try:
             await self._subscribed(client)
             yield client

@@ -208,6 +208,7 @@ async def test_replies_go_only_to_the_client_that_asked_and_iopub_to_both(tmp_pa
 
 async def test_the_heartbeat_answers(tmp_path: Path) -> None:
     async with running(tmp_path) as kernel, kernel.client() as client:
+        client.hb_channel.start()
         client.hb_channel.unpause()
         async with asyncio.timeout(TIMEOUT):
             while not client.hb_channel.is_beating():  # noqa: ASYNC110
