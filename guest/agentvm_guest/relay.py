@@ -88,7 +88,10 @@ class Bridge:
     def on_socket(self) -> None:
         """Note that the socket has something to read, or room."""
         self.readable = True
-        if self.socket is not None and self.socket.blocked:
+        if self.socket is None:
+            return
+        self.socket.wake()
+        if self.socket.blocked:
             self.socket.flush()
             self.from_host()
 

@@ -273,6 +273,10 @@ class ZmtpSocket:
         while len(self._steps) > 2 - self._reader.progress:
             self.write(self._steps.pop(0))
 
+    def wake(self) -> None:
+        """Note that the loop announced something."""
+        self._drained = False
+
     def send(self, parts: Sequence[bytes]) -> None:
         """Send a message; the caller waits while `blocked` before the next."""
         self.write(encode_message(parts))

@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -414,7 +415,10 @@ async def test_a_busy_kernel_that_cannot_confirm_is_no_identity() -> None:
     async with local_guest("--confirm-seconds", "0.2") as guest:
         facts = await guest.control.request("facts", timeout=5)
         # As a C function does that does not give up the interpreter lock: nothing in the process can run.
-        os.kill(int(str(facts["ipykernel_pid"])), signal.SIGSTOP)
+        pid = int(str(facts["ipykernel_pid"]))
+        os.kill(pid, signal.SIGSTOP)
+        while any(stat.read_text().split()[2] != "T" for stat in Path(f"/proc/{pid}/task").glob("*/stat")):
+            await asyncio.sleep(0)
         with pytest.raises(LinkError, match=r"did not confirm in 0\.2 s"):
             await guest.identify(2)
         with pytest.raises(ProofError, match="epoch 2 is not this VM's"):

@@ -209,6 +209,9 @@ class FakeSocket:
     def blocked(self) -> bool:
         return len(self.sent) >= self.room
 
+    def wake(self) -> None:
+        pass
+
     def flush(self) -> None:
         self.room += 100
 

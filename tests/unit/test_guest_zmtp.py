@@ -124,6 +124,22 @@ def test_a_subscriber_hears_a_publisher_of_libzmq(short_tmp: Path) -> None:
         subscriber.close()
 
 
+def test_what_arrives_while_messages_are_left_is_read_after_the_loops_announcement(short_tmp: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(short_tmp / "s"))
+        listener.listen()
+        connection = ZmtpSocket(str(short_tmp / "s"), "DEALER", b"me", 1000, 10)
+        peer, _ = listener.accept()
+        peer.sendall(GREETING + READY + encode_message([b"1"]) + encode_message([b"2"]))
+        assert connection.read() == [b"1"]
+        # The reader stops here for want of credit; more comes, and the loop says so.
+        peer.sendall(encode_message([b"3"]))
+        connection.wake()
+        assert [connection.read(), connection.read(), connection.read()] == [[b"2"], [b"3"], None]
+        peer.close()
+        connection.close()
+
+
 def test_a_peer_that_goes_away_is_noticed(short_tmp: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     with listener:
