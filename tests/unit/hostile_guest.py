@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-for folder in (Path("/run/agentvm/lib"), Path(__file__).resolve().parents[2]):
+for folder in (Path("/run/agentvm/lib"), *Path(__file__).resolve().parents[2:3]):
     if folder.exists():
         sys.path.insert(0, str(folder))
 

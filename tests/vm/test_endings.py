@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
-from conftest import qemus
 from kernel_client import Cell, Notebook, notebook, wait_until
+from vms import qemus, supervisor_pid
 
 from agentvm_kernel.config import Paths
 
@@ -121,15 +120,3 @@ def test_a_killed_supervisor_is_replaced_and_what_it_left_is_ended(
         assert_gone(vm_paths, vm)
         assert old.isdisjoint(qemus(vm_paths.tag))
         assert "left behind" in (vm_paths.state / "audit.jsonl").read_text()
-
-
-def supervisor_pid(paths: Paths) -> int:
-    wanted = f"AGENTVM_STATE_DIR={paths.state}".encode()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-            if b"agentvm_kernel.supervisor" in command and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                return int(entry.name)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    raise AssertionError("no supervisor runs")

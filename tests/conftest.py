@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vms import qemus, shut_down
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import SupervisorError
-from agentvm_kernel.supervisor.client import SupervisorClient
 
 CONFIG = """\
 image = "minimal"
@@ -28,58 +26,33 @@ disk_gb = 4
 """
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(here):
+        if item.path.is_relative_to(here / "vm") or item.path.is_relative_to(here / "security"):
             item.add_marker(pytest.mark.vm)
-
-
-def qemus(tag: str) -> list[int]:
-    """Return the pids of the QEMUs whose domain name has a tag."""
-    wanted = re.compile(rb"guest=agentvm-" + tag.encode() + rb"-")
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted.search((entry / "cmdline").read_bytes()):
-                found.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return found
 
 
 @pytest.fixture(scope="session")
 def vm_paths() -> Iterator[Paths]:
     """Folders of the tests' supervisor, which ends with them and must leave nothing behind."""
     folder = Path(tempfile.mkdtemp(prefix="avm-"))
+    # Root's QEMUs run as another user, who has to pass through.
     folder.chmod(0o711)
     (folder / "config.toml").write_text(CONFIG)
-    os.environ["AGENTVM_STATE_DIR"] = str(folder / "s")
-    os.environ["AGENTVM_CONFIG"] = str(folder / "config.toml")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AGENTVM_STATE_DIR", str(folder / "s"))
+    patch.setenv("AGENTVM_CONFIG", str(folder / "config.toml"))
     paths = Paths.of_user()
+    patch.undo()
     yield paths
     try:
         asyncio.run(shut_down(paths))
     except SupervisorError as error:
         assert "not running" in str(error)  # noqa: PT017 - an idle supervisor has left by itself
     assert qemus(paths.tag) == []
-    shutil.rmtree(folder, )
-
-
-async def shut_down(paths: Paths) -> None:
-    """End the supervisor and wait until it is gone: it holds its lock to the end."""
-    async with SupervisorClient(paths, start=False) as client:
-        pid = int(str((await client.status())["pid"]))
-        process = os.pidfd_open(pid)
-        await client.shutdown()
-    loop = asyncio.get_running_loop()
-    gone = asyncio.Event()
-    loop.add_reader(process, gone.set)
-    try:
-        await asyncio.wait_for(gone.wait(), 30)
-    finally:
-        loop.remove_reader(process)
-        os.close(process)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
