@@ -120,7 +120,7 @@ def bed(wanted: Wanted) -> Iterator[Bed]:
     """
     with temporary_paths() as paths:
         settings = bench_settings(load_settings(Paths.of_user()), wanted)
-        paths.config.write_text(_toml(settings))
+        paths.config.write_text(settings_toml(settings))
         paths.state.mkdir()
         with _supervisor(paths) as pid:
             yield Bed(paths, settings, pid)
@@ -138,7 +138,7 @@ def bench_settings(settings: Settings, wanted: Wanted) -> Settings:
     return Settings.model_validate(settings.model_copy(update=changes).model_dump())
 
 
-def _toml(settings: Settings) -> str:
+def settings_toml(settings: Settings) -> str:
     """Write settings down; JSON's strings and numbers are TOML's."""
     values = settings.model_dump(exclude={"pool", "profiles"})
     tables = {"pool": settings.pool.model_dump(), f"profiles.{PROFILE}": settings.profiles[PROFILE].model_dump()}
