@@ -245,7 +245,8 @@ def test_nbclient_executes_a_notebook(kernel_environment: Mapping[str, str]) -> 
 
 
 def test_a_python_that_exits_is_named_and_restart_gives_a_working_vm(nb: Notebook) -> None:
-    dead = nb.client.execute("print('last words', flush=True)\nimport os\nos._exit(7)")
+    # ipykernel sends on another thread, which the sleep lets have its turn.
+    dead = nb.client.execute("print('last words', flush=True)\nimport os, time\ntime.sleep(0.5)\nos._exit(7)")
     queued = nb.client.execute("print('never')")
     cell = nb.finish(dead)
     assert cell.text() == "last words\n"

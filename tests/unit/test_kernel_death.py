@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,10 @@ from agentvm_kernel.supervisor.messages import Ended, Progress
 
 def kernel_died(guest: ScriptedGuest, **facts: object) -> None:
     guest.say("agent", [json.dumps({"event": "kernel_died", **facts}).encode()])
+
+
+def later(seconds: float, call: Callable[..., object], *arguments: object) -> None:
+    asyncio.get_running_loop().call_later(seconds, call, *arguments)
 
 
 async def error_of(client: AsyncKernelClient, msg_id: str) -> str:
@@ -72,10 +77,10 @@ async def test_what_the_kernel_said_before_it_died_arrives_before_the_error(tmp_
         asked = await guest.asked()
         guest.begin(asked)
         kernel_died(guest, exit_code=1)
-        for number in range(50):
-            guest.output(asked, str(number))
+        for number in range(5):
+            later(0.03 * number, guest.output, asked, str(number))
         said = await outputs(client, msg_id)
-    assert types(said) == ["busy", "execute_input", *["stream"] * 50, "error", "idle"]
+    assert types(said) == ["busy", "execute_input", *["stream"] * 5, "error", "idle"]
 
 
 async def test_the_supervisors_reason_is_preferred_to_a_broken_link(tmp_path: Path) -> None:
@@ -85,7 +90,7 @@ async def test_the_supervisors_reason_is_preferred_to_a_broken_link(tmp_path: Pa
         await guest.asked()
         kernel.links[0].end(LinkClosedError("gone"))
         ended = Ended(code="vm_ended", reason="The guest's kernel panicked.", hint="Look at the console.")
-        kernel.supervisor.leases[0].events.put_nowait(ended)
+        later(0.2, kernel.supervisor.leases[0].events.put_nowait, ended)
         message = await error_of(client, msg_id)
     assert message.startswith("The guest's kernel panicked. Look at the console.")
 
