@@ -19,8 +19,8 @@ from agentvm_kernel.kernel.wire import ClientMessage, Wire, WireError
 log = logging.getLogger("agentvm.sockets")
 
 CHANNELS: Final = ("shell", "control", "stdin", "iopub")
-_TRACKED: Final = 16 * 1024
-"""Frames from this size on are queued without a copy and counted until the last client has them."""
+_TRACKED: Final = zmq.COPY_THRESHOLD
+"""Frames from this size on (64 KiB) are queued without a copy and counted until the last client has them."""
 
 _QUEUED_MESSAGES: Final = 1000
 _QUEUED_BYTES: Final = 64 * 1024 * 1024
@@ -94,7 +94,7 @@ class Heartbeat(threading.Thread):
 class Sockets:
     """Shell, control, stdin (ROUTER) and iopub (XPUB).
 
-    What is queued to slow clients is bounded for the process: a thousand messages, of which frames above 16 KiB
+    What is queued to slow clients is bounded for the process: a thousand messages, of which frames of 64 KiB and more
     together at most 64 MiB. A client that has not read for five seconds loses what does not fit; until then the guest
     has to wait.
 
@@ -117,7 +117,6 @@ class Sockets:
             if name == "iopub":
                 socket.sndhwm = _QUEUED_MESSAGES
                 socket.setsockopt(zmq.XPUB_NODROP, 1)
-                socket.copy_threshold = _TRACKED
             else:
                 socket.router_handover = 1
             addresses.bind(socket, name)
