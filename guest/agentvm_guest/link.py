@@ -32,7 +32,7 @@ class Services(Protocol):
         ...
 
     def produce(self) -> bool:
-        """Send what is there to be sent; returns whether something was and more may be there."""
+        """Send what is there to be sent; returns whether more may be there, for want of credit or room."""
         ...
 
     def detached(self) -> None:
@@ -74,19 +74,21 @@ class Peer:
         self._server.pump(self)
 
     def flush(self) -> bool:
-        """Write what waits; returns whether all of it went."""
+        """Write what waits; returns whether anything was written."""
+        written = False
         while True:
             if not self._out:
                 data = self.session.take() if self.session is not None else self.handshake.take()
                 if not data:
                     self._server.set_writing(self, False)
-                    return True
+                    return written
                 self._out = memoryview(data)
             sent = self.port.write(self._out)
             if not sent:
                 self._server.set_writing(self, True)
-                return False
+                return written
             self._out = self._out[sent:]
+            written = True
 
     def restart(self, rest: bytes = b"") -> None:
         """Forget the session and wait for a new HELLO, which may be in the bytes that follow."""
@@ -192,7 +194,8 @@ class LinkServer:
             if self._active is None:
                 return
             more = self.services.produce()
-            if self._active is None or not (self._active.flush() and more):
+            # What was written made room for what had to wait. Without that, credit has to come first.
+            if self._active is None or not self._active.flush() or not more:
                 return
         self._loop.call_soon(self.pump)
 

@@ -85,6 +85,11 @@ class Bridge:
         self.readable = True
         self._set_writing = set_writing
 
+    @property
+    def waiting(self) -> bool:
+        """Whether more may be there for a host that listens."""
+        return self.readable and self.socket is not None and self.stream is not None
+
     def on_socket(self) -> None:
         """Note that the socket has something to read, or room."""
         self.readable = True
@@ -104,19 +109,15 @@ class Bridge:
             socket.send(encode_request(parts))
         self._set_writing(socket.fd, socket.blocked)
 
-    def to_host(self) -> bool:
+    def to_host(self) -> None:
         """Move messages from ipykernel to the link while there is credit and room.
-
-        Returns:
-            Whether one was moved.
 
         Raises:
             ZmtpError: ipykernel's end is gone.
         """
         socket, stream = self.socket, self.stream
         if socket is None or stream is None:
-            return False
-        moved = False
+            return
         while stream.writable:
             message = socket.read()
             if message is None:
@@ -125,8 +126,6 @@ class Bridge:
             parts = message if isinstance(message, OverLong) else strip_frames(message)
             if parts is not None:
                 stream.send(self._fit(parts, stream.max_message))
-                moved = True
-        return moved
 
     def _fit(self, parts: list[bytes] | OverLong, limit: int) -> list[bytes]:
         if not isinstance(parts, OverLong):
@@ -178,15 +177,16 @@ class Relay:
         self._bridges[stream.service].from_host()
 
     def to_host(self) -> bool:
-        """Move what ipykernel has sent; returns whether anything was moved and more may be there."""
+        """Move what ipykernel has sent; returns whether more may be there, for want of credit or room."""
         more = False
         for bridge in self._bridges.values():
             if not bridge.readable:
                 continue
             try:
-                more |= bridge.to_host() and bridge.readable
+                bridge.to_host()
             except ZmtpError as error:
                 self.disconnect()
                 self._on_broken(f"{bridge.service}: {error}")
                 return False
+            more |= bridge.waiting
         return more

@@ -411,14 +411,20 @@ async def test_the_kernels_death_is_reported_on_both_channels(
         await notebook.link.close()
 
 
+def stop(pid: int) -> None:
+    """Stop a process; returns when all of its threads have stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    while any(
+        stat.read_text().rpartition(")")[2].split()[0] != "T" for stat in Path(f"/proc/{pid}/task").glob("*/stat")
+    ):
+        pass
+
+
 async def test_a_busy_kernel_that_cannot_confirm_is_no_identity() -> None:
     async with local_guest("--confirm-seconds", "0.2") as guest:
         facts = await guest.control.request("facts", timeout=5)
         # As a C function does that does not give up the interpreter lock: nothing in the process can run.
-        pid = int(str(facts["ipykernel_pid"]))
-        os.kill(pid, signal.SIGSTOP)
-        while any(stat.read_text().split()[2] != "T" for stat in Path(f"/proc/{pid}/task").glob("*/stat")):
-            await asyncio.sleep(0)
+        stop(int(str(facts["ipykernel_pid"])))
         with pytest.raises(LinkError, match=r"did not confirm in 0\.2 s"):
             await guest.identify(2)
         with pytest.raises(ProofError, match="epoch 2 is not this VM's"):

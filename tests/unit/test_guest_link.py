@@ -11,6 +11,8 @@ from agentvm_guest import link as link_module
 from agentvm_guest.link import LinkServer
 from agentvm_guest.loop import Loop
 from agentvm_guest.ports import Port, accept, listen_unix
+from agentvm_guest.relay import DELIMITER, Relay
+from agentvm_guest.zmtp import ZmtpSocket, encode_message
 
 from agentvm_kernel.link.frame import DATA, MAGIC, PING, PONG, encode_frame
 from agentvm_kernel.link.limits import Limits
@@ -382,3 +384,70 @@ def test_garbage_from_a_proven_connection_ends_it(loop: Loop, address: str, serv
 def test_accepting_when_nobody_calls_gives_nothing(short_tmp: os.PathLike[str]) -> None:
     with listen_unix(f"{short_tmp}/s") as listener:
         assert accept(listener) is None
+
+
+class RelayServices(EchoServices):
+    """The relay between the link and one pretended socket of ipykernel's."""
+
+    def __init__(self, loop: Loop, messages: ZmtpSocket) -> None:
+        super().__init__()
+        self.relay = Relay(loop.set_writing, self.reasons.append)
+        self.handlers = self.relay.connect({"iopub": messages})
+
+    def accept(self, service: str) -> bool:
+        return service == "iopub"
+
+    def changed(self, stream: SessionStream) -> None:
+        self.relay.attach(stream)
+
+    def produce(self) -> bool:
+        return self.relay.to_host()
+
+
+class NarrowPort(SerialPort):
+    """A port that takes nothing until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        return 0 if self.full else super().write(data)
+
+
+def test_output_that_waited_for_room_goes_on_as_soon_as_there_is_room(loop: Loop, short_tmp: os.PathLike[str]) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{short_tmp}/kernel")
+        listener.listen()
+        messages = ZmtpSocket(f"{short_tmp}/kernel", "DEALER", b"me", 1 << 20, 100)
+        kernel, _ = listener.accept()
+    services = RelayServices(loop, messages)
+    server = LinkServer(loop, services, Limits())
+    server.rekey(KEY, 1)
+    port = NarrowPort()
+    server.add(port)
+    for fd, handler in services.handlers.items():
+        loop.add(fd, lambda handler=handler: (handler(), server.pump()))  # type: ignore[misc]
+    host = dial(loop, port)
+    assert host.session is not None
+    stream = host.session.open("iopub")
+    port.host.sendall(host.session.take())
+    kernel.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(52, b"\0") + b"\x04\x06\x05READY")
+    turn(loop)
+    parts = [b'{"msg_type": "stream"}', b"{}", b"{}"]
+    port.full = True
+    for content in (bytes(50_000), b"second"):
+        kernel.sendall(encode_message([DELIMITER, b"", *parts, content]))
+        turn(loop)
+    port.full = False
+    # Only this tells the agent that there is room; nothing else happens any more.
+    port.host.sendall(encode_frame(PING, 0, 1, bytes(8)))
+    turn(loop)
+    received = []
+    while data := host.receive():
+        host.session.feed(data)
+        received += [message[3] for message in iter(stream.receive, None)]
+    assert received == [bytes(50_000), b"second"]
+    for resource in (kernel, port.host, messages):
+        resource.close()
+    os.close(port.fd)
