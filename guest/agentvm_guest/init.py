@@ -68,7 +68,7 @@ MOUNTS = (
     Mount("sysfs", "/sys", _NOSUID | _NODEV | _NOEXEC),
     Mount("devtmpfs", "/dev", _NOSUID, "mode=0755"),
     Mount("devpts", "/dev/pts", _NOSUID | _NOEXEC, "gid=5,mode=0620,ptmxmode=0666"),
-    Mount("tmpfs", "/dev/shm", _NOSUID | _NODEV, "mode=1777"),
+    Mount("tmpfs", "/dev/shm", _NOSUID | _NODEV, "mode=1777"),  # nosec B108 - a mount point, not a file
     Mount("tmpfs", "/run", _NOSUID | _NODEV, "mode=0755"),
     Mount("cgroup2", "/sys/fs/cgroup", _NOSUID | _NODEV | _NOEXEC),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import socket
@@ -103,7 +104,10 @@ def main() -> None:
         **{f"{name}_port": port for name, port in SOCKETS.items()},
     )
     app.config.Session.key = b""
+    # Messages need no signature here: the folder of the sockets is the user's own. ipykernel would warn about it.
+    app.log_level = logging.ERROR
     app.initialize([])
+    app.log_level = logging.WARNING
     start_helper(helper)
     versions = {"event": "up", "python": platform.python_version(), "ipykernel": ipykernel.__version__}
     helper.sendall(json.dumps(versions).encode() + b"\n")

@@ -436,7 +436,7 @@ def test_output_that_waited_for_room_goes_on_as_soon_as_there_is_room(loop: Loop
     turn(loop)
     parts = [b'{"msg_type": "stream"}', b"{}", b"{}"]
     port.full = True
-    for content in (bytes(50_000), b"second"):
+    for content in (bytes(200_000), b"second"):
         kernel.sendall(encode_message([DELIMITER, b"", *parts, content]))
         turn(loop)
     port.full = False
@@ -447,7 +447,7 @@ def test_output_that_waited_for_room_goes_on_as_soon_as_there_is_room(loop: Loop
     while data := host.receive():
         host.session.feed(data)
         received += [message[3] for message in iter(stream.receive, None)]
-    assert received == [bytes(50_000), b"second"]
+    assert received == [bytes(200_000), b"second"]
     for resource in (kernel, port.host, messages):
         resource.close()
     os.close(port.fd)
