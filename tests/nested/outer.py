@@ -129,8 +129,8 @@ def command(outer: Image, guest: Image, folder: Path) -> list[str]:
     """Return the command that runs the outer VM, which ends when this process does.
 
     The CPU is an AMD because QEMU emulates AMD's virtualisation extension: on KVM the inner VM boots to an idle
-    ipykernel in 40 to 80 s, by emulation inside emulation it does not in 300 s. With `max`, which has `erms` (kernels
-    then copy byte by byte, a loop under emulation) and five levels of page tables, it took twice as long.
+    ipykernel in 40 s, by emulation inside emulation it does not in 300 s. `max` would bring what costs time here:
+    `erms`, with which kernels copy in a loop over bytes, and five levels of page tables.
     """
     return [
         "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64",
