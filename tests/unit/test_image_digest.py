@@ -62,7 +62,7 @@ IMAGE_ONLY = {
     "new guest code": add("guest/agentvm_guest/new.py"),
     "shared code": append("agentvm_kernel/link/frame.py"),
     "errors": append("agentvm_kernel/errors.py"),
-    "a module": replace('"dummy",', ""),
+    "a module": replace('"pvpanic_pci",', ""),
 }
 IRRELEVANT = {
     "host code": append("agentvm_kernel/cli.py"),
