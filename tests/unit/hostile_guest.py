@@ -7,7 +7,9 @@ On a Unix socket, in place of an honest agent; MODE is one of those below:
 Inside a VM, as root: takes the link over from the running agent, which is stopped, in the middle of its session. Only
 the modes that follow the proofs make sense then.
 
-    python3 hostile_guest.py MODE --take-over PID
+    python3 hostile_guest.py MODE --take-over PID [--seconds 10]
+
+After that time the agent goes on with its port.
 
 Standard library and ``agentvm_kernel.link`` only (in a VM that is ``/run/agentvm/lib``).
 """
@@ -191,8 +193,14 @@ AFTER_PROOF: dict[str, Callable[[Peer], None]] = {
 }
 
 
-def take_over(pid: int) -> int:
-    """Stop the agent and duplicate the descriptor of its link port or connection."""
+def take_over(pid: int, seconds: int) -> int:
+    """Stop the agent and duplicate the descriptor of its link port; after some seconds the agent has it back."""
+
+    def give_back(*_: object) -> None:
+        os.set_blocking(fd, False)
+        os.kill(pid, signal.SIGCONT)
+        os._exit(0)
+
     os.kill(pid, signal.SIGSTOP)
     pidfd = os.pidfd_open(pid)
     ports = {path.parent.name for path in Path("/sys/class/virtio-ports").glob("*/name") if "link" in path.read_text()}
@@ -200,6 +208,8 @@ def take_over(pid: int) -> int:
         if entry.readlink().name in ports:
             fd = ctypes.CDLL(None).syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
             if fd >= 0:
+                signal.signal(signal.SIGALRM, give_back)
+                signal.alarm(seconds)
                 return int(fd)
     raise SystemExit("The agent's link port was not found.")
 
@@ -211,12 +221,14 @@ def main() -> None:
     parser.add_argument("--key", default="00" * 32)
     parser.add_argument("--epoch", type=int, default=1)
     parser.add_argument("--take-over", type=int)
+    parser.add_argument("--seconds", type=int, default=10)
     options = parser.parse_args()
     if options.take_over:
-        peer = Peer(take_over(options.take_over), b"", 0)
+        peer = Peer(take_over(options.take_over, options.seconds), b"", 0)
         peer.learn_epoch()
-        AFTER_PROOF[options.mode](peer)
-        return
+        with contextlib.suppress(ConnectionError):
+            AFTER_PROOF[options.mode](peer)
+        signal.pause()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(options.listen)
     listener.listen(1)
