@@ -204,10 +204,19 @@ def choose_transport(wanted: str, device: Path = VHOST_VSOCK) -> Transport:
     Raises:
         AgentVMError: vsock is wanted and not there.
     """
-    usable = os.access(device, os.R_OK | os.W_OK)
+    usable = _can_open(device)
     if wanted == "vsock" and not usable:
         raise AgentVMError(
             f"vsock is configured, but {device} cannot be opened.",
             "Load the module (`modprobe vhost_vsock`) and join the group kvm, or set transport to auto.",
         )
     return Transport.SERIAL if wanted == "serial" or not usable else Transport.VSOCK
+
+
+def _can_open(device: Path) -> bool:
+    """Say whether a device can be opened; its node may be there without its module."""
+    try:
+        with device.open("r+b", buffering=0):
+            return True
+    except OSError:
+        return False
