@@ -49,7 +49,8 @@ def test_an_interrupt_ends_a_sleep(nb: Notebook) -> None:
 
 
 def test_an_interrupt_ends_a_loop_in_c(nb: Notebook) -> None:
-    interrupt(nb, "import re\nre.match(r'(a+)+$', 'a' * 64 + 'b')")
+    # The pause lets ipykernel's output thread run once more: a loop in C never gives it its turn.
+    interrupt(nb, "import re, time\ntime.sleep(0.5)\nre.match(r'(a+)+$', 'a' * 64 + 'b')")
 
 
 def test_an_interrupt_ends_a_wait_for_input(nb: Notebook) -> None:
