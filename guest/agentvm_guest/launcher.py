@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import socket
 import sys
 import threading
@@ -79,9 +80,15 @@ def serve(helper: socket.socket) -> None:
             lines.flush()
 
 
+def serve_and_end(helper: socket.socket) -> None:
+    """Serve the agent; without an agent nobody can reach this process, so that it ends."""
+    serve(helper)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def start_helper(helper: socket.socket) -> None:
     """Start the helper thread; the debugger neither traces nor stops it."""
-    thread = threading.Thread(target=serve, args=(helper,), name="agentvm", daemon=True)
+    thread = threading.Thread(target=serve_and_end, args=(helper,), name="agentvm", daemon=True)
     thread.pydev_do_not_trace = True  # type: ignore[attr-defined]
     thread.is_pydev_daemon_thread = True  # type: ignore[attr-defined]
     thread.start()

@@ -466,12 +466,26 @@ async def test_a_python_without_ipykernel_is_reported() -> None:
             pass
 
 
+async def ended(pid: int) -> None:
+    """Return when a process that is no child of this one has ended."""
+    loop = asyncio.get_running_loop()
+    gone = loop.create_future()
+    pidfd = os.pidfd_open(pid)
+    loop.add_reader(pidfd, lambda: gone.done() or gone.set_result(None))
+    await asyncio.wait_for(gone, 20)
+    loop.remove_reader(pidfd)
+    os.close(pidfd)
+
+
 async def test_a_killed_agent_does_not_hang_the_host() -> None:
     async with local_guest() as guest:
         notebook = await Notebook.attach(guest)
         facts = await guest.control.request("facts", timeout=5)
+        waiting = asyncio.create_task(ended(int(str(facts["ipykernel_pid"]))))
+        await asyncio.sleep(0)
         os.kill(guest.pid, signal.SIGKILL)
         assert isinstance(await asyncio.wait_for(notebook.link.wait_closed(), 5), LinkClosedError)
         with pytest.raises(LinkError):
             await guest.control.request("ping", timeout=5)
-        os.killpg(int(str(facts["ipykernel_pid"])), signal.SIGKILL)
+        # ipykernel, which nobody could reach any more, ends by itself.
+        await waiting

@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -330,7 +331,8 @@ def test_a_generator_that_fails_is_reported_and_the_helper_goes_on(monkeypatch: 
         raise RuntimeError("the user broke it")
 
     ours, theirs = socket.socketpair()
-    launcher.start_helper(theirs)
+    thread = threading.Thread(target=launcher.serve, args=(theirs,))
+    thread.start()
     with ours, ours.makefile("rwb") as lines:
         for number, seed in ((1, fail), (2, lambda seed: None)):
             monkeypatch.setitem(sys.modules, "numpy.random", types.SimpleNamespace(seed=seed))
@@ -339,6 +341,7 @@ def test_a_generator_that_fails_is_reported_and_the_helper_goes_on(monkeypatch: 
             answer = json.loads(lines.readline())
             assert answer["id"] == number
             assert answer["ok"] is (number == 2)
+    thread.join()
 
 
 # The system.
