@@ -236,7 +236,10 @@ async def debug_a_cell(notebook: Notebook) -> None:
 async def test_a_subshell_answers_while_the_main_shell_is_busy(notebook: Notebook) -> None:
     await notebook.ask("create_subshell_request", {}, channel="control")
     subshell = (await notebook.receive("control"))[2]["subshell_id"]
-    busy = await notebook.execute("import time; time.sleep(60)")
+    busy = await notebook.execute("import time\nprint('go', flush=True)\ntime.sleep(60)")
+    # An interrupt that comes before the cell runs is ignored.
+    while (await notebook.receive("iopub"))[2].get("text") != "go\n":
+        pass
     header = {"msg_id": "sub", "session": "s", "username": "u", "date": "2026-01-01T00:00:00Z", "version": "5.5"}
     request = [header | {"msg_type": "execute_request", "subshell_id": subshell}, {}, {}, {"code": "1", "silent": True}]
     await notebook.streams["shell"].send([json.dumps(part).encode() for part in request])
