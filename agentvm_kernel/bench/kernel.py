@@ -159,10 +159,12 @@ def _cell_figures(runners: list[Runner]) -> list[Figure]:
     through, jupyter, bare, host = (runner.series("cell `1`", _CELL) for runner in runners)
     blocks = [runner.blocks[_CELL] for runner in runners]
     figures = []
-    for other, inside in ((1, jupyter), (2, bare)):
+    # What is promised compares with a Jupyter client at both ends. The bare client, which has next to no time of its
+    # own, shows what there is besides ipykernel.
+    for other, inside, limit in ((1, jupyter, 3), (2, bare, None)):
         pairs = list(zip(blocks[0], blocks[other], strict=True))
         name = f"cell round trip: notebook kernel minus {runners[other].name}"
-        figures.append(Figure(differences(name, "ms", pairs), inside, limit=3))
+        figures.append(Figure(differences(name, "ms", pairs), inside, limit=limit))
     return [*figures, *(Figure(through, other) for other in (jupyter, bare, host))]
 
 
@@ -170,7 +172,7 @@ def _display_figures(runners: list[Runner]) -> list[Figure]:
     through, jupyter, bare, host = (runner.series("1 MiB of display data", DISPLAY) for runner in runners)
     return [
         Figure(through, jupyter, limit=1.5, limit_on="ratio"),
-        Figure(through, bare, limit=1.5, limit_on="ratio"),
+        Figure(through, bare),
         Figure(through, host),
     ]
 
