@@ -101,8 +101,8 @@ def environment_of(paths: Paths) -> dict[str, str]:
 @contextmanager
 def temporary_paths() -> Iterator[Paths]:
     """Provide folders for a supervisor: all temporary but the user's cache of images and golden snapshots."""
-    # Sockets lie below: the path has to be short whatever TMPDIR says.
-    folder = Path(tempfile.mkdtemp(prefix="avmb-", dir="/tmp"))
+    # Sockets lie below: the path has to be short, whatever TMPDIR says.
+    folder = Path(tempfile.mkdtemp(prefix="avmb-", dir="/tmp"))  # nosec B108 - mkdtemp makes it private
     try:
         # Root's QEMUs run as another user, who has to pass through.
         folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
