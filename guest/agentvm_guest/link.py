@@ -131,6 +131,9 @@ class Peer:
             self._server.end(self, self.session.rest())
 
     def _hang_up(self) -> None:
+        # Whoever dialled had the agent's HELLO and its proof, and left without one of their own.
+        if self.session is None and not self.port.lasting:
+            self._server.services.refused("hung up without a proof")
         # What an interrupted connection left unsent must not greet the next one.
         self._server.end(self, b"")
 

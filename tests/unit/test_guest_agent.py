@@ -314,6 +314,8 @@ async def test_a_closed_channel_can_be_opened_again(notebook: Notebook) -> None:
 async def test_a_wrong_key_is_refused_and_reported(shared: LocalGuest) -> None:
     with pytest.raises(ProofError):
         await connect(shared.endpoint, key=secrets.token_bytes(32), epoch=shared.epoch)
+    event = await shared.event("link_refused")
+    assert "without a proof" in str(event["reason"]), event
     with pytest.raises(ProofError, match="epoch"):
         await connect(shared.endpoint, key=shared.key, epoch=shared.epoch + 1)
     event = await shared.event("link_refused")
