@@ -107,7 +107,7 @@ def run(arguments: Sequence[str], *, log: Path, scratch: Path, inherit: Sequence
     """
     root = os.geteuid() == 0
     command = ["setpriv", "--pdeathsig", "TERM"]
-    if root:
+    if root and _root_is_mount():
         # What it mounts then disappears with it, however it ends; an ordinary user's mode does the same by itself.
         command += ["unshare", "--mount"]
     command += ["mmdebstrap", f"--mode={'root' if root else 'unshare'}", *arguments]
@@ -149,3 +149,9 @@ def run(arguments: Sequence[str], *, log: Path, scratch: Path, inherit: Sequence
 def _path() -> str:
     # mke2fs lies in sbin, which an ordinary user's PATH may lack.
     return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
+def _root_is_mount() -> bool:
+    """Say whether ``/`` is a mount point; in a chroot it need not be, and then no namespace can be made private."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    return any(line.split()[4] == "/" for line in lines)
