@@ -37,6 +37,7 @@ lint: setup  ## Style, types and security.
 
 image: setup
 	@$(BIN)/agentvm image build minimal
+	@$(BIN)/agentvm image build standard
 
 unit: setup  ## Tests that need no VM.
 	@$(BIN)/python -m pytest tests/unit

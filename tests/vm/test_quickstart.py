@@ -1,0 +1,40 @@
+"""The notebook that a new user meets first, run by the command that they type."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from agentvm_kernel.config import Paths
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "quickstart.ipynb"
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_quickstart_runs_every_cell_in_a_vm(vm_environment: Mapping[str, str], vm_paths: Paths) -> None:
+    command = [str(Path(sys.executable).with_name("agentvm")), "quickstart", str(NOTEBOOK)]
+    environment = {**os.environ, **vm_environment, "AGENTVM_IMAGE": "standard"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    executed = vm_paths.state / "notebooks" / NOTEBOOK.name
+    assert str(executed) in result.stdout
+    node = nbformat.read(executed, as_version=4)
+    outputs = [output for cell in node.cells for output in cell.get("outputs", [])]
+    data = [kind for output in outputs for kind in output.get("data", {})]
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "image/png" in data
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert "kernel:  6.12" in text
+    assert "user:    agent" in text
+    assert "\nroot\n" in text, "sudo works inside the VM"
+    assert "Network is unreachable" in text
+    assert "written inside the VM" in text
+    assert text.endswith("done\n")
+    assert [output.ename for output in outputs if output.output_type == "error"] == ["ZeroDivisionError"]
