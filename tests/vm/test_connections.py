@@ -83,18 +83,25 @@ def system_daemon() -> Iterator[None]:
         return
     if shutil.which("libvirtd") is None or os.geteuid() != 0:
         pytest.skip("no libvirtd runs and only root could start one")
-    processes = [start_daemon("virtlogd"), start_daemon("libvirtd")]
-    wait_for_socket()
-    yield
-    for process in reversed(processes):
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as config:
+        # As the distributions' packages have it: who is in the group may connect.
+        config.write('unix_sock_group = "libvirt"\nunix_sock_rw_perms = "0770"\nauth_unix_rw = "none"\n')
+        config.flush()
+        # So have they this; a daemon started by hand makes it for root alone.
+        SYSTEM_SOCKET.parent.mkdir(exist_ok=True)
+        SYSTEM_SOCKET.parent.chmod(0o755)
+        processes = [start_daemon("virtlogd"), start_daemon("libvirtd", "--config", config.name)]
+        wait_for_socket()
+        yield
+        for process in reversed(processes):
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
 
 
-def start_daemon(name: str) -> subprocess.Popen[bytes]:
+def start_daemon(name: str, *arguments: str) -> subprocess.Popen[bytes]:
     path = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
     assert path is not None
-    return subprocess.Popen([path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([path, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_for_socket() -> None:

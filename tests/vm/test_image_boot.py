@@ -99,7 +99,7 @@ def test_init_hands_over_to_the_guest_code_as_the_first_process(facts: dict[str,
 
 
 def test_modules_for_disk_and_channels_are_loaded(facts: dict[str, Any], image: Image) -> None:
-    loaded = {"virtio_blk", "virtio_rng", "vsock", "vmw_vsock_virtio_transport", "pvpanic_pci", "dummy"}
+    loaded = {"virtio_blk", "virtio_rng", "vsock", "vmw_vsock_virtio_transport", "pvpanic_pci"}
     assert loaded <= set(facts["modules"])
     assert facts["kernel"] == image.manifest()["kernel"]
     assert facts["modprobe"] == [0, ""]
