@@ -25,18 +25,13 @@ def qemus(tag: str) -> list[int]:
 
 
 def supervisor_pid(paths: Paths) -> int:
-    """Return the pid of the supervisor of a state folder: the oldest, as what it forks looks like it for a moment."""
-    found = []
-    wanted = f"AGENTVM_STATE_DIR={paths.state}".encode()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-            if b"agentvm_kernel.supervisor" in command and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    assert found, "no supervisor runs"
-    return min(found)
+    """Return the pid of the supervisor of a state folder, from itself: what it forks looks like it for a moment."""
+
+    async def ask() -> int:
+        async with SupervisorClient(paths, start=False) as client:
+            return int(str((await client.status())["pid"]))
+
+    return asyncio.run(ask())
 
 
 def private_kib(pid: int) -> int:
