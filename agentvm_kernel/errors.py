@@ -70,6 +70,24 @@ class VMEndedError(VMError):
     code = "vm_ended"
 
 
+class SnapshotError(VMError):
+    """A snapshot could not be taken, found, kept or gone back to."""
+
+    code = "snapshot"
+
+
+class DiskFullError(SnapshotError):
+    """There is no room on the disk for a snapshot."""
+
+    code = "disk_full"
+
+
+class QuotaError(SnapshotError):
+    """The user's snapshots would take more than they may."""
+
+    code = "quota"
+
+
 class LinkError(AgentVMError):
     """The connection between host and guest failed."""
 
