@@ -10,12 +10,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentvm_kernel.errors import VMError
 from agentvm_kernel.vm.spec import Hardware, Transport
 
 _MANIFEST = "manifest.json"
+
+
+class FileDigest(BaseModel):
+    """What a file of a snapshot must be.
+
+    Attributes:
+        size: Bytes.
+        sha256: Digest of its content, hexadecimal.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Manifest(BaseModel):
@@ -25,9 +39,12 @@ class Manifest(BaseModel):
         image: Digest of the image it descends from.
         hypervisor: Versions that its device state depends on.
         hardware: The guest-visible machine.
-        layers: Disk layers below its own, topmost first.
+        layers: Disk layers below its own, topmost first; of a golden snapshot only, the others have their parent's.
         created: Seconds since the epoch.
-        boot_seconds: How long the cold boot took.
+        boot_seconds: How long the cold boot took; of a golden snapshot only.
+        golden: Id of the golden snapshot it descends from; empty for one that is golden itself.
+        parent: Id of the parent in the notebook's tree; empty where that is the golden one.
+        files: Digests of its files; of a golden snapshot none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,9 +52,12 @@ class Manifest(BaseModel):
     image: str
     hypervisor: str
     hardware: dict[str, int | str]
-    layers: tuple[str, ...]
+    layers: tuple[str, ...] = ()
     created: float
-    boot_seconds: float
+    boot_seconds: float = 0.0
+    golden: str = ""
+    parent: str = ""
+    files: dict[str, FileDigest] = {}
 
 
 @dataclass(frozen=True)
@@ -48,16 +68,36 @@ class Snapshot:
         id: Its name: the folder's.
         folder: Where it lies.
         manifest: What it is.
+        parent: What it descends from; ``None`` for a golden snapshot.
     """
 
     id: str
     folder: Path
     manifest: Manifest
+    parent: Snapshot | None = None
+
+    @property
+    def golden(self) -> Snapshot:
+        """The golden snapshot that it descends from; itself, if it is that."""
+        return self if self.parent is None else self.parent.golden
+
+    @property
+    def lineage(self) -> list[Snapshot]:
+        """It and what it descends from, the golden snapshot first."""
+        chain = [self]
+        while chain[-1].parent is not None:
+            chain.append(chain[-1].parent)
+        return chain[::-1]
 
     @property
     def memory(self) -> Path:
-        """Guest memory; mapped privately, never written."""
+        """Complete guest memory, mapped privately, never written; of a golden snapshot only."""
         return self.folder / "memory"
+
+    @property
+    def delta(self) -> Path:
+        """The memory written since the parent; of any but a golden snapshot."""
+        return self.folder / "memory.delta"
 
     @property
     def device_state(self) -> Path:
@@ -66,13 +106,15 @@ class Snapshot:
 
     @property
     def disk(self) -> Path:
-        """The topmost disk layer."""
+        """Its own disk layer; there only if the disk was written since the parent."""
         return self.folder / "disk.qcow2"
 
     @property
     def disks(self) -> tuple[Path, ...]:
         """The disk's chain, topmost first."""
-        return (self.disk, *map(Path, self.manifest.layers))
+        if self.parent is None:
+            return (self.disk, *map(Path, self.manifest.layers))
+        return (self.disk, *self.parent.disks) if "disk.qcow2" in self.manifest.files else self.parent.disks
 
     @property
     def hardware(self) -> Hardware:
@@ -81,8 +123,12 @@ class Snapshot:
         return Hardware(**values | {"transport": Transport(values["transport"])})  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, folder: Path) -> Snapshot | None:
+    def load(cls, folder: Path, parent: Snapshot | None = None) -> Snapshot | None:
         """Read a snapshot; ``None`` if there is none (a folder without a manifest is not a snapshot).
+
+        Args:
+            folder: Where it lies.
+            parent: What it descends from.
 
         Raises:
             VMError: the manifest cannot be read.
@@ -93,7 +139,7 @@ class Snapshot:
             return None
         except (OSError, ValidationError) as error:
             raise VMError(f"The snapshot in {folder} cannot be read: {error}", f"Remove {folder}.") from error
-        return cls(folder.name, folder, manifest)
+        return cls(folder.name, folder, manifest, parent)
 
 
 def hardware_values(hardware: Hardware) -> dict[str, int | str]:
