@@ -16,8 +16,10 @@ from fake_supervisor import FakeSupervisor
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ApiError, SupervisorError
+from agentvm_kernel.supervisor import answers, launch
 from agentvm_kernel.supervisor import client as module
-from agentvm_kernel.supervisor.client import SupervisorClient, start_supervisor
+from agentvm_kernel.supervisor.client import SupervisorClient
+from agentvm_kernel.supervisor.launch import start_supervisor
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
 
 REQUEST = LeaseRequest(image="minimal", owner="test")
@@ -152,7 +154,7 @@ async def test_a_status_that_is_no_object_is_an_error(paths: Paths, body: bytes)
 
 
 async def test_an_endless_status_is_an_error(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_STATUS", 1000)
+    monkeypatch.setattr(answers, "_MAX_BODY", 1000)
     async with serving(paths, chunks(b"x" * 5000)), SupervisorClient(paths, start=False) as client:
         with pytest.raises(SupervisorError, match="too long"):
             await client.status()
@@ -172,6 +174,27 @@ async def test_a_supervisor_that_does_not_answer_is_an_error(paths: Paths, monke
         over.set()
 
 
+async def test_an_answer_that_stalls_or_breaks_off_is_an_error(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_BODY_TIMEOUT", 0.05)
+    over = asyncio.Event()
+
+    async def begin(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"{")
+        if request.method == "POST":
+            await over.wait()
+        assert request.transport
+        request.transport.abort()
+        return response
+
+    async with serving(paths, begin), SupervisorClient(paths, start=False) as client:
+        for request in (client.status(), client.adopt("l", 1)):
+            with pytest.raises(SupervisorError, match="broke off"):
+                await request
+        over.set()
+
+
 def instead(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> Path:
     """Start a script in place of the supervisor; returns the file in which each start leaves a line."""
     starts = folder / "starts"
@@ -183,7 +206,7 @@ def instead(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> Path
     wrapper = folder / "python"
     wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
     wrapper.chmod(0o700)
-    monkeypatch.setattr(module.sys, "executable", str(wrapper))
+    monkeypatch.setattr(launch.sys, "executable", str(wrapper))
     return starts
 
 
@@ -240,7 +263,7 @@ async def test_a_supervisor_that_dies_while_starting_is_an_error_that_names_its_
 async def test_a_supervisor_that_is_never_ready_is_an_error(
     paths: Paths, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_START_TIMEOUT", 0.3)
+    monkeypatch.setattr(launch, "_START_TIMEOUT", 0.3)
     instead(monkeypatch, short_tmp, "time.sleep(2)")
     with pytest.raises(SupervisorError, match="not ready"):
         await start_supervisor(paths)
