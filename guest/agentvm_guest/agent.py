@@ -222,7 +222,9 @@ class Agent:
         self._system.set_clock(identity.time_ns)
         self._system.add_entropy(identity.derive("kernel"))
         self._system.set_names(identity.hostname, identity.machine_id)
-        self.kernel.reseed(identity.derive("ipykernel"), self._confirm_seconds, self._confirm(identity, reply))
+        self.kernel.reseed(
+            identity.derive("ipykernel"), identity.seed, self._confirm_seconds, self._confirm(identity, reply)
+        )
 
     def _confirm(self, identity: Identity, reply: Reply) -> Reply:
         def done(answer: dict[str, object]) -> None:

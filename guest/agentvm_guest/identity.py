@@ -25,6 +25,8 @@ class Identity:
         entropy: 64 random bytes.
         hostname: The host name.
         machine_id: The machine id, 32 hexadecimal digits.
+        seed: What the generators of the user's Python are seeded from; None leaves them as they are. The kernel's and
+            OpenSSL's are renewed from the entropy, whatever this is.
     """
 
     epoch: int
@@ -33,10 +35,11 @@ class Identity:
     entropy: bytes
     hostname: str
     machine_id: str
+    seed: bytes | None
 
     def derive(self, purpose: str) -> bytes:
         """Return 64 random bytes for one purpose; those for another tell nothing about them."""
-        return hashlib.sha512(purpose.encode() + b"|" + self.entropy).digest()
+        return _derive(self.entropy, purpose)
 
 
 def parse_identity(request: dict[str, object]) -> Identity:
@@ -45,13 +48,15 @@ def parse_identity(request: dict[str, object]) -> Identity:
     Raises:
         RequestError: naming the field that is not valid.
     """
+    entropy = _read_hex(request, "entropy", 64)
     return Identity(
         epoch=read_integer(request, "epoch", 1 << 32),
         key=_read_hex(request, "key", 32),
         time_ns=read_integer(request, "time_ns", 1 << 63),
-        entropy=_read_hex(request, "entropy", 64),
+        entropy=entropy,
         hostname=_read_text(request, "hostname", _HOSTNAME),
         machine_id=_read_text(request, "machine_id", _MACHINE_ID),
+        seed=_read_seed(request, entropy),
     )
 
 
@@ -67,11 +72,27 @@ def read_integer(request: dict[str, object], field: str, limit: int) -> int:
     return value
 
 
+def _read_seed(request: dict[str, object], entropy: bytes) -> bytes | None:
+    """Return the seed of the mode: of a clone that differs, of clones that agree, or none for one that goes on."""
+    randomness = request.get("randomness", "diverge")
+    if randomness == "diverge":
+        return _derive(entropy, "seed")
+    if randomness == "common":
+        return _read_hex(request, "seed", 64)
+    if randomness == "keep":
+        return None
+    raise RequestError("randomness is not diverge, common or keep")
+
+
 def _read_hex(request: dict[str, object], field: str, size: int) -> bytes:
     value = request.get(field)
     if not isinstance(value, str) or re.fullmatch(rf"[0-9a-fA-F]{{{2 * size}}}", value) is None:
         raise RequestError(f"{field} is not {size} bytes in hexadecimal")
     return bytes.fromhex(value)
+
+
+def _derive(entropy: bytes, purpose: str) -> bytes:
+    return hashlib.sha512(purpose.encode() + b"|" + entropy).digest()
 
 
 def _read_text(request: dict[str, object], field: str, pattern: re.Pattern[str]) -> str:

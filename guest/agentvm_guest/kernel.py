@@ -122,11 +122,14 @@ class KernelProcess:
             self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def reseed(self, entropy: bytes, timeout: float, done: Callable[[dict[str, object]], None]) -> None:
+    def reseed(
+        self, entropy: bytes, seed: bytes | None, timeout: float, done: Callable[[dict[str, object]], None]
+    ) -> None:
         """Renew the generators inside the process.
 
         Args:
-            entropy: Random bytes.
+            entropy: Random bytes for OpenSSL's.
+            seed: What the others are seeded from; None leaves them as they are.
             timeout: Seconds until the attempt counts as failed.
             done: Called with ``{"ok": ...}``, at once when the process is dead.
         """
@@ -139,7 +142,8 @@ class KernelProcess:
             timeout, lambda: self._answer(number, {"ok": False, "error": f"ipykernel did not confirm in {timeout:g} s"})
         )
         self._asked[number] = (done, timer)
-        line = json.dumps({"id": number, "entropy": entropy.hex()}).encode() + b"\n"
+        request = {"id": number, "entropy": entropy.hex(), "seed": None if seed is None else seed.hex()}
+        line = json.dumps(request).encode() + b"\n"
         try:
             self._helper.sendall(line)
         except OSError as error:

@@ -37,33 +37,44 @@ class KernelApp(IPKernelApp):  # type: ignore[misc]
         context.setsockopt(zmq.SNDHWM, 1000)
 
 
-def derive(entropy: bytes, purpose: str, size: int) -> bytes:
+def derive(seed: bytes, purpose: str, size: int) -> bytes:
     """Return bytes for one generator; different ones for each, so that none tells about another."""
-    return hashlib.shake_256(purpose.encode() + b"|" + entropy).digest(size)
+    return hashlib.shake_256(purpose.encode() + b"|" + seed).digest(size)
 
 
-def reseed(entropy: bytes) -> list[str]:
+def renew(entropy: bytes, seed: bytes | None) -> list[str]:
     """Renew the generators that live in this process and are copies after a clone.
 
-    ``os.urandom``, ``secrets`` and ``uuid`` draw from the kernel's, which the agent renews itself.
+    ``os.urandom``, ``secrets``, ``uuid`` and a ``numpy.random.default_rng()`` made from now on draw from the kernel's,
+    which the agent renews itself. A generator that the user's code made and keeps stays as it is.
+
+    Args:
+        entropy: For OpenSSL's, which keys are made with: no two clones may share it.
+        seed: For the others; None leaves them as they are.
 
     Returns:
-        The names of those that were there.
+        The names of those that were renewed.
     """
-    done = []
-    if (random := sys.modules.get("random")) is not None:
-        random.seed(derive(entropy, "random", 64))
-        done.append("random")
-    if (numpy_random := sys.modules.get("numpy.random")) is not None:
-        words = derive(entropy, "numpy", 64)
-        numpy_random.seed([int.from_bytes(words[i : i + 4], "big") for i in range(0, 64, 4)])
-        done.append("numpy")
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.manual_seed(int.from_bytes(derive(entropy, "torch", 8), "big") >> 1)
-        done.append("torch")
+    done = [] if seed is None else reseed(seed)
     if (ssl := sys.modules.get("ssl")) is not None:
         ssl.RAND_add(derive(entropy, "ssl", 64), 64.0)
         done.append("ssl")
+    return done
+
+
+def reseed(seed: bytes) -> list[str]:
+    """Seed the generators that programs expect to be able to repeat; returns the names of those that were there."""
+    done = []
+    if (random := sys.modules.get("random")) is not None:
+        random.seed(derive(seed, "random", 64))
+        done.append("random")
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        words = derive(seed, "numpy", 64)
+        numpy_random.seed([int.from_bytes(words[i : i + 4], "big") for i in range(0, 64, 4)])
+        done.append("numpy")
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(int.from_bytes(derive(seed, "torch", 8), "big") >> 1)
+        done.append("torch")
     return done
 
 
@@ -73,7 +84,9 @@ def serve(helper: socket.socket) -> None:
         for line in lines:
             request = json.loads(line)
             try:
-                answer = {"id": request["id"], "ok": True, "seeded": reseed(bytes.fromhex(request["entropy"]))}
+                seed = request["seed"]
+                done = renew(bytes.fromhex(request["entropy"]), None if seed is None else bytes.fromhex(seed))
+                answer = {"id": request["id"], "ok": True, "seeded": done}
             except Exception as error:  # noqa: BLE001 - the user's modules may raise anything; the agent is told
                 answer = {"id": request["id"], "ok": False, "error": repr(error)}
             lines.write(json.dumps(answer).encode() + b"\n")

@@ -51,10 +51,10 @@ class LocalGuest:
     events: list[dict[str, object]] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def identify(self, epoch: int, *, timeout: float = 30) -> dict[str, object]:
+    async def identify(self, epoch: int, *, timeout: float = 30, **fields: object) -> dict[str, object]:
         """Give the agent a new key and this epoch, as after a clone."""
         self.key, self.epoch = secrets.token_bytes(32), epoch
-        return await self.control.request("identity", timeout=timeout, **identity_fields(self.key, epoch))
+        return await self.control.request("identity", timeout=timeout, **identity_fields(self.key, epoch) | fields)
 
     async def event(self, name: str, *, timeout: float = 30) -> dict[str, object]:
         """Return the next event of that name, which is taken out."""

@@ -349,6 +349,8 @@ async def test_requests_that_make_no_sense_are_refused_by_name(shared: LocalGues
     assert "entropy is not 64 bytes" in await refused("identity", **good | {"entropy": None})
     assert "hostname is not valid" in await refused("identity", **good | {"hostname": "a b"})
     assert "machine_id is not valid" in await refused("identity", **good | {"machine_id": "../../etc/passwd"})
+    assert "randomness is not diverge" in await refused("identity", **good | {"randomness": "other"})
+    assert "seed is not 64 bytes" in await refused("identity", **good | {"randomness": "common"})
 
 
 async def test_a_new_identity_ends_the_old_link_and_renews_the_generators() -> None:
@@ -366,6 +368,38 @@ async def test_a_new_identity_ends_the_old_link_and_renews_the_generators() -> N
         facts = await guest.control.request("facts", timeout=5)
         recorded = [str(call).split()[0] for call in facts["recorded"]]  # type: ignore[union-attr]
         assert recorded[-3:] == ["set_clock", "add_entropy", "set_names"]
+        await again.link.close()
+
+
+async def test_clones_may_share_what_their_user_draws_but_never_the_systems_generators() -> None:
+    code = (
+        "import os, random, secrets, ssl, uuid\n"
+        "print(random.random(), random.gauss(), os.urandom(8), secrets.token_hex(), ssl.RAND_bytes(8), uuid.uuid4())"
+    )
+    drawn = []
+    async with local_guest() as guest:
+        for seed in ("aa" * 64, "aa" * 64, "bb" * 64):
+            answer = await guest.identify(2, randomness="common", seed=seed)
+            assert answer["seeded"] == ["random", "ssl"]
+            notebook = await Notebook.attach(guest)
+            text, _ = await notebook.run(code)
+            drawn.append(text.split(" ", 2))
+            await notebook.link.close()
+    assert drawn[0][:2] == drawn[1][:2]
+    assert drawn[0][0] != drawn[2][0]
+    assert len({rest for _, _, rest in drawn}) == 3
+
+
+async def test_a_clone_may_go_on_with_the_generators_as_they_were() -> None:
+    async with local_guest() as guest:
+        notebook = await Notebook.attach(guest)
+        await notebook.run("import random; random.seed(1); _ = random.gauss(); state = random.getstate()")
+        answer = await guest.identify(2, randomness="keep")
+        assert answer["seeded"] == ["ssl"]
+        facts = await guest.control.request("facts", timeout=5)
+        assert facts["recorded"][-2:][0] == "add_entropy 64"  # type: ignore[index]
+        again = await Notebook.attach(guest)
+        assert (await again.run("print(random.getstate() == state)"))[0] == "True\n"
         await again.link.close()
 
 

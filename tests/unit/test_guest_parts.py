@@ -14,12 +14,13 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from agentvm_guest import init, launcher, system
 from agentvm_guest.control import ControlPort, Reply
-from agentvm_guest.identity import Identity
+from agentvm_guest.identity import parse_identity
 from agentvm_guest.kernel import _user_environment
 from agentvm_guest.loop import Loop
 from agentvm_guest.ports import Port, find_virtio_port, listen_vsock
@@ -296,8 +297,16 @@ def test_a_broken_socket_is_reported_once_and_forgotten() -> None:
 
 
 def test_entropy_for_one_purpose_tells_nothing_about_another() -> None:
-    identity = Identity(1, bytes(32), 0, bytes(64), "h", "0" * 32)
-    assert len({identity.derive("kernel"), identity.derive("ipykernel"), bytes(64)}) == 3
+    request = {
+        "epoch": 1,
+        "key": "00" * 32,
+        "time_ns": 0,
+        "entropy": "00" * 64,
+        "hostname": "h",
+        "machine_id": "0" * 32,
+    }
+    identity = parse_identity(request)
+    assert len({identity.derive("kernel"), identity.derive("ipykernel"), identity.seed, bytes(64)}) == 4
 
 
 @pytest.fixture
@@ -307,22 +316,43 @@ def random_state() -> Iterator[None]:
     random.setstate(state)
 
 
+@dataclass
+class Generators:
+    """Stands for NumPy's, torch's and OpenSSL's: what each was given."""
+
+    numpy: list[list[int]] = field(default_factory=list)
+    torch: list[int] = field(default_factory=list)
+    ssl: list[bytes] = field(default_factory=list)
+
+
+@pytest.fixture
+def generators(monkeypatch: pytest.MonkeyPatch) -> Generators:
+    seen = Generators()
+    monkeypatch.setitem(sys.modules, "numpy.random", types.SimpleNamespace(seed=seen.numpy.append))
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(manual_seed=seen.torch.append))
+    monkeypatch.setattr(ssl, "RAND_add", lambda data, entropy: seen.ssl.append(data))
+    return seen
+
+
 @pytest.mark.usefixtures("random_state")
-def test_generators_follow_from_the_entropy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    numpy_seeds: list[list[int]] = []
-    torch_seeds: list[int] = []
-    added: list[bytes] = []
-    monkeypatch.setitem(sys.modules, "numpy.random", types.SimpleNamespace(seed=numpy_seeds.append))
-    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(manual_seed=torch_seeds.append))
-    monkeypatch.setattr(ssl, "RAND_add", lambda data, entropy: added.append(data))
+def test_generators_follow_from_the_seed_alone_and_openssls_from_the_entropy(generators: Generators) -> None:
     drawn = []
-    for entropy in (b"a", b"a", b"b"):
-        assert launcher.reseed(entropy) == ["random", "numpy", "torch", "ssl"]
+    for entropy, seed in ((b"a", b"1"), (b"b", b"1"), (b"a", b"2")):
+        assert launcher.renew(entropy, seed) == ["random", "numpy", "torch", "ssl"]
         drawn.append(random.random())
-    for values in (drawn, numpy_seeds, torch_seeds, added):
+    for values in (drawn, generators.numpy, generators.torch):
         assert values[0] == values[1] != values[2]
-    assert all(0 <= word < 1 << 32 for word in numpy_seeds[0])
-    assert 0 <= torch_seeds[0] < 1 << 63
+    assert generators.ssl[0] == generators.ssl[2] != generators.ssl[1]
+    assert all(0 <= word < 1 << 32 for word in generators.numpy[0])
+    assert 0 <= generators.torch[0] < 1 << 63
+
+
+@pytest.mark.usefixtures("random_state")
+def test_without_a_seed_only_openssls_generator_is_renewed(generators: Generators) -> None:
+    state = random.getstate()
+    assert launcher.renew(b"a", None) == ["ssl"]
+    assert random.getstate() == state
+    assert (generators.numpy, generators.torch, len(generators.ssl)) == ([], [], 1)
 
 
 @pytest.mark.usefixtures("random_state")
@@ -336,7 +366,7 @@ def test_a_generator_that_fails_is_reported_and_the_helper_goes_on(monkeypatch: 
     with ours, ours.makefile("rwb") as lines:
         for number, seed in ((1, fail), (2, lambda seed: None)):
             monkeypatch.setitem(sys.modules, "numpy.random", types.SimpleNamespace(seed=seed))
-            lines.write(json.dumps({"id": number, "entropy": "00" * 64}).encode() + b"\n")
+            lines.write(json.dumps({"id": number, "entropy": "00" * 64, "seed": "00" * 64}).encode() + b"\n")
             lines.flush()
             answer = json.loads(lines.readline())
             assert answer["id"] == number
