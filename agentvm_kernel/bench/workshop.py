@@ -16,7 +16,8 @@ from agentvm_kernel.supervisor.catalogue import Catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import choose_transport
 from agentvm_kernel.vm.accelerator import Accelerator
-from agentvm_kernel.vm.clone import VM, Blank, become, start_blank
+from agentvm_kernel.vm.blank import Blank, start_blank
+from agentvm_kernel.vm.clone import VM, become
 from agentvm_kernel.vm.golden import Source, make_golden
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 from agentvm_kernel.vm.libvirt_machine import LibvirtMachine
@@ -53,9 +54,9 @@ class Workshop:
 
     async def first_answer(self, blank: Blank) -> VM:
         """Do with a blank what ``become`` does, up to the guest agent's first answer to anything."""
-        vm = VM("bench", blank)
+        vm = VM("bench", blank, self._snapshot)
         try:
-            await blank.machine.load(self._snapshot.device_state)
+            await blank.fill(self._snapshot)
             await vm.connect()
             await blank.machine.resume()
             await vm.request("ping", _ANSWER_SECONDS)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from agentvm_kernel import config
 from agentvm_kernel.errors import AgentVMError
-from agentvm_kernel.vm.clone import VM, Blank, become, start_blank
+from agentvm_kernel.vm.blank import Blank, start_blank
+from agentvm_kernel.vm.clone import VM, become
 from agentvm_kernel.vm.hypervisor import Hypervisor
 from agentvm_kernel.vm.snapshot import Snapshot
 

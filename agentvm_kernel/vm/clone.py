@@ -8,40 +8,42 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from agentvm_kernel.errors import IdentityError, LinkError
 from agentvm_kernel.link.control import ControlChannel
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
-from agentvm_kernel.vm.disk import create_overlay, give_to
-from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
+from agentvm_kernel.vm.blank import Blank
+from agentvm_kernel.vm.delta import Run
 from agentvm_kernel.vm.snapshot import Snapshot
-from agentvm_kernel.vm.spec import DomainSpec
 
 _IDENTITY_SECONDS = 30.0
 _CLOCK_SECONDS = 10.0
 _KEY_BYTES = 32
 _ENTROPY_BYTES = 64
 
-OnEvent = Callable[[dict[str, object]], None]
 
+@dataclass(frozen=True)
+class Randomness:
+    """What happens to a clone's generators in user space; the kernel's always differs.
 
-class Blank:
-    """A started, empty QEMU whose memory is a private view of a golden snapshot's; nothing loaded.
-
-    Args:
-        machine: The QEMU.
-        snapshot: What it can become.
+    Attributes:
+        mode: ``diverge`` (new seeds), ``common`` (the given seed, for comparisons in pairs), ``keep`` (they go on as
+            the snapshot has them).
+        seed: 64 bytes for ``common``.
     """
 
-    def __init__(self, machine: Machine, snapshot: Snapshot) -> None:
-        self.machine = machine
-        self.snapshot = snapshot
+    mode: Literal["diverge", "common", "keep"] = "diverge"
+    seed: bytes = b""
 
-    async def end(self) -> None:
-        """End it, and remove its files."""
-        await self.machine.end()
-        await asyncio.to_thread(shutil.rmtree, self.machine.spec.folder)
+    def fields(self) -> dict[str, str]:
+        """Return the fields of the identity request."""
+        return {"randomness": self.mode} | ({"seed": self.seed.hex()} if self.mode == "common" else {})
+
+
+OnEvent = Callable[[dict[str, object]], None]
 
 
 class VM:
@@ -49,41 +51,59 @@ class VM:
 
     Attributes:
         id: Its name.
-        snapshot: What it was cloned from.
+        snapshot: What it descends from: what it was cloned from, or the newest snapshot that was taken of it.
+        machine: Its QEMU.
+        tracker: Its memory, and what it wrote since that snapshot, where the host lets this process have it.
+        overlay: Top of its disk.
+        unsaved_runs: Pages that belong into its next snapshot because an earlier one could not be kept.
+        unsaved_layers: Disk layers, topmost first, of which the same is true.
+        disk_writes: How many writes its disk had seen when it was last frozen.
+        captures: How many snapshots were tried.
         epoch: Number of this clone.
         key: The link's shared key.
         created: Seconds since the epoch.
         on_event: Called with each event of the guest agent's (hostile input); whoever holds the VM sets it.
     """
 
-    def __init__(self, vm_id: str, blank: Blank) -> None:
+    def __init__(self, vm_id: str, blank: Blank, snapshot: Snapshot) -> None:
         self.id = vm_id
-        self.snapshot = blank.snapshot
+        self.snapshot = snapshot
+        self.machine = blank.machine
+        self.tracker = blank.tracker
+        self.overlay = blank.overlay
+        self.unsaved_runs: list[Run] = []
+        self.unsaved_layers: list[Path] = []
+        self.disk_writes = 0
+        self.captures = 0
         self.epoch = secrets.randbelow(2**32 - 1) + 1
         self.key = secrets.token_bytes(_KEY_BYTES)
         self.created = time.time()
         self.on_event: OnEvent = lambda _event: None
-        self._machine = blank.machine
         self._control: ControlChannel | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Its private folder."""
+        return self.machine.spec.folder
 
     @property
     def pid(self) -> int:
         """QEMU's process id."""
-        return self._machine.pid
+        return self.machine.pid
 
     @property
     def ended(self) -> asyncio.Future[str]:
         """Done when QEMU is gone; the result says why."""
-        return self._machine.ended
+        return self.machine.ended
 
     @property
     def link(self) -> Endpoint:
         """Where to dial the guest agent."""
-        return self._machine.vsock or UnixEndpoint(str(self._machine.spec.link_socket))
+        return self.machine.vsock or UnixEndpoint(str(self.machine.spec.link_socket))
 
     async def connect(self) -> None:
         """Dial the owner's channel."""
-        self._control = await ControlChannel.connect(self._machine.spec.control_socket, self._forward_event)
+        self._control = await ControlChannel.connect(self.machine.spec.control_socket, self._forward_event)
 
     def _forward_event(self, event: dict[str, object]) -> None:
         self.on_event(event)
@@ -103,8 +123,11 @@ class VM:
             raise LinkError(f"The owner's channel of {self.id} is not connected.")
         return await self._control.request(op, timeout=timeout, **fields)
 
-    async def give_identity(self) -> None:
+    async def give_identity(self, randomness: Randomness) -> None:
         """Make this clone different from its siblings, and wait until the guest has confirmed it.
+
+        Args:
+            randomness: What happens to the generators in user space.
 
         Raises:
             IdentityError: the guest did not confirm; the VM must not be used.
@@ -113,7 +136,7 @@ class VM:
             answer = await self.request(
                 "identity", _IDENTITY_SECONDS, epoch=self.epoch, key=self.key.hex(),
                 time_ns=time.time_ns(), entropy=secrets.token_hex(_ENTROPY_BYTES),
-                hostname=self.id, machine_id=uuid.uuid4().hex,
+                hostname=self.id, machine_id=uuid.uuid4().hex, **randomness.fields(),
             )  # fmt: skip
         except LinkError as error:
             raise IdentityError(f"The VM {self.id} did not confirm its identity: {error.message}") from error
@@ -122,7 +145,7 @@ class VM:
 
     async def pause(self) -> None:
         """Stop its CPUs."""
-        await self._machine.pause()
+        await self.machine.pause()
 
     async def wake(self) -> None:
         """Let a paused VM run on, and set its clock.
@@ -130,7 +153,7 @@ class VM:
         Raises:
             IdentityError: the guest did not confirm its clock.
         """
-        await self._machine.resume()
+        await self.machine.resume()
         try:
             await self.request("clock", _CLOCK_SECONDS, time_ns=time.time_ns())
         except LinkError as error:
@@ -140,54 +163,34 @@ class VM:
         """End it, and remove its files."""
         if self._control is not None:
             await self._control.close()
-        await self._machine.end()
-        folder = self._machine.spec.folder
-        if folder.exists():
-            await asyncio.to_thread(shutil.rmtree, folder)
+        await self.machine.end()
+        if self.folder.exists():
+            await asyncio.to_thread(shutil.rmtree, self.folder)
 
 
-async def start_blank(hypervisor: Hypervisor, snapshot: Snapshot, folder: Path, name: str) -> Blank:
-    """Start an empty QEMU for a snapshot.
-
-    Args:
-        hypervisor: What starts it.
-        snapshot: What it will be able to become.
-        folder: A private folder to create for it; it goes with the VM.
-        name: Domain name.
-    """
-    folder.mkdir(mode=0o700)
-    try:
-        give_to(folder, hypervisor.owner)
-        overlay = folder / "overlay.qcow2"
-        await create_overlay(overlay, snapshot.disk, "qcow2", snapshot.hardware.disk_gb)
-        give_to(overlay, hypervisor.owner)
-        spec = DomainSpec(
-            name, str(uuid.uuid4()), folder, snapshot.hardware, snapshot.memory, (overlay, *snapshot.disks),
-            owner=hypervisor.owner,
-        )  # fmt: skip
-        return Blank(await hypervisor.start(spec), snapshot)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-async def become(blank: Blank, vm_id: str) -> VM:
+async def become(
+    blank: Blank, vm_id: str, snapshot: Snapshot | None = None, randomness: Randomness | None = None
+) -> VM:
     """Turn a blank into a running VM whose identity is confirmed.
 
     Args:
         blank: Is used up, whatever happens.
         vm_id: The VM's name; also its host name.
+        snapshot: What it is to be a clone of; by default its golden one.
+        randomness: What happens to the generators in user space; by default they diverge.
 
     Raises:
         IdentityError: the guest did not confirm its identity; the VM is ended.
+        SnapshotError: the snapshot cannot be loaded; the blank is ended.
         HypervisorError: QEMU could not load the state; the blank is ended.
     """
-    vm = VM(vm_id, blank)
+    snapshot = snapshot or blank.golden
+    vm = VM(vm_id, blank, snapshot)
     try:
-        await blank.machine.load(blank.snapshot.device_state)
+        await blank.fill(snapshot)
         await vm.connect()
         await blank.machine.resume()
-        await vm.give_identity()
+        await vm.give_identity(randomness or Randomness())
     except BaseException:
         await vm.end()
         raise

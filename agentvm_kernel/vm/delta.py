@@ -149,6 +149,11 @@ class Layers:
         """Number of pages."""
         return sum(count for _, count, _, _ in self._pieces)
 
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold some page's newest content."""
+        return {delta.path for _, _, delta, _ in self._pieces}
+
     def pieces(self) -> Iterator[tuple[int, int, Path, int]]:
         """Yield first page, number of pages, file, offset in the file, ascending."""
         for first, count, delta, offset in self._pieces:

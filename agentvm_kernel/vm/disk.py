@@ -9,14 +9,13 @@ from pathlib import Path
 from agentvm_kernel.errors import HostError, VMError
 
 
-async def create_overlay(overlay: Path, backing: Path, backing_format: str, size_gb: int) -> None:
+async def create_overlay(overlay: Path, size_gb: int, base: Path | None = None) -> None:
     """Create an empty overlay.
 
     Args:
         overlay: File to create.
-        backing: Layer below it.
-        backing_format: ``raw`` or ``qcow2``.
         size_gb: Virtual size, GB (10^9 bytes).
+        base: Raw image below it; ``None`` where QEMU is told at run time what lies below.
 
     Raises:
         HostError: qemu-img is not installed.
@@ -25,7 +24,8 @@ async def create_overlay(overlay: Path, backing: Path, backing_format: str, size
     # qemu-img wants whole sectors.
     size = size_gb * 10**9 // 4096 * 4096
     # lazy_refcounts would only help a host that crashes; 64 KiB clusters are QEMU's default.
-    arguments = ["create", "-q", "-f", "qcow2", "-F", backing_format, "-b", str(backing), str(overlay), str(size)]
+    below = [] if base is None else ["-F", "raw", "-b", str(base)]
+    arguments = ["create", "-q", "-f", "qcow2", *below, str(overlay), str(size)]
     try:
         process = await asyncio.create_subprocess_exec(
             "qemu-img", *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
@@ -41,5 +41,5 @@ async def create_overlay(overlay: Path, backing: Path, backing_format: str, size
 
 def give_to(path: Path, owner: tuple[int, int] | None) -> None:
     """Make QEMU's user the owner of a file or folder, where QEMU runs under another user than this process."""
-    if owner is not None and owner != (os.geteuid(), os.getegid()):
+    if owner is not None and owner[0] != os.geteuid():
         os.chown(path, *owner)

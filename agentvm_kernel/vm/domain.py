@@ -13,6 +13,7 @@ from agentvm_kernel.vm.spec import CONTROL_PORT, LINK_PORT, DomainSpec, Hardware
 
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _MEMORY_ID = "agentvm.ram"
+DISK_ALIAS = "ua-agentvm-disk"  # libvirt takes a user's alias only with this prefix
 # Without these the stream of `xen-save-devices-state` and what `-incoming` expects differ in sections and footers.
 _MIGRATION_GLOBALS = ("send-configuration=off", "store-global-state=off", "send-section-footer=off")
 # Under TCG a plain model beats `max`: fewer features to emulate, and x86-64-v2 is what NumPy's wheels ask for.
@@ -102,7 +103,8 @@ def _add_devices(domain: ET.Element, spec: DomainSpec) -> None:
 def _add_disk(devices: ET.Element, chain: tuple[Path, ...]) -> None:
     disk = ET.SubElement(devices, "disk", type="file", device="disk")
     # A VM's overlay dies with the VM, so the guest's flushes need not reach the host's disk.
-    ET.SubElement(disk, "driver", name="qemu", type="qcow2", cache="unsafe", discard="unmap")
+    kind = "qcow2" if len(chain) > 1 else "raw"
+    ET.SubElement(disk, "driver", name="qemu", type=kind, cache="unsafe", discard="unmap")
     ET.SubElement(disk, "source", file=str(chain[0]))
     parent = disk
     for layer in chain[1:]:
@@ -111,6 +113,7 @@ def _add_disk(devices: ET.Element, chain: tuple[Path, ...]) -> None:
         ET.SubElement(parent, "source", file=str(layer))
     ET.SubElement(parent, "backingStore")
     ET.SubElement(disk, "target", dev="vda", bus="virtio")
+    ET.SubElement(disk, "alias", name=DISK_ALIAS)
 
 
 def _add_channel(devices: ET.Element, name: str, path: Path) -> None:

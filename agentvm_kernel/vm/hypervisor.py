@@ -46,6 +46,22 @@ class Machine(ABC):
         """Write the device state of a paused machine, without its memory."""
 
     @abstractmethod
+    async def attach_disk(self, chain: tuple[Path, ...]) -> None:
+        """Give a machine that was started empty its disk.
+
+        Args:
+            chain: Topmost first: a writable qcow2 overlay, read-only qcow2 layers, the raw root image.
+        """
+
+    @abstractmethod
+    async def disk_writes(self) -> int:
+        """Return how many writes the guest has made to its disk."""
+
+    @abstractmethod
+    async def freeze_disk(self, overlay: Path) -> None:
+        """Put an empty qcow2 overlay on top of a paused machine's disk; what was the top is not written any more."""
+
+    @abstractmethod
     async def end(self) -> None:
         """End the process and wait until it is gone. Idempotent; the VM's folder is the caller's."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ _T = TypeVar("_T")
 
 QEMU_USER = "libvirt-qemu"
 EMBED = "embed"
+_SYSTEM_FOLDER = Path("/var/lib/libvirt/qemu")
 _OPEN_SECONDS = 60.0
 
 # Without an explicit file handler the embedded driver looks for virtlogd. Core dumps would hold the guest's memory.
@@ -74,7 +76,14 @@ def qemu_owner(uri: str) -> tuple[int, int] | None:
         except KeyError as error:
             raise HostError(f"There is no user {QEMU_USER} to run QEMU as.", "Run `agentvm setup`.") from error
         return entry.pw_uid, entry.pw_gid
-    return (os.geteuid(), os.getegid()) if "system" in uri else None
+    return (os.geteuid(), _group_for_system()) if "system" in uri else None
+
+
+def _group_for_system() -> int:
+    # QEMU has to reach its secret below the daemon's folder. Libvirt gives that one to QEMU's user, but the folder
+    # itself belongs to libvirt's own, and Debian and Ubuntu close it to others where upstream has mode 0751.
+    folder = _SYSTEM_FOLDER.stat()
+    return os.getegid() if folder.st_mode & stat.S_IXOTH else folder.st_gid
 
 
 class DomainGoneError(HypervisorError):

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 from xml.etree import ElementTree as ET  # nosec B405 - parses only what libvirt itself wrote
 
 import libvirt
@@ -16,6 +17,7 @@ import libvirt_qemu
 
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.link.endpoint import VsockEndpoint
+from agentvm_kernel.vm.domain import DISK_ALIAS
 from agentvm_kernel.vm.hypervisor import Machine
 from agentvm_kernel.vm.libvirt_connection import DomainGoneError, LibvirtConnection
 from agentvm_kernel.vm.spec import VSOCK_PORT, DomainSpec, Transport
@@ -44,6 +46,7 @@ class LibvirtMachine(Machine):
         self._domain = domain
         self._migration: asyncio.Future[str] | None = None
         self._is_ending = False
+        self._disk_nodes = 0
 
     async def find_vsock(self) -> None:
         """Read the CID that libvirt chose."""
@@ -114,6 +117,36 @@ class LibvirtMachine(Machine):
         """Write the device state, without memory."""
         await self.qmp("xen-save-devices-state", filename=str(device_state), live=False)
 
+    async def attach_disk(self, chain: tuple[Path, ...]) -> None:
+        """Build the chain of block nodes and let the disk, which holds a placeholder, use it instead."""
+        node: dict[str, object] | None = None
+        for layer in reversed(chain):
+            node = _block_node(layer, node, read_only=layer is not chain[0])
+        await self.qmp("blockdev-add", **(node or {}), node_name=self._next_node())
+        await self.qmp(
+            "qom-set", path=f"/machine/peripheral/{DISK_ALIAS}/virtio-backend", property="drive", value=self._disk_node
+        )
+
+    async def disk_writes(self) -> int:
+        """Ask QEMU's statistics."""
+        (disk,) = cast("list[dict[str, dict[str, int]]]", await self.qmp("query-blockstats"))
+        return disk["stats"]["wr_operations"] + disk["stats"]["unmap_operations"]
+
+    async def freeze_disk(self, overlay: Path) -> None:
+        """Make the overlay the disk's top: QEMU's external snapshot."""
+        below = self._disk_node
+        node = _block_node(overlay, None, read_only=False)
+        await self.qmp("blockdev-add", **node, node_name=self._next_node())
+        await self.qmp("blockdev-snapshot", node=below, overlay=self._disk_node)
+
+    def _next_node(self) -> str:
+        self._disk_nodes += 1
+        return self._disk_node
+
+    @property
+    def _disk_node(self) -> str:
+        return f"agentvm-disk-{self._disk_nodes}"
+
     async def end(self) -> None:
         """End QEMU by a signal (libvirt's ``destroy`` takes longer), then wait until libvirt has found it gone."""
         if not self._is_ending and not self.ended.done():
@@ -131,3 +164,14 @@ class LibvirtMachine(Machine):
         """Take note that libvirt has seen it go; called by the hypervisor in the event loop's thread."""
         if not self.ended.done():
             self.ended.set_result("was ended" if self._is_ending else reason)
+
+
+def _block_node(layer: Path, below: dict[str, object] | None, *, read_only: bool) -> dict[str, object]:
+    """Describe a layer of a disk as blockdev-add wants it; an overlay without one below gets it by its snapshot."""
+    # A VM's overlay dies with the VM, so the guest's flushes need not reach the host's disk.
+    options: dict[str, object] = {"discard": "unmap", "cache": {"no-flush": True}}
+    # A frozen layer soon belongs to a snapshot, and cannot be opened for writing any more.
+    file = {"driver": "file", "filename": str(layer), "auto-read-only": True, **options}
+    if layer.suffix != ".qcow2":
+        return {"driver": "raw", "file": file, "read-only": read_only, **options}
+    return {"driver": "qcow2", "file": file, "backing": below, "read-only": read_only, **options}

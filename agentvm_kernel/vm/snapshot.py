@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agentvm_kernel.durable import Disk, sync
 from agentvm_kernel.errors import VMError
 from agentvm_kernel.vm.spec import Hardware, Transport
 
@@ -45,6 +47,9 @@ class Manifest(BaseModel):
         golden: Id of the golden snapshot it descends from; empty for one that is golden itself.
         parent: Id of the parent in the notebook's tree; empty where that is the golden one.
         files: Digests of its files; of a golden snapshot none.
+        base: Identity of the golden snapshot, see ``Snapshot.identity``.
+        delta: Name of the file with the memory written since the parent; another one after a merge.
+        own_layers: Names of its own disk layers, topmost first: those written since the parent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +63,37 @@ class Manifest(BaseModel):
     golden: str = ""
     parent: str = ""
     files: dict[str, FileDigest] = {}
+    base: str = ""
+    delta: str = "memory.delta"
+    own_layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use snapshots: their user, and where QEMU runs under another one, that user's group.
+
+    Attributes:
+        group: Group of files and folders.
+        folder: Mode of a snapshot's folder.
+        passage: Mode of the folders above it.
+        file: Mode of the files that QEMU reads.
+    """
+
+    group: int
+    folder: int
+    passage: int
+    file: int
+
+    @classmethod
+    def of(cls, owner: tuple[int, int] | None) -> Access:
+        """Return who may use snapshots.
+
+        Args:
+            owner: ``uid, gid`` that QEMU runs under; ``None`` for this process's.
+        """
+        if owner is None or os.geteuid() != 0:
+            return cls(os.getegid(), 0o700, 0o700, 0o400)
+        return cls(owner[1], 0o750, 0o710, 0o440)
 
 
 @dataclass(frozen=True)
@@ -74,12 +110,19 @@ class Snapshot:
     id: str
     folder: Path
     manifest: Manifest
-    parent: Snapshot | None = None
+    # Not compared or shown: a chain of parents can be longer than Python's stack.
+    parent: Snapshot | None = field(default=None, compare=False, repr=False)
 
     @property
     def golden(self) -> Snapshot:
         """The golden snapshot that it descends from; itself, if it is that."""
-        return self if self.parent is None else self.parent.golden
+        return self.lineage[0]
+
+    @property
+    def identity(self) -> str:
+        """Tells a golden snapshot from one made anew under the same id, whose memory is not the same."""
+        values = [self.id, self.manifest.image, self.manifest.hypervisor, self.manifest.created]
+        return hashlib.sha256(json.dumps([*values, self.manifest.boot_seconds]).encode()).hexdigest()
 
     @property
     def lineage(self) -> list[Snapshot]:
@@ -97,7 +140,7 @@ class Snapshot:
     @property
     def delta(self) -> Path:
         """The memory written since the parent; of any but a golden snapshot."""
-        return self.folder / "memory.delta"
+        return self.folder / self.manifest.delta
 
     @property
     def device_state(self) -> Path:
@@ -106,15 +149,15 @@ class Snapshot:
 
     @property
     def disk(self) -> Path:
-        """Its own disk layer; there only if the disk was written since the parent."""
+        """The topmost disk layer; of a golden snapshot only."""
         return self.folder / "disk.qcow2"
 
     @property
     def disks(self) -> tuple[Path, ...]:
         """The disk's chain, topmost first."""
-        if self.parent is None:
-            return (self.disk, *map(Path, self.manifest.layers))
-        return (self.disk, *self.parent.disks) if "disk.qcow2" in self.manifest.files else self.parent.disks
+        golden, *others = self.lineage
+        own = [one.folder / name for one in reversed(others) for name in one.manifest.own_layers]
+        return (*own, golden.disk, *map(Path, golden.manifest.layers))
 
     @property
     def hardware(self) -> Hardware:
@@ -167,7 +210,7 @@ def new_snapshot_folder(final: Path, owner: tuple[int, int] | None) -> Iterator[
         yield partial
         seal(partial, owner)
         partial.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -178,27 +221,24 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / _MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=2))
 
 
-def seal(folder: Path, owner: tuple[int, int] | None) -> None:
+def seal(folder: Path, owner: tuple[int, int] | None, disk: Disk | None = None, private: Container[str] = ()) -> None:
     """Make every file of a folder read-only, no longer QEMU's, and safe on disk.
 
     Args:
         folder: The folder.
         owner: The user under which QEMU will read it; gets access by its group only.
+        disk: What does it.
+        private: Names of files that QEMU need not read.
+
+    Raises:
+        OSError: something in it is no regular file.
     """
-    shared = owner is not None and os.geteuid() == 0
-    group = owner[1] if shared and owner is not None else os.getegid()
-    for path in folder.iterdir():
-        os.chown(path, os.geteuid(), group)
-        _sync(path)
-        path.chmod(0o440 if shared else 0o400)
-    os.chown(folder, os.geteuid(), group)
-    folder.chmod(0o750 if shared else 0o700)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    disk = disk or Disk()
+    user, access = os.geteuid(), Access.of(owner)
+    # First of all QEMU's user, who is not trusted, must not be able to put anything else there.
+    disk.protect(folder, 0o700, user, access.group)
+    for path in sorted(folder.iterdir()):
+        disk.protect(path, 0o400 if path.name in private else access.file, user, access.group)
+        disk.sync(path)
+    disk.protect(folder, access.folder, user, access.group)
+    disk.sync(folder)

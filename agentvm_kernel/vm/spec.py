@@ -71,7 +71,8 @@ class DomainSpec:
         folder: Private folder of this VM: overlay and sockets lie here; it goes with the VM.
         hardware: The guest-visible machine.
         memory: File that backs guest memory.
-        disks: The disk's chain, topmost first: the writable qcow2 overlay, qcow2 layers, the raw root image.
+        disks: The disk's chain, topmost first: for a boot the writable qcow2 overlay and the raw root image; otherwise
+            one raw file that holds the place until a snapshot's chain is attached.
         boot: What to boot (then ``memory`` is written to); ``None``: wait for a device state (memory stays private).
         owner: ``uid, gid`` under which libvirt is to run QEMU; ``None`` to leave that to libvirt.
     """

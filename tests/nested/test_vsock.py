@@ -29,7 +29,8 @@ from agentvm_kernel.link.frame import PROOF, encode_frame
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.proof import HostHandshake
 from agentvm_kernel.vm.accelerator import probe
-from agentvm_kernel.vm.clone import VM, become, start_blank
+from agentvm_kernel.vm.blank import start_blank
+from agentvm_kernel.vm.clone import VM, become
 from agentvm_kernel.vm.golden import Source, golden_id, make_golden
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 from agentvm_kernel.vm.snapshot import Snapshot

@@ -70,6 +70,15 @@ class FakeMachine(Machine):
         self.calls.append("save")
         device_state.write_text("device state")
 
+    async def attach_disk(self, chain: tuple[Path, ...]) -> None:
+        self.calls.append(f"attach {chain[0].name}")
+
+    async def disk_writes(self) -> int:
+        return 0
+
+    async def freeze_disk(self, overlay: Path) -> None:
+        self.calls.append(f"freeze {overlay.name}")
+
     async def end(self) -> None:
         self.die("was ended")
         if self._server is not None:

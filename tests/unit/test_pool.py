@@ -88,7 +88,7 @@ async def test_the_stock_is_filled_and_an_acquire_takes_the_warm_one(
     started = len(hypervisor.machines)
     vm = await pool.acquire(snapshot)
     machine = next(machine for machine in hypervisor.machines if machine.pid == vm.pid)
-    assert machine.calls == ["load device-state", "resume", "pause", "resume"]
+    assert machine.calls == ["attach disk-1.qcow2", "load device-state", "resume", "pause", "resume"]
     assert [request["op"] for request in machine.ops] == ["identity", "clock"]
     assert machine.pid < 1000 + started
     await pool.wait_filled(snapshot)

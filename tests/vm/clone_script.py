@@ -15,7 +15,8 @@ from pathlib import Path
 from agentvm_kernel.config import Profile
 from agentvm_kernel.link.connection import connect
 from agentvm_kernel.supervisor.catalogue import Catalogue
-from agentvm_kernel.vm.clone import VM, become, start_blank
+from agentvm_kernel.vm.blank import start_blank
+from agentvm_kernel.vm.clone import VM, become
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 from agentvm_kernel.vm.spec import Transport
 

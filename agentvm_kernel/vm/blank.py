@@ -1,0 +1,112 @@
+"""A blank: a started, empty QEMU that can become any snapshot of one golden snapshot's tree."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from agentvm_kernel.errors import SnapshotError
+from agentvm_kernel.vm.content import layers_of
+from agentvm_kernel.vm.delta import PAGE
+from agentvm_kernel.vm.disk import create_overlay, give_to
+from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
+from agentvm_kernel.vm.memory import GuestMemory
+from agentvm_kernel.vm.snapshot import Snapshot
+from agentvm_kernel.vm.spec import DomainSpec, Hardware
+from agentvm_kernel.vm.tracking import Tracker, find_tracker
+
+_log = logging.getLogger(__name__)
+
+
+class Blank:
+    """A started, empty QEMU whose memory is a private view of a golden snapshot's; nothing loaded.
+
+    Attributes:
+        machine: The QEMU.
+        golden: The golden snapshot.
+        overlay: An empty overlay for its disk.
+        tracker: Its memory, and what is written to it; ``None`` where the host does not let this process have it.
+    """
+
+    def __init__(self, machine: Machine, golden: Snapshot, overlay: Path) -> None:
+        self.machine = machine
+        self.golden = golden
+        self.overlay = overlay
+        self.tracker: Tracker | None = None
+
+    def reach_memory(self) -> None:
+        """Get hold of its memory, if the host allows it."""
+        size = self.golden.hardware.memory_mib << 20
+        try:
+            self.tracker = find_tracker(GuestMemory(self.machine.pid, self.golden.memory, size))
+        except SnapshotError as error:
+            _log.warning("snapshots will be complete dumps: %s", error)
+
+    async def fill(self, snapshot: Snapshot) -> None:
+        """Make it a snapshot: the pages that differ, the disk, the device state. It stays paused.
+
+        Args:
+            snapshot: Descends from its golden snapshot.
+
+        Raises:
+            SnapshotError: it is of another golden snapshot, or damaged.
+            HypervisorError: QEMU refused.
+        """
+        if snapshot.golden.id != self.golden.id:
+            raise SnapshotError(f"The snapshot {snapshot.id} descends from another golden snapshot.")
+        await asyncio.gather(
+            asyncio.to_thread(self._write_pages, snapshot),
+            self.machine.attach_disk((self.overlay, *snapshot.disks)),
+        )
+        await self.machine.load(snapshot.device_state)
+
+    def _write_pages(self, snapshot: Snapshot) -> None:
+        if snapshot is snapshot.golden:
+            return
+        if self.tracker is None:
+            raise SnapshotError(f"The memory of QEMU {self.machine.pid} is not accessible.", "See `agentvm doctor`.")
+        self.tracker.memory.write(layers_of(snapshot))
+        self.tracker.collect()
+
+    async def end(self) -> None:
+        """End it, and remove its files."""
+        await self.machine.end()
+        await asyncio.to_thread(shutil.rmtree, self.machine.spec.folder)
+
+
+async def start_blank(hypervisor: Hypervisor, golden: Snapshot, folder: Path, name: str) -> Blank:
+    """Start an empty QEMU.
+
+    Args:
+        hypervisor: What starts it.
+        golden: The golden snapshot that what it becomes has to descend from.
+        folder: A private folder to create for it; it goes with the VM.
+        name: Domain name.
+    """
+    folder.mkdir(mode=0o700)
+    try:
+        give_to(folder, hypervisor.owner)
+        overlay, placeholder = folder / "disk-1.qcow2", folder / "placeholder.raw"
+        await create_overlay(overlay, golden.hardware.disk_gb)
+        _make_placeholder(placeholder, golden.hardware)
+        for path in (overlay, placeholder):
+            give_to(path, hypervisor.owner)
+        spec = DomainSpec(
+            name, str(uuid.uuid4()), folder, golden.hardware, golden.memory, (placeholder,), owner=hypervisor.owner
+        )
+        blank = Blank(await hypervisor.start(spec), golden, overlay)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    await asyncio.to_thread(blank.reach_memory)
+    return blank
+
+
+def _make_placeholder(path: Path, hardware: Hardware) -> None:
+    """Make what QEMU takes for the disk until it is given the real one: as large, and without content."""
+    path.touch(mode=0o600)
+    os.truncate(path, hardware.disk_gb * 10**9 // PAGE * PAGE)

@@ -1,0 +1,142 @@
+"""``snapshot(VM)``: what the VM wrote since its last snapshot, saved during a pause of a few milliseconds.
+
+During the pause: device state, the pages written (copied into a buffer that was touched before), and a new overlay on
+the disk if it was written. Files are written after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agentvm_kernel.errors import DiskFullError, SnapshotError
+from agentvm_kernel.vm.clone import VM
+from agentvm_kernel.vm.content import changed_pages
+from agentvm_kernel.vm.delta import PAGE, Run, merge_runs, write_delta
+from agentvm_kernel.vm.disk import create_overlay, give_to
+from agentvm_kernel.vm.memory import Buffer
+from agentvm_kernel.vm.tracking import Tracker
+
+_KEPT: Final = 16 << 20
+_SLACK: Final = 4 << 20  # what a running VM may write between the look and the pause
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What was saved of a VM; its files lie in the VM's folder until a store takes them.
+
+    Attributes:
+        pause: How long the VM stood still, seconds.
+        runs: The pages written since its last snapshot.
+        device_state: QEMU's device state.
+        delta: The pages' content.
+        layers: The disk layers that were frozen, topmost first; none if the disk was not written.
+    """
+
+    pause: float
+    runs: list[Run]
+    device_state: Path
+    delta: Path
+    layers: tuple[Path, ...]
+
+    @property
+    def written(self) -> int:
+        """Bytes of memory written since the last snapshot."""
+        return sum(count for _, count in self.runs) * PAGE
+
+
+class Capturer:
+    """Takes snapshots of VMs, one at a time: they share the buffer.
+
+    Args:
+        owner: The user under which QEMU runs, if another.
+    """
+
+    def __init__(self, owner: tuple[int, int] | None) -> None:
+        self._owner = owner
+        self._buffer = Buffer(_KEPT)
+        self._turn = asyncio.Lock()
+
+    async def capture(self, vm: VM, *, resume: bool = True) -> Capture:
+        """Save what a VM wrote.
+
+        Args:
+            vm: A running VM.
+            resume: Let it run on afterwards.
+
+        Raises:
+            SnapshotError: it could not be saved; the VM runs on, and the next snapshot will hold what this one would.
+        """
+        tracker = vm.tracker
+        if tracker is None:
+            raise SnapshotError("The memory of QEMU is not accessible.", "See `agentvm doctor`.")
+        async with self._turn:
+            vm.captures += 1
+            state = vm.folder / f"device-state-{vm.captures}"
+            delta = vm.folder / f"memory-{vm.captures}.delta"
+            overlay = await self._spare_overlay(vm)
+            await asyncio.to_thread(self._reserve, vm, tracker)
+            began = time.perf_counter()
+            await vm.pause()
+            try:
+                await vm.machine.save(state)
+                await asyncio.to_thread(self._copy_pages, vm, tracker)
+                await self._freeze_disk(vm, overlay)
+            finally:
+                if resume:
+                    await vm.machine.resume()
+            pause = time.perf_counter() - began
+            try:
+                runs = await asyncio.to_thread(self._write_delta, vm, tracker, delta)
+            finally:
+                self._buffer.shrink()
+            capture = Capture(pause, runs, state, delta, tuple(vm.unsaved_layers))
+            vm.unsaved_runs, vm.unsaved_layers = [], []
+            return capture
+
+    async def _spare_overlay(self, vm: VM) -> Path:
+        overlay = vm.folder / f"disk-{vm.captures + 1}.qcow2"
+        await create_overlay(overlay, vm.snapshot.hardware.disk_gb)
+        give_to(overlay, self._owner)
+        return overlay
+
+    def _reserve(self, vm: VM, tracker: Tracker) -> None:
+        """Make room for what will have to be copied, so that the pause does not have to."""
+        self._buffer.reserve(_size(merge_runs(vm.unsaved_runs, tracker.look())) + _SLACK)
+
+    def _copy_pages(self, vm: VM, tracker: Tracker) -> None:
+        vm.unsaved_runs = merge_runs(vm.unsaved_runs, tracker.collect())
+        self._buffer.reserve(_size(vm.unsaved_runs))
+        tracker.memory.read(vm.unsaved_runs, self._buffer)
+
+    @staticmethod
+    async def _freeze_disk(vm: VM, overlay: Path) -> None:
+        writes = await vm.machine.disk_writes()
+        if writes != vm.disk_writes:
+            await vm.machine.freeze_disk(overlay)
+            vm.unsaved_layers.insert(0, vm.overlay)
+            vm.overlay, vm.disk_writes = overlay, writes
+
+    def _write_delta(self, vm: VM, tracker: Tracker, path: Path) -> list[Run]:
+        runs = vm.unsaved_runs
+        with self._buffer.view(_size(runs)) as pages:
+            try:
+                if tracker.is_exact:
+                    write_delta(path, runs, [pages])
+                    return runs
+                changed, parts = changed_pages(vm.snapshot, runs, pages)
+                write_delta(path, changed, parts)
+                return changed
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise DiskFullError(
+                    f"There is no room for a snapshot: {error.strerror}.", "Free some space in the state folder."
+                ) from error
+
+
+def _size(runs: Sequence[Run]) -> int:
+    return sum(count for _, count in runs) * PAGE
