@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from agentvm_kernel.errors import HeartbeatError, LinkClosedError, LinkError, ProofError
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
@@ -18,6 +18,7 @@ from agentvm_kernel.link.stream import SessionStream
 # How long to wait for the answer to HELLO before it is repeated; each further wait is twice as long.
 _FIRST_REPEAT = 0.3
 _GOODBYE = 0.5
+_DRAINED = 10.0
 
 
 class Stream:
@@ -113,7 +114,8 @@ class Link(asyncio.Protocol):
         self._closed: asyncio.Future[LinkError] = loop.create_future()
         self._lost: asyncio.Future[None] = loop.create_future()
         self._beat: asyncio.TimerHandle | None = None
-        self._beat_held = False
+        self._held = False
+        self._ponged = asyncio.Event()
         self._ping_at = 0.0
 
     @property
@@ -168,14 +170,42 @@ class Link(asyncio.Protocol):
         """Return the reason once the link has ended."""
         return await asyncio.shield(self._closed)
 
-    def hold_heartbeat(self) -> None:
-        """Stop asking whether the guest lives; for an owner that is about to pause the VM."""
-        self._beat_held = True
+    @contextlib.asynccontextmanager
+    async def hold(self, *, drain: bool = True) -> AsyncIterator[None]:
+        """Write nothing to the guest within the context; for an owner that pauses, saves or replaces the VM.
 
-    def resume_heartbeat(self) -> None:
-        """Ask again; silence counts from now on."""
-        self._beat_held = False
-        self._ping_at = asyncio.get_running_loop().time()
+        What is sent meanwhile, pings included, leaves afterwards; the guest may be silent for as long as it takes.
+
+        Args:
+            drain: Return only when the guest has received all that was written before: what lies in a buffer of QEMU's
+                would go into the memory of a VM that is being saved.
+
+        Raises:
+            LinkError: the guest does not take what was written, or the link's error, once it ended.
+        """
+        self.check()
+        assert self._session is not None
+        assert not self._held
+        self._held = True
+        try:
+            if drain:
+                await self._drain(self._session)
+            yield
+        finally:
+            self._held = False
+            self._ping_at = asyncio.get_running_loop().time()
+            self._go_on()
+
+    async def _drain(self, session: Session) -> None:
+        """Wait for the answer to a ping behind everything that was written."""
+        self._ponged.clear()
+        self._write(session.last_ping(secrets.token_bytes(8)))
+        try:
+            async with asyncio.timeout(_DRAINED):
+                await self._ponged.wait()
+        except TimeoutError as error:
+            raise HeartbeatError(f"The guest agent has not answered for {_DRAINED:.0f} s.") from error
+        self.check()
 
     async def prove(self, timeout: float) -> None:
         """Do the handshake; called by `connect`."""
@@ -223,7 +253,7 @@ class Link(asyncio.Protocol):
         session = self._session
         if session is None or self._error is not None:
             return
-        while not self._blocked and (data := session.take()):
+        while not (self._blocked or self._held) and (data := session.take()):
             self._write(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -253,6 +283,9 @@ class Link(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on sending."""
         self._blocked = False
+        self._go_on()
+
+    def _go_on(self) -> None:
         self.pump()
         for stream in self._streams.values():
             stream.wake()
@@ -277,6 +310,8 @@ class Link(asyncio.Protocol):
         session = self._session
         assert session is not None
         touched = session.feed(data)
+        if not session.awaiting_pong:
+            self._ponged.set()
         for core in touched:
             if core.ended:
                 core.close()
@@ -302,7 +337,7 @@ class Link(asyncio.Protocol):
             return
         now = asyncio.get_running_loop().time()
         session.tick()
-        if not self._beat_held:
+        if not self._held:
             if not session.awaiting_pong:
                 self._ping_at = now
                 session.ping(secrets.token_bytes(8))
@@ -328,6 +363,7 @@ class Link(asyncio.Protocol):
             self._proven.set_exception(error)
             self._proven.exception()
         self._closed.set_result(error)
+        self._ponged.set()
         for stream in self._streams.values():
             stream.wake_all()
 

@@ -169,6 +169,11 @@ class Session:
         """Send a ping of 8 bytes that the other end cannot guess: only one that reads can answer."""
         self._ping = self._awaited = token
 
+    def last_ping(self, token: bytes) -> bytes:
+        """Return a ping to be written at once; its answer tells that the other end has received all before it."""
+        self._ping, self._awaited = None, token
+        return encode_frame(PING, 0, self.epoch, token)
+
     def tick(self) -> None:
         """Begin a new interval for counting frames without data; called once per heartbeat."""
         self._idle_frames = 0

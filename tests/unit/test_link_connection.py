@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from agentvm_kernel.errors import LinkClosedError, LinkError, ProofError, ProtocolError
-from agentvm_kernel.link.connection import connect
+from agentvm_kernel.errors import HeartbeatError, LinkClosedError, LinkError, ProofError, ProtocolError
+from agentvm_kernel.link import connection
+from agentvm_kernel.link.connection import Link, connect
 from agentvm_kernel.link.control import MAX_LINE, ControlChannel
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint, VsockEndpoint
 from agentvm_kernel.link.limits import Limits
@@ -186,20 +187,104 @@ async def test_a_send_that_waits_for_credit_can_be_cancelled(short_tmp: Path) ->
         await link.close()
 
 
-async def test_a_guest_that_answers_pings_is_alive_and_a_held_heartbeat_asks_nothing(short_tmp: Path) -> None:
+async def test_a_guest_that_answers_pings_is_alive_and_a_held_link_asks_nothing(short_tmp: Path) -> None:
     async with echo_server(short_tmp) as endpoint:
         limits = Limits(heartbeat=0.02, silence=0.1)
         link = await connect(endpoint, key=KEY, epoch=1, limits=limits)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(link.wait_closed(), 0.4)
-        link.hold_heartbeat()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(link.wait_closed(), 0.2)
-        link.resume_heartbeat()
+        async with link.hold():
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(link.wait_closed(), 0.2)
         stream = await link.open("shell")
         await stream.send([b"x"])
         assert await stream.receive() == [b"x"]
         await link.close()
+
+
+class Recorder(Echo):
+    """An echo that keeps what it was sent, and can be stopped like a paused VM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received = 0
+        self.deaf = False
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        if not self.deaf:
+            super().data_received(data)
+
+
+async def test_a_held_link_writes_nothing_and_loses_nothing(short_tmp: Path) -> None:
+    peer = Recorder()
+    async with echo_server(short_tmp, lambda: peer) as endpoint:
+        link = await connect(endpoint, key=KEY, epoch=1, limits=Limits(heartbeat=0.01))
+        shell, control = await link.open("shell"), await link.open("control")
+        large = asyncio.create_task(shell.send([bytes(3 << 20)]))
+        async with link.hold():
+            written = peer.received
+            await control.send([b"short"])
+            assert not large.done()
+            await asyncio.sleep(0.1)
+            assert peer.received == written
+        async with asyncio.timeout(10):
+            assert await control.receive() == [b"short"]
+            assert await shell.receive() == [bytes(3 << 20)]
+            await large
+        await link.close()
+
+
+async def test_a_link_is_held_once_the_guest_has_all_that_was_written(short_tmp: Path) -> None:
+    peer = Recorder()
+    async with echo_server(short_tmp, lambda: peer) as endpoint:
+        link = await connect(endpoint, key=KEY, epoch=1)
+        stream = await link.open("shell")
+        peer.transport.pause_reading()
+        sending = asyncio.create_task(stream.send([bytes(1 << 20)]))
+        await asyncio.sleep(0)
+        written = peer.received
+        holding = asyncio.create_task(hold(link))
+        await asyncio.wait([holding], timeout=0.1)
+        assert not holding.done()
+        assert peer.received == written
+        peer.transport.resume_reading()
+        await holding
+        assert peer.received > written
+        assert await stream.receive() == [bytes(1 << 20)]
+        await sending
+        await link.close()
+
+
+async def hold(link: Link, *, drain: bool = True) -> None:
+    async with link.hold(drain=drain):
+        pass
+
+
+async def test_a_guest_that_does_not_take_what_was_written_cannot_be_held_but_can_be_given_up(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_DRAINED", 0.05)
+    peer = Recorder()
+    async with echo_server(short_tmp, lambda: peer) as endpoint:
+        link = await connect(endpoint, key=KEY, epoch=1)
+        peer.deaf = True
+        with pytest.raises(HeartbeatError):
+            await hold(link)
+        await hold(link, drain=False)
+        await link.close()
+
+
+async def test_a_link_that_ends_while_it_waits_to_be_held_says_why(short_tmp: Path) -> None:
+    peer = Recorder()
+    async with echo_server(short_tmp, lambda: peer) as endpoint:
+        link = await connect(endpoint, key=KEY, epoch=1)
+        peer.deaf = True
+        holding = asyncio.create_task(hold(link))
+        await asyncio.sleep(0)
+        peer.transport.abort()
+        with pytest.raises(LinkClosedError):
+            await holding
 
 
 @pytest.mark.parametrize("endpoint", [UnixEndpoint("/nowhere/at/all"), VsockEndpoint(cid=2, port=1)])
