@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from agentvm_kernel.errors import SnapshotError
-from agentvm_kernel.vm.content import layers_of
+from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.delta import PAGE
 from agentvm_kernel.vm.disk import create_overlay, give_to
 from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
@@ -46,11 +46,14 @@ class Blank:
         except SnapshotError as error:
             _log.warning("snapshots will be complete dumps: %s", error)
 
-    async def fill(self, snapshot: Snapshot) -> None:
-        """Make it a snapshot: the pages that differ, the disk, the device state. It stays paused.
+    async def fill(self, snapshot: Snapshot) -> Content:
+        """Make it a snapshot: the memory that differs, the disk, the device state. It stays paused.
 
         Args:
             snapshot: Descends from its golden snapshot.
+
+        Returns:
+            The snapshot's memory.
 
         Raises:
             SnapshotError: it is of another golden snapshot, or damaged.
@@ -58,19 +61,22 @@ class Blank:
         """
         if snapshot.golden.id != self.golden.id:
             raise SnapshotError(f"The snapshot {snapshot.id} descends from another golden snapshot.")
-        await asyncio.gather(
-            asyncio.to_thread(self._write_pages, snapshot),
+        content, _ = await asyncio.gather(
+            asyncio.to_thread(self._write_memory, snapshot),
             self.machine.attach_disk((self.overlay, *snapshot.disks)),
         )
         await self.machine.load(snapshot.device_state)
+        return content
 
-    def _write_pages(self, snapshot: Snapshot) -> None:
-        if snapshot is snapshot.golden:
-            return
+    def _write_memory(self, snapshot: Snapshot) -> Content:
+        content = Content(snapshot)
+        if snapshot.parent is None:
+            return content
         if self.tracker is None:
             raise SnapshotError(f"The memory of QEMU {self.machine.pid} is not accessible.", "See `agentvm doctor`.")
-        self.tracker.memory.write(layers_of(snapshot))
+        self.tracker.memory.write(content.pieces())
         self.tracker.collect()
+        return content
 
     async def end(self) -> None:
         """End it, and remove its files."""

@@ -15,7 +15,7 @@ from typing import Final
 
 from agentvm_kernel.errors import DiskFullError, SnapshotError
 from agentvm_kernel.vm.clone import VM
-from agentvm_kernel.vm.content import changed_pages
+from agentvm_kernel.vm.content import Content, changed_blocks
 from agentvm_kernel.vm.delta import PAGE, Run, merge_runs, write_delta
 from agentvm_kernel.vm.disk import create_overlay, give_to
 from agentvm_kernel.vm.memory import Buffer
@@ -71,8 +71,8 @@ class Capturer:
         Raises:
             SnapshotError: it could not be saved; the VM runs on, and the next snapshot will hold what this one would.
         """
-        tracker = vm.tracker
-        if tracker is None:
+        tracker, content = vm.tracker, vm.content
+        if tracker is None or content is None:
             raise SnapshotError("The memory of QEMU is not accessible.", "See `agentvm doctor`.")
         async with self._turn:
             vm.captures += 1
@@ -91,10 +91,10 @@ class Capturer:
                     await vm.machine.resume()
             pause = time.perf_counter() - began
             try:
-                runs = await asyncio.to_thread(self._write_delta, vm, tracker, delta)
+                await asyncio.to_thread(self._write_delta, vm.unsaved_runs, content, delta)
             finally:
                 self._buffer.shrink()
-            capture = Capture(pause, runs, state, delta, tuple(vm.unsaved_layers))
+            capture = Capture(pause, vm.unsaved_runs, state, delta, tuple(vm.unsaved_layers))
             vm.unsaved_runs, vm.unsaved_layers = [], []
             return capture
 
@@ -121,16 +121,13 @@ class Capturer:
             vm.unsaved_layers.insert(0, vm.overlay)
             vm.overlay, vm.disk_writes = overlay, writes
 
-    def _write_delta(self, vm: VM, tracker: Tracker, path: Path) -> list[Run]:
-        runs = vm.unsaved_runs
+    def _write_delta(self, runs: list[Run], content: Content, path: Path) -> None:
+        """Write what differs from the VM's last snapshot; runs after the pause."""
         with self._buffer.view(_size(runs)) as pages:
             try:
-                if tracker.is_exact:
-                    write_delta(path, runs, [pages])
-                    return runs
-                changed, parts = changed_pages(vm.snapshot, runs, pages)
+                changed, parts = changed_blocks(content, runs, pages)
                 write_delta(path, changed, parts)
-                return changed
+                del parts
             except OSError as error:
                 path.unlink(missing_ok=True)
                 raise DiskFullError(

@@ -16,6 +16,7 @@ from agentvm_kernel.errors import IdentityError, LinkError
 from agentvm_kernel.link.control import ControlChannel
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
 from agentvm_kernel.vm.blank import Blank
+from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.delta import Run
 from agentvm_kernel.vm.snapshot import Snapshot
 
@@ -53,6 +54,7 @@ class VM:
         id: Its name.
         snapshot: What it descends from: what it was cloned from, or the newest snapshot that was taken of it.
         machine: Its QEMU.
+        content: That snapshot's memory.
         tracker: Its memory, and what it wrote since that snapshot, where the host lets this process have it.
         overlay: Top of its disk.
         unsaved_runs: Pages that belong into its next snapshot because an earlier one could not be kept.
@@ -68,6 +70,7 @@ class VM:
     def __init__(self, vm_id: str, blank: Blank, snapshot: Snapshot) -> None:
         self.id = vm_id
         self.snapshot = snapshot
+        self.content: Content | None = None
         self.machine = blank.machine
         self.tracker = blank.tracker
         self.overlay = blank.overlay
@@ -80,6 +83,12 @@ class VM:
         self.created = time.time()
         self.on_event: OnEvent = lambda _event: None
         self._control: ControlChannel | None = None
+
+    def descend(self, child: Snapshot) -> None:
+        """Note that its newest snapshot is safe."""
+        if self.content is not None:
+            self.content.advance(child)
+        self.snapshot = child
 
     @property
     def folder(self) -> Path:
@@ -187,7 +196,7 @@ async def become(
     snapshot = snapshot or blank.golden
     vm = VM(vm_id, blank, snapshot)
     try:
-        await blank.fill(snapshot)
+        vm.content = await blank.fill(snapshot)
         await vm.connect()
         await blank.machine.resume()
         await vm.give_identity(randomness or Randomness())

@@ -1,81 +1,102 @@
-"""What a snapshot's memory holds, page by page, out of its deltas and the golden snapshot's complete file."""
+"""What a snapshot's memory holds, out of its deltas and the golden snapshot's complete file."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
-from agentvm_kernel.vm.delta import PAGE, Delta, Layers, Run
+from agentvm_kernel.vm.delta import BLOCK, PAGE, Delta, Layers, Run
 from agentvm_kernel.vm.snapshot import Snapshot
 
-
-def layers_of(snapshot: Snapshot) -> Layers:
-    """Return all deltas of a snapshot, over its golden one.
-
-    Raises:
-        SnapshotError: one is damaged.
-    """
-    pages = (snapshot.hardware.memory_mib << 20) // PAGE
-    return Layers(Delta.open(older.delta, pages) for older in snapshot.lineage[1:])
+_BLOCKS: Final = PAGE // BLOCK
+_STRETCH: Final = 16
+"""Pages."""
 
 
-def changed_pages(snapshot: Snapshot, runs: list[Run], pages: memoryview) -> tuple[list[Run], list[memoryview]]:
-    """Drop the pages that are as the snapshot has them.
+def changed_blocks(content: Content, runs: Sequence[Run], pages: memoryview) -> tuple[list[Run], list[memoryview]]:
+    """Keep of some pages what differs.
 
     Args:
-        snapshot: To compare with.
+        content: To compare with.
         runs: Which pages are given.
         pages: Their content.
 
     Returns:
-        The runs and the content of those that differ.
+        The runs of blocks that differ, and their content.
     """
     changed: list[Run] = []
     parts: list[memoryview] = []
-    with ExitStack() as stack:
-        content = _Content(snapshot, stack)
-        place = 0
-        for first, count in runs:
-            for start, length, old in content.read(first, count):
-                new = pages[place : place + length * PAGE]
-                place += length * PAGE
-                for low, high in _differing(old, new):
-                    changed.append((start + low, high - low))
-                    parts.append(new[low * PAGE : high * PAGE])
+    place = 0
+    for first, count in runs:
+        # Much that was written at a stretch is new; then blocks would only make a longer index.
+        unit = BLOCK if count < _STRETCH else PAGE
+        new = pages[place : place + count * PAGE]
+        place += count * PAGE
+        for low, high in _differing(content.read(first, count), new, unit):
+            changed.append((first * _BLOCKS + low // BLOCK, (high - low) // BLOCK))
+            parts.append(new[low:high])
     return changed, parts
 
 
-class _Content:
-    def __init__(self, snapshot: Snapshot, stack: ExitStack) -> None:
-        self._layers = layers_of(snapshot)
-        self._golden = snapshot.golden.memory
-        self._stack = stack
+class Content:
+    """Reads a snapshot's memory. Its files may be removed meanwhile.
+
+    Args:
+        snapshot: The snapshot.
+
+    Raises:
+        SnapshotError: a delta is damaged.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._golden = _map(snapshot.golden.memory)
+        self._memory = len(self._golden)
         self._views: dict[Path, memoryview] = {}
+        self.layers = Layers()
+        for older in snapshot.lineage[1:]:
+            self.advance(older)
 
-    def read(self, first: int, count: int) -> Iterator[tuple[int, int, memoryview]]:
-        for start, length, path, offset in self._layers.locate(first, count):
-            place = offset if path else start * PAGE
-            yield start, length, self._view(path or self._golden)[place : place + length * PAGE]
+    def advance(self, child: Snapshot) -> None:
+        """Become a child of what it is."""
+        delta = Delta.open(child.delta, self._memory)
+        self._views[delta.path] = _map(delta.path)
+        self.layers.lay(delta)
 
-    def _view(self, path: Path) -> memoryview:
-        if path not in self._views:
-            file = self._stack.enter_context(path.open("rb"))
-            mapped = self._stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            self._views[path] = self._stack.enter_context(memoryview(mapped))
-        return self._views[path]
+    def read(self, first: int, count: int) -> memoryview | bytes:
+        """Return the content of a run of pages."""
+        parts = []
+        for start, length, path, offset in self.layers.locate(first * _BLOCKS, count * _BLOCKS):
+            view, place = (self._views[path], offset) if path else (self._golden, start * BLOCK)
+            parts.append(view[place : place + length * BLOCK])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def pieces(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield what differs from the golden snapshot: address in the guest's memory, and bytes; ascending."""
+        for first, count, path, offset in self.layers.pieces():
+            yield first * BLOCK, self._views[path][offset : offset + count * BLOCK]
 
 
-def _differing(old: memoryview, new: memoryview) -> Iterator[tuple[int, int]]:
-    """Yield the runs of pages, from and to, in which two contents of equal length differ."""
+def _map(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE))
+
+
+def _differing(old: memoryview | bytes, new: memoryview, unit: int) -> Iterator[tuple[int, int]]:
+    """Yield where, from and to, two contents of equal length differ, in whole units."""
     start = None
-    for page in range(len(new) // PAGE):
-        span = slice(page * PAGE, (page + 1) * PAGE)
-        if old[span] != new[span]:
-            start = page if start is None else start
-        elif start is not None:
-            yield start, page
-            start = None
+    for page in range(0, len(new), PAGE):
+        if old[page : page + PAGE] == new[page : page + PAGE]:
+            if start is not None:
+                yield start, page
+                start = None
+            continue
+        for place in range(page, page + PAGE, unit):
+            if unit == PAGE or old[place : place + unit] != new[place : place + unit]:
+                start = place if start is None else start
+            elif start is not None:
+                yield start, place
+                start = None
     if start is not None:
-        yield start, len(new) // PAGE
+        yield start, len(new)

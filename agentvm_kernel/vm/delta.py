@@ -1,11 +1,14 @@
-"""A memory delta: the pages that a VM wrote since its parent snapshot, in one file.
+"""A memory delta: what a VM's memory holds differently from its parent snapshot's, in one file.
 
-The file is a header, the runs of pages as pairs of 64-bit integers (first page, number of pages), and the pages, in the
-same order. All integers are little-endian. A reader trusts nothing of it: an imported snapshot may come from anywhere.
+The unit is a block of 256 bytes, since most of the pages that a notebook writes differ in a few bytes. The file is a
+header, the runs of blocks as pairs of 64-bit integers (first block, number of blocks), and the blocks, in the same
+order; zeros are holes. All integers are little-endian. A reader trusts nothing of it: an imported snapshot may come
+from anywhere.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 from bisect import bisect_right
@@ -17,12 +20,16 @@ from typing import BinaryIO
 from agentvm_kernel.errors import SnapshotError
 
 PAGE = 4096
+BLOCK = 256
 _MAGIC = b"AVMDELT1"
-_HEADER = struct.Struct("<8sQQ")  # magic, number of runs, number of pages
+_HEADER = struct.Struct("<8sQQ")  # magic, number of runs, number of blocks
 _MAX_RUNS = 1 << 28
+_HOLE = 1 << 16
+_ZEROS = memoryview(bytes(_HOLE))
+_BLOCKS_AT_ONCE = 1 << 14
 
 Run = tuple[int, int]
-"""First page and number of pages."""
+"""First block, or page, and number of them."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Delta:
     Attributes:
         path: The file.
         runs: Its runs, ascending, apart from each other.
-        offset: Where the pages' data begins.
+        offset: Where the blocks begin.
     """
 
     path: Path
@@ -40,30 +47,30 @@ class Delta:
     offset: int
 
     @property
-    def pages(self) -> int:
-        """Number of pages."""
+    def blocks(self) -> int:
+        """Number of blocks."""
         return sum(count for _, count in self.runs)
 
     @classmethod
-    def open(cls, path: Path, memory_pages: int) -> Delta:
+    def open(cls, path: Path, memory: int) -> Delta:
         """Read and check the index.
 
         Args:
             path: The file.
-            memory_pages: Size of the guest's memory in pages.
+            memory: Size of the guest's memory in bytes.
 
         Raises:
             SnapshotError: it is no valid delta for a guest of that size.
         """
         with path.open("rb") as file:
-            runs, pages = _read_header(file, path)
+            runs, blocks = _read_header(file, path)
             offset = file.tell()
         end = 0
         for first, count in runs:
-            if first < end or count < 1 or first + count > memory_pages:
+            if first < end or count < 1 or first + count > memory // BLOCK:
                 raise SnapshotError(f"The memory delta {path} is damaged: its runs are not in order.")
             end = first + count
-        if sum(count for _, count in runs) != pages or path.stat().st_size != offset + pages * PAGE:
+        if sum(count for _, count in runs) != blocks or path.stat().st_size != offset + blocks * BLOCK:
             raise SnapshotError(f"The memory delta {path} is damaged: its size is wrong.")
         return cls(path, runs, offset)
 
@@ -72,14 +79,14 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[tuple[Run, ...], int]:
     header = file.read(_HEADER.size)
     if len(header) != _HEADER.size:
         raise SnapshotError(f"The memory delta {path} is damaged: it is cut off.")
-    magic, number, pages = _HEADER.unpack(header)
+    magic, number, blocks = _HEADER.unpack(header)
     size = path.stat().st_size
     if magic != _MAGIC or number > _MAX_RUNS or _HEADER.size + number * 16 > size:
         raise SnapshotError(f"The memory delta {path} is damaged: its header is wrong.")
     values = array("Q", file.read(number * 16))
     if len(values) != 2 * number:
         raise SnapshotError(f"The memory delta {path} is damaged: it is cut off.")
-    return tuple(zip(values[::2], values[1::2], strict=True)), pages
+    return tuple(zip(values[::2], values[1::2], strict=True)), blocks
 
 
 def write_delta(path: Path, runs: Sequence[Run], data: Iterable[bytes | bytearray | memoryview]) -> None:
@@ -88,22 +95,28 @@ def write_delta(path: Path, runs: Sequence[Run], data: Iterable[bytes | bytearra
     Args:
         path: File to create.
         runs: Ascending runs.
-        data: The pages' content, in the runs' order, in pieces of any size.
+        data: The blocks' content, in the runs' order, in pieces of any size.
     """
-    with path.open("xb", buffering=0) as file:
+    blocks = sum(count for _, count in runs)
+    with path.open("xb") as file:
         index = array("Q", [value for run in runs for value in run])
-        file.write(_HEADER.pack(_MAGIC, len(runs), sum(count for _, count in runs)) + index.tobytes())
+        file.write(_HEADER.pack(_MAGIC, len(runs), blocks) + index.tobytes())
         for piece in data:
-            _write_all(file, memoryview(piece).cast("B"))
+            _write_sparse(file, memoryview(piece))
+        file.truncate(_HEADER.size + len(runs) * 16 + blocks * BLOCK)
 
 
-def _write_all(file: BinaryIO, view: memoryview) -> None:
-    while view:
-        view = view[file.write(view) :]
+def _write_sparse(file: BinaryIO, piece: memoryview) -> None:
+    for start in range(0, len(piece), _HOLE):
+        part = piece[start : start + _HOLE]
+        if part == _ZEROS[: len(part)]:
+            file.seek(len(part), os.SEEK_CUR)
+        else:
+            file.write(part)
 
 
 class Layers:
-    """Deltas on top of each other, oldest first: where the newest content of each page is.
+    """Deltas on top of each other, oldest first: where the newest content of each block is.
 
     Args:
         deltas: Oldest first.
@@ -111,12 +124,12 @@ class Layers:
 
     def __init__(self, deltas: Iterable[Delta] = ()) -> None:
         self._starts: list[int] = []
-        # Ascending and apart from each other: first page, number of pages, delta, offset of the data in its file.
+        # Ascending and apart from each other: first block, number of blocks, delta, offset of the data in its file.
         self._pieces: list[tuple[int, int, Delta, int]] = []
         for delta in deltas:
-            self._lay(delta)
+            self.lay(delta)
 
-    def _lay(self, delta: Delta) -> None:
+    def lay(self, delta: Delta) -> None:
         """Put a delta over what is there: its runs cut pieces of the older ones away."""
         new = list(_pieces_of(delta))
         merged: list[tuple[int, int, Delta, int]] = []
@@ -129,7 +142,7 @@ class Layers:
                 if start < first:
                     merged.append((start, min(stop, first) - start, piece[2], piece[3]))
                 if stop > end:
-                    piece = (end, stop - end, piece[2], piece[3] + (end - start) * PAGE)
+                    piece = (end, stop - end, piece[2], piece[3] + (end - start) * BLOCK)
                     break
                 piece = next(older, None)
             merged.append(run)
@@ -141,42 +154,37 @@ class Layers:
 
     @property
     def runs(self) -> list[Run]:
-        """All pages of all deltas, as ascending runs; neighbours may touch."""
+        """All blocks of all deltas, as ascending runs; neighbours may touch."""
         return [(first, count) for first, count, _, _ in self._pieces]
 
     @property
-    def pages(self) -> int:
-        """Number of pages."""
+    def blocks(self) -> int:
+        """Number of blocks."""
         return sum(count for _, count, _, _ in self._pieces)
 
-    @property
-    def files(self) -> set[Path]:
-        """The files that hold some page's newest content."""
-        return {delta.path for _, _, delta, _ in self._pieces}
-
     def pieces(self) -> Iterator[tuple[int, int, Path, int]]:
-        """Yield first page, number of pages, file, offset in the file, ascending."""
+        """Yield first block, number of blocks, file, offset in the file, ascending."""
         for first, count, delta, offset in self._pieces:
             yield first, count, delta.path, offset
 
     def locate(self, first: int, count: int) -> Iterator[tuple[int, int, Path | None, int]]:
-        """Yield where the content of a range of pages is; the file is ``None`` for pages in no delta.
+        """Yield where the content of a range of blocks is; the file is ``None`` for those in no delta.
 
         Args:
-            first: First page.
-            count: Number of pages.
+            first: First block.
+            count: Number of blocks.
         """
         end = first + count
         index = max(bisect_right(self._starts, first) - 1, 0)
-        for start, length, delta, offset in self._pieces[index:]:
-            if start >= end:
-                break
+        while index < len(self._pieces) and self._pieces[index][0] < end:
+            start, length, delta, offset = self._pieces[index]
+            index += 1
             low, high = max(start, first), min(start + length, end)
             if low >= high:
                 continue
             if first < low:
                 yield first, low - first, None, 0
-            yield low, high - low, delta.path, offset + (low - start) * PAGE
+            yield low, high - low, delta.path, offset + (low - start) * BLOCK
             first = high
         if first < end:
             yield first, end - first, None, 0
@@ -186,7 +194,7 @@ def _pieces_of(delta: Delta) -> Iterator[tuple[int, int, Delta, int]]:
     offset = delta.offset
     for first, count in delta.runs:
         yield first, count, delta, offset
-        offset += count * PAGE
+        offset += count * BLOCK
 
 
 def merge_runs(*many: Iterable[Run]) -> list[Run]:
@@ -201,15 +209,19 @@ def merge_runs(*many: Iterable[Run]) -> list[Run]:
     return merged
 
 
-def merge_deltas(older: Delta, newer: Delta, path: Path) -> None:
-    """Write the delta that has the same effect as one delta and then another.
+def delta_size(runs: Sequence[Run]) -> int:
+    """Return the bytes that a delta file of these runs takes."""
+    return _HEADER.size + 16 * len(runs) + BLOCK * sum(count for _, count in runs)
+
+
+def merge_deltas(deltas: Iterable[Delta], path: Path) -> None:
+    """Write the delta that has the same effect as several, one after the other.
 
     Args:
-        older: Comes first.
-        newer: Comes over it.
+        deltas: Oldest first.
         path: File to create.
     """
-    layers = Layers([older, newer])
+    layers = Layers(deltas)
     write_delta(path, merge_runs(layers.runs), _contents(layers))
 
 
@@ -219,7 +231,8 @@ def _contents(layers: Layers) -> Iterator[bytes]:
         for _, count, path, offset in layers.pieces():
             file = files.get(path) or files.setdefault(path, path.open("rb"))
             file.seek(offset)
-            yield file.read(count * PAGE)
+            for done in range(0, count, _BLOCKS_AT_ONCE):
+                yield file.read(min(count - done, _BLOCKS_AT_ONCE) * BLOCK)
     finally:
         for file in files.values():
             file.close()

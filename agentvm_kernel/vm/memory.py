@@ -7,12 +7,11 @@ import mmap
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 
 from agentvm_kernel.errors import SnapshotError
-from agentvm_kernel.vm.delta import PAGE, Layers, Run
+from agentvm_kernel.vm.delta import PAGE, Run
 
 _MAX_VECTORS = 1024  # IOV_MAX
 _LONGEST = 1 << 20  # so that no call copies more than 1 GiB; the kernel stops short at 2 GiB
@@ -56,26 +55,30 @@ class GuestMemory:
             runs: Which.
             buffer: Has room for them.
         """
-        _copy(self.pid, _libc.process_vm_readv, _pairs(buffer.address, self._addresses(runs)))
+        spans = ((first * PAGE, count * PAGE) for first, count in runs)
+        _copy(self.pid, _libc.process_vm_readv, _pairs(buffer.address, self._addresses(spans)))
 
-    def write(self, layers: Layers) -> None:
-        """Write the newest content of every page that is in some delta."""
-        with ExitStack() as stack:
-            files = {path: stack.enter_context(_mapped(path)) for path in layers.files}
-            pairs = (
-                pair
-                for first, count, path, offset in layers.pieces()
-                for pair in _pairs(files[path] + offset, self._addresses([(first, count)]))
-            )
-            _copy(self.pid, _libc.process_vm_writev, pairs)
+    def write(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
+        """Write pieces of memory.
 
-    def _addresses(self, runs: Iterable[Run]) -> Iterator[tuple[int, int]]:
-        for first, count in runs:
-            end = first + count
-            for start, length, address in self._areas:
-                low, high = max(first, start), min(end, start + length)
+        Args:
+            pieces: Address in the guest's memory, and content; the content is not changed.
+        """
+        pairs = (
+            pair
+            for place, content in pieces
+            for pair in _pairs(_address(content), self._addresses([(place, len(content))]))
+        )
+        _copy(self.pid, _libc.process_vm_writev, pairs)
+
+    def _addresses(self, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Yield address in QEMU and length of what lies at places in the guest's memory."""
+        for place, length in spans:
+            end = place + length
+            for first, count, address in self._areas:
+                low, high = max(place, first * PAGE), min(end, (first + count) * PAGE)
                 if low < high:
-                    yield address + (low - start) * PAGE, (high - low) * PAGE
+                    yield address + low - first * PAGE, high - low
 
 
 def _pairs(local: int, remote: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -98,11 +101,9 @@ def _copy(pid: int, function: ctypes._NamedFuncPointer, pairs: Iterator[tuple[in
             raise SnapshotError(f"The memory of QEMU {pid} could not be copied: {error}.")
 
 
-@contextmanager
-def _mapped(path: Path) -> Iterator[int]:
-    """Provide the address of a file's content, mapped into this process."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE) as view:
-        yield ctypes.addressof(ctypes.c_char.from_buffer(view))
+def _address(content: memoryview) -> int:
+    """Return where a writable buffer lies."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(content))
 
 
 def _find_areas(pid: int, backing: Path) -> Iterator[tuple[int, int, int]]:
@@ -152,7 +153,7 @@ class Buffer:
     @property
     def address(self) -> int:
         """Where it lies in this process."""
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        return _address(memoryview(self._map))
 
     def view(self, size: int) -> memoryview:
         """Return its first bytes; to be released before the next ``reserve``."""
