@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentvm_kernel.durable import sync
 from agentvm_kernel.errors import ImageError
 from agentvm_kernel.image import layer
 from agentvm_kernel.image.initramfs import write_initramfs
@@ -259,10 +260,10 @@ class ImageStore:
                 shutil.rmtree(path)
                 continue
             path.chmod(self._file_mode)
-            _sync(path)
-        _sync(folder)
+            sync(path)
+        sync(folder)
         folder.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         return target
 
 
@@ -299,11 +300,3 @@ def _remove(folder: Path) -> None:
     doomed = folder.with_name(f"{_UNFINISHED}{folder.name}")
     folder.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
