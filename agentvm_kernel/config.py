@@ -120,6 +120,23 @@ class Pool(BaseModel):
     blanks: int = Field(default=1, ge=0, le=64)
 
 
+class SnapshotSettings(BaseModel):
+    """The snapshot store.
+
+    Attributes:
+        quota_gb: What all snapshots together may take on disk, GB (10^9 bytes).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quota_gb: float = Field(default=20, gt=0, allow_inf_nan=False)
+
+    @property
+    def quota(self) -> int:
+        """What all snapshots together may take on disk, bytes."""
+        return int(self.quota_gb * 10**9)
+
+
 class Settings(BaseModel):
     """The configuration file.
 
@@ -132,6 +149,7 @@ class Settings(BaseModel):
         transport: ``auto`` (vsock where ``/dev/vhost-vsock`` can be opened), ``vsock`` or ``serial``.
         idle_exit: Seconds without a lease after which the supervisor leaves.
         pool: What is kept ready.
+        snapshots: The snapshot store.
         profiles: The user's own profiles, by name, beside the built-in ones.
     """
 
@@ -144,6 +162,7 @@ class Settings(BaseModel):
     transport: Literal["auto", "vsock", "serial"] = "auto"
     idle_exit: float = Field(default=600, gt=0)
     pool: Pool = Pool()
+    snapshots: SnapshotSettings = SnapshotSettings()
     profiles: dict[str, Profile] = {}
 
     def find_profile(self, name: str) -> tuple[str, Profile]:

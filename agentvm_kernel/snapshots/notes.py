@@ -1,0 +1,50 @@
+"""What is said of a snapshot: unlike the snapshot itself it may change."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Kind = Literal["manual", "auto", "fork"]
+
+
+class Cell(BaseModel):
+    """The cell that led to a snapshot.
+
+    Attributes:
+        run: Number of the run within the kernel process; it never goes back.
+        count: The guest's execution count, as the guest claims it.
+        code: The beginning of its code.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: int = Field(default=0, ge=0)
+    count: int | None = Field(default=None, ge=0)
+    code: str = Field(default="", max_length=2000)
+
+
+class Notes(BaseModel):
+    """What is said of a snapshot.
+
+    Attributes:
+        label: Its name within the notebook's tree; empty for none.
+        text: What the user says of it.
+        kind: Asked for by hand, by time travel, or as the common ancestor of forks.
+        cell: The cell that led there.
+        busy: It froze a running cell.
+        pause_ms: How long the VM stood still for it, milliseconds.
+        created: When, seconds since the epoch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str = Field(default="", max_length=64)
+    text: str = Field(default="", max_length=2000)
+    kind: Kind = "manual"
+    cell: Cell = Cell()
+    busy: bool = False
+    pause_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    created: float = Field(default_factory=time.time, ge=0, allow_inf_nan=False)
