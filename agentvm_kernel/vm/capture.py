@@ -78,14 +78,14 @@ class Capturer:
             vm.captures += 1
             state = vm.folder / f"device-state-{vm.captures}"
             delta = vm.folder / f"memory-{vm.captures}.delta"
-            overlay = await self._spare_overlay(vm)
+            await self._prepare_overlay(vm)
             await asyncio.to_thread(self._reserve, vm, tracker)
             began = time.perf_counter()
             await vm.pause()
             try:
                 await vm.machine.save(state)
                 await asyncio.to_thread(self._copy_pages, vm, tracker)
-                await self._freeze_disk(vm, overlay)
+                await self._freeze_disk(vm)
             finally:
                 if resume:
                     await vm.machine.resume()
@@ -98,28 +98,32 @@ class Capturer:
             vm.unsaved_runs, vm.unsaved_layers = [], []
             return capture
 
-    async def _spare_overlay(self, vm: VM) -> Path:
-        overlay = vm.folder / f"disk-{vm.captures + 1}.qcow2"
-        await create_overlay(overlay, vm.snapshot.hardware.disk_gb)
-        give_to(overlay, self._owner)
-        return overlay
+    async def _prepare_overlay(self, vm: VM) -> None:
+        """Have an overlay at hand for the case that the disk was written."""
+        if vm.spare_overlay is None:
+            overlay = vm.folder / f"disk-{vm.captures + 1}.qcow2"
+            await create_overlay(overlay, vm.snapshot.hardware.disk_gb)
+            give_to(overlay, self._owner)
+            await vm.machine.prepare_overlay(overlay)
+            vm.spare_overlay = overlay
 
     def _reserve(self, vm: VM, tracker: Tracker) -> None:
         """Make room for what will have to be copied, so that the pause does not have to."""
         self._buffer.reserve(_size(merge_runs(vm.unsaved_runs, tracker.look())) + _SLACK)
 
     def _copy_pages(self, vm: VM, tracker: Tracker) -> None:
-        vm.unsaved_runs = merge_runs(vm.unsaved_runs, tracker.collect())
+        written = tracker.collect()
+        vm.unsaved_runs = merge_runs(vm.unsaved_runs, written) if vm.unsaved_runs else written
         self._buffer.reserve(_size(vm.unsaved_runs))
         tracker.memory.read(vm.unsaved_runs, self._buffer)
 
     @staticmethod
-    async def _freeze_disk(vm: VM, overlay: Path) -> None:
+    async def _freeze_disk(vm: VM) -> None:
         writes = await vm.machine.disk_writes()
-        if writes != vm.disk_writes:
-            await vm.machine.freeze_disk(overlay)
+        if writes != vm.disk_writes and vm.spare_overlay is not None:
+            await vm.machine.freeze_disk()
             vm.unsaved_layers.insert(0, vm.overlay)
-            vm.overlay, vm.disk_writes = overlay, writes
+            vm.overlay, vm.spare_overlay, vm.disk_writes = vm.spare_overlay, None, writes
 
     def _write_delta(self, runs: list[Run], content: Content, path: Path) -> None:
         """Write what differs from the VM's last snapshot; runs after the pause."""

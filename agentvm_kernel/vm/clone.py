@@ -57,6 +57,7 @@ class VM:
         content: That snapshot's memory.
         tracker: Its memory, and what it wrote since that snapshot, where the host lets this process have it.
         overlay: Top of its disk.
+        spare_overlay: What will be on top when the disk is frozen next.
         unsaved_runs: Pages that belong into its next snapshot because an earlier one could not be kept.
         unsaved_layers: Disk layers, topmost first, of which the same is true.
         disk_writes: How many writes its disk had seen when it was last frozen.
@@ -74,6 +75,7 @@ class VM:
         self.machine = blank.machine
         self.tracker = blank.tracker
         self.overlay = blank.overlay
+        self.spare_overlay: Path | None = None
         self.unsaved_runs: list[Run] = []
         self.unsaved_layers: list[Path] = []
         self.disk_writes = 0

@@ -13,6 +13,7 @@ from agentvm_kernel.vm.spec import CONTROL_PORT, LINK_PORT, DomainSpec, Hardware
 
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _MEMORY_ID = "agentvm.ram"
+_MONITOR_ID = "agentvm.qmp"
 DISK_ALIAS = "ua-agentvm-disk"  # libvirt takes a user's alias only with this prefix
 # Without these the stream of `xen-save-devices-state` and what `-incoming` expects differ in sections and footers.
 _MIGRATION_GLOBALS = ("send-configuration=off", "store-global-state=off", "send-section-footer=off")
@@ -127,6 +128,8 @@ def _qemu_arguments(spec: DomainSpec) -> list[str]:
     backend = f"memory-backend-file,id={_MEMORY_ID},size={size},mem-path={_escape(spec.memory)}"
     backend += ",share=on" if spec.boot is not None else ",share=off,readonly=on,rom=off"
     arguments = ["-object", backend, "-machine", f"memory-backend={_MEMORY_ID},suppress-vmdesc=on"]
+    socket = f"socket,id={_MONITOR_ID},path={_escape(spec.monitor_socket)},server=on,wait=off"
+    arguments += ["-chardev", socket, "-mon", f"chardev={_MONITOR_ID},mode=control"]
     for setting in _MIGRATION_GLOBALS:
         arguments += ["-global", f"migration.{setting}"]
     if spec.boot is None:

@@ -74,7 +74,7 @@ async def make_golden(
             await machine.save(partial / "device-state")
         finally:
             await machine.end()
-        for leftover in (spec.control_socket, spec.link_socket, spec.console):
+        for leftover in (spec.control_socket, spec.link_socket, spec.monitor_socket, spec.console):
             leftover.unlink(missing_ok=True)
         manifest = Manifest(
             image=source.digest, hypervisor=version, hardware=hardware_values(hardware), layers=(str(source.rootfs),),

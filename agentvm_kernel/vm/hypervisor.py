@@ -58,8 +58,16 @@ class Machine(ABC):
         """Return how many writes the guest has made to its disk."""
 
     @abstractmethod
-    async def freeze_disk(self, overlay: Path) -> None:
-        """Put an empty qcow2 overlay on top of a paused machine's disk; what was the top is not written any more."""
+    async def prepare_overlay(self, overlay: Path) -> None:
+        """Get ready to freeze the disk.
+
+        Args:
+            overlay: An empty qcow2 overlay; its name is unique within the VM.
+        """
+
+    @abstractmethod
+    async def freeze_disk(self) -> None:
+        """Put the prepared overlay on top of a paused machine's disk; what was the top is not written any more."""
 
     @abstractmethod
     async def end(self) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
 import libvirt
-import libvirt_qemu
 
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.vm.domain import domain_xml
@@ -65,9 +63,6 @@ class LibvirtHypervisor(Hypervisor):
         await self._connection.call(
             handle.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
         )
-        await self._connection.call(
-            libvirt_qemu.qemuMonitorEventRegister, handle, None, "MIGRATION", self._on_migration, None
-        )
 
     async def close(self) -> None:
         """Disconnect."""
@@ -93,7 +88,11 @@ class LibvirtHypervisor(Hypervisor):
         machine = LibvirtMachine(self._connection, domain, spec, pid)
         self._machines[spec.name] = machine
         machine.ended.add_done_callback(lambda _: self._machines.pop(spec.name, None))
-        await machine.find_vsock()
+        try:
+            await machine.connect()
+        except BaseException:
+            await machine.end()
+            raise
         return machine
 
     def domain_name(self, vm: str) -> str:
@@ -134,18 +133,6 @@ class LibvirtHypervisor(Hypervisor):
         if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED and machine.reaped_as:
             reason = f"QEMU {machine.reaped_as}"
         machine.on_stopped(reason)
-
-    def _on_migration(
-        self, _conn: object, domain: libvirt.virDomain, _event: str, _s: int, _us: int, details: str, _opaque: object
-    ) -> None:
-        """Libvirt's callback, in its event thread."""
-        if self._loop is not None:
-            status = str(json.loads(details).get("status"))
-            self._loop.call_soon_threadsafe(self._migrated, domain.name(), status)
-
-    def _migrated(self, name: str, status: str) -> None:
-        if machine := self._machines.get(name):
-            machine.on_migration(status)
 
 
 def _dotted(version: int) -> str:

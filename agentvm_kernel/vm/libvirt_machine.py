@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 from xml.etree import ElementTree as ET  # nosec B405 - parses only what libvirt itself wrote
 
 import libvirt
-import libvirt_qemu
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.link.endpoint import VsockEndpoint
@@ -44,12 +42,17 @@ class LibvirtMachine(Machine):
         self.reaped_as = ""
         self._connection = connection
         self._domain = domain
-        self._migration: asyncio.Future[str] | None = None
+        self._monitor = QMPClient(spec.name)
         self._is_ending = False
-        self._disk_nodes = 0
+        self._disk_node = "agentvm-disk"
+        self._spare_node = ""
 
-    async def find_vsock(self) -> None:
-        """Read the CID that libvirt chose."""
+    async def connect(self) -> None:
+        """Connect to QEMU's monitor, and read the CID that libvirt chose."""
+        try:
+            await self._monitor.connect(str(self.spec.monitor_socket))
+        except QMPError as error:
+            raise HypervisorError(f"QEMU's monitor of {self.spec.name} does not answer: {error}.") from error
         if self.spec.hardware.transport is Transport.VSOCK:
             xml = await self._connection.call(self._domain.XMLDesc)
             cid = ET.fromstring(xml).find("devices/vsock/cid")  # nosec B314 - libvirt's own XML
@@ -68,50 +71,39 @@ class LibvirtMachine(Machine):
             The answer's ``return`` value.
 
         Raises:
-            HypervisorError: QEMU refused; the message is QEMU's.
+            HypervisorError: QEMU refused, in its own words, or is gone.
         """
-        request = {"execute": command, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
-        answer = await self._connection.call(libvirt_qemu.qemuMonitorCommand, self._domain, json.dumps(request), 0)
-        reply = json.loads(answer)
-        if "error" in reply:
-            raise HypervisorError(f"QEMU: {command}: {reply['error'].get('desc', reply['error'])}")
-        return reply.get("return")
+        try:
+            return await self._monitor.execute(
+                command, {key.replace("_", "-"): value for key, value in arguments.items()}
+            )
+        except ExecuteError as error:
+            raise HypervisorError(f"QEMU: {command}: {error}") from error
+        except QMPError as error:
+            raise HypervisorError(f"QEMU is gone ({command}): {error}") from error
 
     async def resume(self) -> None:
-        """Let the guest run."""
-        await self._connection.call(self._domain.resume)
+        """Let the guest run; libvirt hears of it from QEMU."""
+        await self.qmp("cont")
 
     async def pause(self) -> None:
         """Stop the guest's CPUs."""
-        await self._connection.call(self._domain.suspend)
+        await self.qmp("stop")
 
     async def load(self, device_state: Path) -> None:
         """Load a device state through an incoming migration from its file."""
-        with self._expect_migration() as migration:
+        with self._monitor.listener("MIGRATION") as events:
             await self.qmp("migrate-incoming", uri=f"file:{device_state}")
-            async with asyncio.timeout(_LOAD_SECONDS):
-                done, _ = await asyncio.wait({migration, self.ended}, return_when=asyncio.FIRST_COMPLETED)
-        if migration not in done:
-            raise HypervisorError(f"QEMU ended while it loaded a device state: {self.ended.result()}.")
-        if migration.result() != "completed":
-            raise HypervisorError(f"QEMU could not load the device state {device_state}: {migration.result()}.")
-
-    @contextmanager
-    def _expect_migration(self) -> Iterator[asyncio.Future[str]]:
-        self._migration = asyncio.get_running_loop().create_future()
-        try:
-            yield self._migration
-        finally:
-            self._migration = None
-
-    def on_migration(self, status: str) -> None:
-        """Take note of QEMU's MIGRATION event; called by the hypervisor in the event loop's thread."""
-        if (
-            self._migration is not None
-            and not self._migration.done()
-            and status in {"completed", "failed", "cancelled"}
-        ):
-            self._migration.set_result(status)
+            waiting = asyncio.ensure_future(_migration_end(events))
+            try:
+                async with asyncio.timeout(_LOAD_SECONDS):
+                    await asyncio.wait({waiting, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    raise HypervisorError(f"QEMU ended while it loaded a device state: {self.ended.result()}.")
+                if waiting.result() != "completed":
+                    raise HypervisorError(f"QEMU could not load the device state {device_state}: {waiting.result()}.")
+            finally:
+                waiting.cancel()
 
     async def save(self, device_state: Path) -> None:
         """Write the device state, without memory."""
@@ -122,7 +114,7 @@ class LibvirtMachine(Machine):
         node: dict[str, object] | None = None
         for layer in reversed(chain):
             node = _block_node(layer, node, read_only=layer is not chain[0])
-        await self.qmp("blockdev-add", **(node or {}), node_name=self._next_node())
+        await self.qmp("blockdev-add", **(node or {}), node_name=self._disk_node)
         await self.qmp(
             "qom-set", path=f"/machine/peripheral/{DISK_ALIAS}/virtio-backend", property="drive", value=self._disk_node
         )
@@ -132,20 +124,15 @@ class LibvirtMachine(Machine):
         (disk,) = cast("list[dict[str, dict[str, int]]]", await self.qmp("query-blockstats"))
         return disk["stats"]["wr_operations"] + disk["stats"]["unmap_operations"]
 
-    async def freeze_disk(self, overlay: Path) -> None:
-        """Make the overlay the disk's top: QEMU's external snapshot."""
-        below = self._disk_node
-        node = _block_node(overlay, None, read_only=False)
-        await self.qmp("blockdev-add", **node, node_name=self._next_node())
-        await self.qmp("blockdev-snapshot", node=below, overlay=self._disk_node)
+    async def prepare_overlay(self, overlay: Path) -> None:
+        """Open the overlay, so that freezing the disk takes less time."""
+        self._spare_node = f"agentvm-disk-{overlay.stem}"
+        await self.qmp("blockdev-add", **_block_node(overlay, None, read_only=False), node_name=self._spare_node)
 
-    def _next_node(self) -> str:
-        self._disk_nodes += 1
-        return self._disk_node
-
-    @property
-    def _disk_node(self) -> str:
-        return f"agentvm-disk-{self._disk_nodes}"
+    async def freeze_disk(self) -> None:
+        """Make the prepared overlay the disk's top: QEMU's external snapshot."""
+        await self.qmp("blockdev-snapshot", node=self._disk_node, overlay=self._spare_node)
+        self._disk_node = self._spare_node
 
     async def end(self) -> None:
         """End QEMU by a signal (libvirt's ``destroy`` takes longer), then wait until libvirt has found it gone."""
@@ -159,11 +146,22 @@ class LibvirtMachine(Machine):
         except TimeoutError:
             with suppress(DomainGoneError):
                 await self._connection.call(self._domain.destroy)
+        if self._monitor.runstate is not Runstate.IDLE:
+            with suppress(QMPError, OSError, EOFError):  # it reports that QEMU went away without saying goodbye
+                await self._monitor.disconnect()
 
     def on_stopped(self, reason: str) -> None:
         """Take note that libvirt has seen it go; called by the hypervisor in the event loop's thread."""
         if not self.ended.done():
             self.ended.set_result("was ended" if self._is_ending else reason)
+
+
+async def _migration_end(events: EventListener) -> str:
+    async for event in events:
+        status = cast("dict[str, str]", event["data"])["status"]
+        if status in {"completed", "failed", "cancelled"}:
+            return status
+    return "the monitor was closed"
 
 
 def _block_node(layer: Path, below: dict[str, object] | None, *, read_only: bool) -> dict[str, object]:

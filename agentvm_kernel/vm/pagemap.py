@@ -94,6 +94,6 @@ def written_pages(pid: int, address: int, count: int, *, protect: bool) -> Itera
             )  # fmt: skip
             found = fcntl.ioctl(pagemap, _SCAN, argument)
             start = _SCAN_ARGUMENT.unpack(argument)[4]
-            for index in range(0, found * _REGION_WORDS, _REGION_WORDS):
-                low, high = regions[index], regions[index + 1]
+            last = found * _REGION_WORDS
+            for low, high in zip(regions[0:last:_REGION_WORDS], regions[1:last:_REGION_WORDS], strict=True):
                 yield (low - address) // PAGE, (high - low) // PAGE

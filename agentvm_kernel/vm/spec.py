@@ -97,6 +97,11 @@ class DomainSpec:
         return self.folder / "link.sock"
 
     @property
+    def monitor_socket(self) -> Path:
+        """QEMU's monitor, beside libvirt's: commands over libvirt take three times as long."""
+        return self.folder / "qmp.sock"
+
+    @property
     def console(self) -> Path:
         """What the guest kernel prints during a cold boot."""
         return self.folder / "console.log"

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from agentvm_kernel.errors import SnapshotError
 from agentvm_kernel.vm import pagemap
-from agentvm_kernel.vm.delta import PAGE, Run, merge_runs
+from agentvm_kernel.vm.delta import PAGE, Run
 from agentvm_kernel.vm.memory import GuestMemory
 from agentvm_kernel.vm.userfault import register_write_protection
 
@@ -54,11 +54,11 @@ class Tracker(ABC):
     def _scan(self, scan: Callable[..., Iterator[Run]], **options: bool) -> list[Run]:
         pid = self.memory.pid
         try:
-            return merge_runs(
+            return [
                 (first + start, length)
                 for first, count, address in self.memory.areas
                 for start, length in scan(pid, address, count, **options)
-            )
+            ]
         except OSError as error:
             raise SnapshotError(f"The pages of QEMU {pid} cannot be looked at: {error.strerror}.") from error
 

@@ -76,8 +76,11 @@ class FakeMachine(Machine):
     async def disk_writes(self) -> int:
         return 0
 
-    async def freeze_disk(self, overlay: Path) -> None:
-        self.calls.append(f"freeze {overlay.name}")
+    async def prepare_overlay(self, overlay: Path) -> None:
+        self.calls.append(f"prepare {overlay.name}")
+
+    async def freeze_disk(self) -> None:
+        self.calls.append("freeze")
 
     async def end(self) -> None:
         self.die("was ended")
