@@ -18,8 +18,17 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from agentvm_kernel.errors import AgentVMError
-from agentvm_kernel.supervisor.core import Lease, Supervisor
-from agentvm_kernel.supervisor.messages import Ended, LeaseRequest, Message
+from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.forks import Forks, rest
+from agentvm_kernel.supervisor.lease import Lease
+from agentvm_kernel.supervisor.messages import (
+    Ended,
+    ForkRequest,
+    LeaseRequest,
+    Message,
+    RollbackRequest,
+    SnapshotRequest,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +49,21 @@ def make_app(supervisor: Supervisor, stop: asyncio.Event) -> web.Application:
     app = web.Application(middlewares=[_only_this_user, _errors_as_json], client_max_size=_MAX_BODY)
     app[_supervisor] = supervisor
     app[_stop] = stop
+    lease = "/v1/leases/{lease}"
     app.add_routes(
-        [web.get("/v1/status", _status), web.post("/v1/leases", _lease), web.post("/v1/shutdown", _shutdown)]
+        [
+            web.get("/v1/status", _status),
+            web.post("/v1/shutdown", _shutdown),
+            web.post("/v1/leases", _lease),
+            web.get(f"{lease}/snapshots", _snapshots),
+            web.post(f"{lease}/snapshots", _snapshot),
+            web.post(f"{lease}/rollback/plan", _plan),
+            web.post(f"{lease}/rollback", _rollback),
+            web.post(f"{lease}/forks", _forks),
+            web.post(f"{lease}/forks/{{fork:[0-9]+}}/rest", _rest),
+            web.delete(f"{lease}/forks/{{fork:[0-9]+}}", _end_fork),
+            web.post(f"{lease}/forks/{{fork:[0-9]+}}/adopt", _adopt),
+        ]
     )
     return app
 
@@ -87,12 +109,68 @@ async def _shutdown(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+def _lease_of(request: web.Request) -> Lease:
+    return request.app[_supervisor].lease(request.match_info["lease"])
+
+
+async def _snapshots(request: web.Request) -> web.Response:
+    return _answer(await request.app[_supervisor].history.tree(_lease_of(request)))
+
+
+async def _snapshot(request: web.Request) -> web.Response:
+    wanted = SnapshotRequest.model_validate_json(await request.read())
+    return _answer(await request.app[_supervisor].history.snapshot(_lease_of(request), wanted))
+
+
+async def _plan(request: web.Request) -> web.Response:
+    wanted = RollbackRequest.model_validate_json(await request.read())
+    return _answer(await request.app[_supervisor].history.plan(_lease_of(request), wanted.to))
+
+
+async def _rollback(request: web.Request) -> web.Response:
+    wanted = RollbackRequest.model_validate_json(await request.read())
+    # A client that goes away must not stop it half-way.
+    return _answer(await asyncio.shield(request.app[_supervisor].rollback(_lease_of(request), wanted.to)))
+
+
+async def _adopt(request: web.Request) -> web.Response:
+    number = int(request.match_info["fork"])
+    return _answer(await asyncio.shield(request.app[_supervisor].adopt(_lease_of(request), number)))
+
+
+async def _rest(request: web.Request) -> web.Response:
+    await rest(_lease_of(request), int(request.match_info["fork"]))
+    return web.json_response({})
+
+
+async def _end_fork(request: web.Request) -> web.Response:
+    request.app[_supervisor].end_fork(_lease_of(request), int(request.match_info["fork"]))
+    return web.json_response({})
+
+
+def _answer(message: Message) -> web.Response:
+    return web.Response(text=message.model_dump_json(), content_type="application/json")
+
+
+async def _forks(request: web.Request) -> web.StreamResponse:
+    wanted = ForkRequest.model_validate_json(await request.read())
+    supervisor, lease = request.app[_supervisor], _lease_of(request)
+    return await _stream(request, lambda emit: Forks(supervisor, lease, wanted, emit).serve())
+
+
 async def _lease(request: web.Request) -> web.StreamResponse:
     wanted = LeaseRequest.model_validate_json(await request.read())
+    return await _stream(request, lambda emit: _serve_lease(request.app[_supervisor], wanted, emit))
+
+
+async def _stream(
+    request: web.Request, serve: Callable[[Callable[[Message], None]], Coroutine[None, None, None]]
+) -> web.StreamResponse:
+    """Answer with the events of some work, a line each; the work ends when the client goes away."""
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     events: asyncio.Queue[Message] = asyncio.Queue()
-    async with _running(_serve_lease(request.app[_supervisor], wanted, events.put_nowait)) as task:
+    async with _running(serve(events.put_nowait)) as task:
         while not (task.done() and events.empty()):
             await response.write(await _next_line(events, task))
     return response

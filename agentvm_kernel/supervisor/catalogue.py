@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from agentvm_kernel.vm.spec import Hardware, Transport
 _log = logging.getLogger(__name__)
 
 _LOCK_SECONDS = 0.1
+_ID = re.compile(r"[0-9a-f]{32}")
 
 OnProgress = Callable[[Progress], None]
 
@@ -55,6 +57,10 @@ class Catalogue:
         self._accelerator: Accelerator = accelerator
         self._transport = transport
         self._works: dict[tuple[str, Profile], _Work] = {}
+
+    def find(self, snapshot: str) -> Snapshot | None:
+        """Return a golden snapshot by its id, if it is there."""
+        return Snapshot.load(self._folder / snapshot) if _ID.fullmatch(snapshot) else None
 
     async def golden(self, flavour: str, profile: Profile, on_progress: OnProgress) -> Snapshot:
         """Return the golden snapshot, after building what is missing.

@@ -10,60 +10,25 @@ import time
 from pathlib import Path
 
 from agentvm_kernel import __version__
-from agentvm_kernel.config import Paths, Profile, Settings
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.config import Paths, Settings
+from agentvm_kernel.errors import AgentVMError, SnapshotError, SupervisorError
 from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.snapshots.reading import Stored
+from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.supervisor.catalogue import Catalogue, OnProgress
-from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest
+from agentvm_kernel.supervisor.history import History, describe, unpin
+from agentvm_kernel.supervisor.lease import Lease, Terms
+from agentvm_kernel.supervisor.messages import Granted, LeaseRequest, Replaced
 from agentvm_kernel.supervisor.pool import Pool
 from agentvm_kernel.vm.accelerator import Accelerator, probe
-from agentvm_kernel.vm.clone import VM
+from agentvm_kernel.vm.capture import Capturer
+from agentvm_kernel.vm.clone import VM, Randomness
 from agentvm_kernel.vm.hypervisor import Hypervisor
 from agentvm_kernel.vm.spec import Transport
 
 _log = logging.getLogger(__name__)
 
 VHOST_VSOCK = Path("/dev/vhost-vsock")
-
-
-class Lease:
-    """A session's exclusive right to a VM.
-
-    Attributes:
-        vm: The VM.
-        request: What was asked for.
-        granted: What the session was told.
-    """
-
-    def __init__(self, vm: VM, request: LeaseRequest, granted: Granted, audit: AuditLog) -> None:
-        self.vm = vm
-        self.request = request
-        self.granted = granted
-        self._audit = audit
-        self._guest_reason = ""
-        self._refusals = 0
-        vm.on_event = self._on_guest_event
-
-    async def ended(self) -> Ended:
-        """Wait until the VM is gone and say why."""
-        reason = await asyncio.shield(self.vm.ended)
-        return Ended(
-            code="vm_ended",
-            reason=f"{self._guest_reason or reason[:1].upper() + reason[1:]}.",
-            hint="Restart the kernel, or run %vm restart, for a fresh VM.",
-        )
-
-    def _on_guest_event(self, event: dict[str, object]) -> None:
-        """Take note of what the guest says of itself; nothing here may grow with what it sends."""
-        match event.get("event"):
-            case "agent_died":
-                self._guest_reason = f"The guest agent inside the VM was killed (signal {event.get('signal')!s:.8})"
-            case "link_refused":
-                self._refusals += 1
-                if self._refusals & (self._refusals - 1) == 0:  # 1, 2, 4, 8 …: a flood must not fill the log
-                    self._audit.record(
-                        "link_refused", vm=self.vm.id, reason=str(event.get("reason")), count=self._refusals
-                    )
 
 
 class Supervisor:
@@ -83,7 +48,7 @@ class Supervisor:
         self._began = time.time()
         self._last_release = self.now()
         self._acquiring = 0
-        self.leases: set[Lease] = set()
+        self.leases: dict[str, Lease] = {}
         self.audit = AuditLog(paths.state / "audit.jsonl")
         self.accelerator: Accelerator = "tcg"
         self.accelerator_reason = ""
@@ -99,13 +64,23 @@ class Supervisor:
         self._clean_up(await self._hypervisor.end_leftovers())
         transport = choose_transport(self._settings.transport)
         self._catalogue = Catalogue(self._hypervisor, self._paths.cache, self.accelerator, transport)
+        self._store = SnapshotStore(
+            self._paths.state / "snapshots", quota=self._settings.snapshots.quota, owner=self._hypervisor.owner,
+            find_golden=self._catalogue.find,
+        )  # fmt: skip
+        for line in await asyncio.to_thread(self._store.open):
+            _log.warning("%s", line)
+            self.audit.record("snapshots_repaired", what=line)
         self.pool = Pool(self._hypervisor, self._vms_folder, self._settings.pool)
         self.pool.start()
+        self.history = History(self._store, Capturer(self._hypervisor.owner), self.audit)
 
     async def close(self) -> None:
         """End every VM and disconnect."""
         await self._catalogue.close()
+        await self.history.close()
         await self.pool.close()
+        self._store.close()
         await self._hypervisor.close()
         self.audit.close()
 
@@ -129,21 +104,109 @@ class Supervisor:
         finally:
             self._acquiring -= 1
             self._last_release = self.now()
-        granted = self._grant(vm, flavour, name, profile, (time.monotonic() - began) * 1000)
-        lease = Lease(vm, request, granted, self.audit)
-        self.leases.add(lease)
+        tree = self._store.tree(request.notebook or request.owner)
+        terms = Terms(request, tree, flavour, name, profile)
+        granted = self._grant(terms, vm, (time.monotonic() - began) * 1000)
+        lease = Lease(terms, vm, granted, self.audit)
+        self.leases[terms.id] = lease
         self.audit.record(
             "lease_acquired", vm=vm.id, owner=request.owner, image=snapshot.manifest.image, profile=name,
             accelerator=self.accelerator,
         )  # fmt: skip
         return lease
 
+    def lease(self, lease_id: str) -> Lease:
+        """Return a lease by its id.
+
+        Raises:
+            SupervisorError: there is none of that id.
+        """
+        if lease_id not in self.leases:
+            raise SupervisorError(f"There is no lease {lease_id!r:.40}.", "Its notebook's VM is gone.")
+        return self.leases[lease_id]
+
     async def release(self, lease: Lease) -> None:
-        """End a lease and its VM."""
-        self.leases.discard(lease)
-        self.audit.record("lease_released", vm=lease.vm.id, owner=lease.request.owner)
-        await self.pool.release(lease.vm)
+        """End a lease, its VM and its forks."""
+        self.leases.pop(lease.terms.id, None)
+        self.audit.record("lease_released", vm=lease.vm.id, owner=lease.terms.request.owner)
+        async with lease.turn:
+            self.end_forks(lease)
+            await self.pool.release(lease.vm)
+            await asyncio.to_thread(unpin, lease, lease.vm.snapshot)
         self._last_release = self.now()
+
+    async def rollback(self, lease: Lease, to: str) -> Replaced:
+        """Give a lease a clone of an older snapshot instead of its VM.
+
+        Args:
+            lease: The lease.
+            to: Where to go; see ``RollbackRequest``.
+
+        Raises:
+            AgentVMError: that is not possible; the VM runs on.
+        """
+        began = time.monotonic()
+        async with lease.turn, self.history.found(lease, to) as stored:
+            old = lease.vm
+            try:
+                with self.pool.quiet():
+                    await old.pause()
+                    vm = await self.pool.clone(stored.snapshot, Randomness("keep"))
+            except BaseException:
+                await asyncio.to_thread(unpin, lease, stored.snapshot)
+                if not old.ended.done():
+                    await old.wake()
+                raise
+            return await self._replace(lease, vm, stored, began)
+
+    async def adopt(self, lease: Lease, fork: int) -> Replaced:
+        """Make a resting fork the lease's VM; the other forks end.
+
+        Args:
+            lease: The lease.
+            fork: The fork's number.
+
+        Raises:
+            SnapshotError: there is no such fork, or it is not resting.
+        """
+        began = time.monotonic()
+        async with lease.turn:
+            chosen = lease.forks.get(fork)
+            if chosen is None or not chosen.is_resting:
+                known = ", ".join(str(number) for number, one in sorted(lease.forks.items()) if one.is_resting)
+                raise SnapshotError(
+                    f"There is no fork {fork} to adopt.", f"There are: {known}." if known else "Run %%fork first."
+                )
+            vm = chosen.vm
+            await vm.wake()
+            del lease.forks[fork]
+            stored = await asyncio.to_thread(lease.terms.tree.find, vm.snapshot.id)
+            replaced = await self._replace(lease, vm, stored, began)
+            self.end_forks(lease)
+            return replaced
+
+    async def _replace(self, lease: Lease, vm: VM, stored: Stored, began: float) -> Replaced:
+        old = lease.vm
+        seconds = time.monotonic() - began
+        granted = self._grant(lease.terms, vm, seconds * 1000)
+        lease.take(vm, granted)
+        self.audit.record("snapshot_restored", vm=vm.id, before=old.id, snapshot=stored.id, tree=lease.terms.tree.id)
+        await asyncio.to_thread(unpin, lease, old.snapshot)
+        self.pool.retire(old)
+        return Replaced(granted=granted, snapshot=describe(stored), seconds=seconds)
+
+    def end_forks(self, lease: Lease) -> None:
+        """End all forks of a lease."""
+        for number in list(lease.forks):
+            self.end_fork(lease, number)
+
+    def end_fork(self, lease: Lease, number: int) -> None:
+        """End one fork; nothing happens if there is none of that number."""
+        fork = lease.forks.pop(number, None)
+        if fork is not None:
+            fork.settled.set()
+            unpin(lease, fork.vm.snapshot)
+            self.pool.retire(fork.vm)
 
     @staticmethod
     def now() -> float:
@@ -165,15 +228,21 @@ class Supervisor:
             "accelerator_reason": self.accelerator_reason,
             "ready": self.pool.counts(),
             "leases": [
-                lease.granted.model_dump(exclude={"key", "event"}) | {"owner": lease.request.owner}
-                for lease in self.leases
+                lease.granted.model_dump(exclude={"key", "event"}) | {"owner": lease.terms.request.owner}
+                for lease in self.leases.values()
             ],
         }
 
-    def _grant(self, vm: VM, flavour: str, name: str, profile: Profile, acquire_ms: float) -> Granted:
+    def grant(self, lease: Lease, vm: VM, acquire_ms: float) -> Granted:
+        """Return what a session is told of a VM, maybe of a fork."""
+        return self._grant(lease.terms, vm, acquire_ms)
+
+    def _grant(self, terms: Terms, vm: VM, acquire_ms: float) -> Granted:
+        profile = terms.resources
         return Granted(
-            vm=vm.id, epoch=vm.epoch, key=vm.key.hex(), link=vm.link, image=vm.snapshot.manifest.image,
-            flavour=flavour, profile=name, vcpus=profile.vcpus, memory_mib=profile.memory_mib,
+            lease=terms.id, snapshot="" if vm.snapshot.parent is None else vm.snapshot.id,
+            vm=vm.id, epoch=vm.epoch, key=vm.key.hex(), link=vm.link, image=vm.snapshot.golden.manifest.image,
+            flavour=terms.flavour, profile=terms.profile, vcpus=profile.vcpus, memory_mib=profile.memory_mib,
             disk_gb=profile.disk_gb, accelerator=self.accelerator, pid=vm.pid, acquire_ms=acquire_ms,
         )  # fmt: skip
 

@@ -78,6 +78,7 @@ def _configure_log(paths: Paths, foreground: bool) -> None:
         handler = RotatingFileHandler(paths.log, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("qemu.qmp").setLevel(logging.WARNING)  # it tells of every QEMU that ends
 
 
 @contextmanager

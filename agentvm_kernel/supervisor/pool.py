@@ -6,13 +6,15 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict, deque
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentvm_kernel import config
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.vm.blank import Blank, start_blank
-from agentvm_kernel.vm.clone import VM, become
+from agentvm_kernel.vm.clone import VM, Randomness, become
 from agentvm_kernel.vm.hypervisor import Hypervisor
 from agentvm_kernel.vm.snapshot import Snapshot
 
@@ -50,6 +52,7 @@ class Pool:
         self._changed = asyncio.Condition()
         self._worker: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._is_quiet = 0
         self._obtaining: set[asyncio.Task[VM]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -91,7 +94,32 @@ class Pool:
         Raises:
             VMError: none could be had.
         """
-        task = asyncio.create_task(self._obtain(self._stock(snapshot)))
+        return await self._hand_out(self._obtain(self._stock(snapshot)))
+
+    async def clone(self, snapshot: Snapshot, randomness: Randomness) -> VM:
+        """Return a running VM whose identity is confirmed, a clone of any snapshot: from a blank, else from scratch.
+
+        Args:
+            snapshot: What it is to be a clone of.
+            randomness: What happens to its generators in user space.
+
+        Raises:
+            VMError: none could be had.
+        """
+        return await self._hand_out(self._clone(self._stock(snapshot.golden), snapshot, randomness))
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Start nothing in the background within this context: somebody waits for what needs the cores."""
+        self._is_quiet += 1
+        try:
+            yield
+        finally:
+            self._is_quiet -= 1
+            self._wanted.set()
+
+    async def _hand_out(self, work: Coroutine[None, None, VM]) -> VM:
+        task = asyncio.create_task(work)
         self._obtaining.add(task)
         task.add_done_callback(self._obtaining.discard)
         try:
@@ -115,6 +143,11 @@ class Pool:
         """End a VM that was handed out."""
         self._leased.discard(vm)
         await vm.end()
+
+    def retire(self, vm: VM) -> None:
+        """End a VM that was handed out, in the background."""
+        self._leased.discard(vm)
+        self._retire(vm)
 
     async def wait_filled(self, snapshot: Snapshot) -> None:
         """Wait until the stock of a snapshot is complete; for benchmarks and tests."""
@@ -157,15 +190,15 @@ class Pool:
             self._retire(vm)
         return None
 
-    async def _clone(self, stock: Stock) -> VM:
+    async def _clone(self, stock: Stock, snapshot: Snapshot | None = None, randomness: Randomness | None = None) -> VM:
         while stock.blanks:
             blank = stock.blanks.popleft()
             if blank.machine.ended.done():
                 self._retire(blank)
                 continue
-            return await become(blank, blank.machine.spec.folder.name)
+            return await become(blank, blank.machine.spec.folder.name, snapshot, randomness)
         blank = await self._start_blank(stock.snapshot)
-        return await become(blank, blank.machine.spec.folder.name)
+        return await become(blank, blank.machine.spec.folder.name, snapshot, randomness)
 
     async def _start_blank(self, snapshot: Snapshot) -> Blank:
         vm_id = f"vm-{secrets.token_hex(4)}"
@@ -176,7 +209,7 @@ class Pool:
             await self._wanted.wait()
             self._wanted.clear()
             try:
-                while not self._is_closing and await self._add_one():
+                while not self._is_closing and not self._is_quiet and await self._add_one():
                     continue
             except AgentVMError as error:
                 # Whoever needs a VM next will be told; trying again now would only fail again.

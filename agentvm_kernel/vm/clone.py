@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from agentvm_kernel.link.control import ControlChannel
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.content import Content
-from agentvm_kernel.vm.delta import Run
+from agentvm_kernel.vm.delta import Run, merge_runs
 from agentvm_kernel.vm.snapshot import Snapshot
 
 _IDENTITY_SECONDS = 30.0
@@ -153,6 +153,16 @@ class VM:
             raise IdentityError(f"The VM {self.id} did not confirm its identity: {error.message}") from error
         if answer.get("epoch") != self.epoch or answer.get("hostname") != self.id:
             raise IdentityError(f"The VM {self.id} confirmed another identity than it was given.")
+
+    def take_back(self, runs: list[Run], layers: Sequence[Path]) -> None:
+        """Note that what was captured could not be kept: it belongs into the next snapshot.
+
+        Args:
+            runs: Pages.
+            layers: Disk layers, topmost first.
+        """
+        self.unsaved_runs = merge_runs(self.unsaved_runs, runs)
+        self.unsaved_layers += layers
 
     async def pause(self) -> None:
         """Stop its CPUs."""

@@ -170,7 +170,7 @@ async def test_an_unknown_profile_is_one_clear_event(client: SupervisorClient) -
 
 async def test_a_bad_request_is_refused(client: SupervisorClient) -> None:
     with pytest.raises((ApiError, SupervisorError)):
-        await client._request("POST", "/v1/leases", body='{"image": "../../etc"}')
+        await client._request("POST", "/v1/leases", LeaseRequest.model_construct(image="../../etc"))
 
 
 async def test_another_user_is_refused(client: SupervisorClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,146 @@
+"""Forks: several clones of a leased VM at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agentvm_kernel.errors import AgentVMError, SnapshotError
+from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.lease import Fork, Lease
+from agentvm_kernel.supervisor.messages import (
+    ForkEnded,
+    ForkGranted,
+    ForkRequest,
+    Message,
+    Progress,
+    SnapshotRequest,
+)
+from agentvm_kernel.vm.clone import VM, Randomness
+from agentvm_kernel.vm.snapshot import Snapshot
+
+_SEED_BYTES = 64
+_RUNNING_PER_CORE = 4
+# What an idle fork takes of its own, and room for what its cell does.
+_MEMORY_PER_FORK = 128 << 20
+_SHARE_OF_MEMORY = 0.7
+
+
+class Forks:
+    """The clones that one request asked for, from the fork point until the requester goes away.
+
+    Args:
+        supervisor: Owns everything.
+        lease: Whose VM is cloned.
+        request: What is wanted.
+        emit: Told of each fork.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, lease: Lease, request: ForkRequest, emit: Callable[[Message], None]
+    ) -> None:
+        self._supervisor = supervisor
+        self._lease = lease
+        self._request = request
+        self._emit = emit
+        self._slots = asyncio.Semaphore(min(request.count, slots()))
+        self._randomness = Randomness()
+        if request.randomness == "common":
+            self._randomness = Randomness("common", secrets.token_bytes(_SEED_BYTES))
+
+    async def serve(self) -> None:
+        """Make the forks, and return when each of them rests or has ended.
+
+        Where there could be none at all, fork 0 has ended.
+        """
+        try:
+            snapshot = await self._fork_point()
+        except AgentVMError as error:
+            self._emit(ForkEnded(fork=0, code=error.code, reason=error.message, hint=error.hint))
+            return
+        with self._supervisor.pool.quiet():
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(1, self._request.count + 1):
+                    tasks.create_task(self._serve_one(number, snapshot))
+
+    async def _fork_point(self) -> Snapshot:
+        lease, supervisor = self._lease, self._supervisor
+        async with lease.turn:
+            supervisor.end_forks(lease)
+            self._emit(Progress(stage="saving the virtual machine"))
+            asked = SnapshotRequest(kind="fork", cell=self._request.cell)
+            await supervisor.history.take(lease, asked)
+            return lease.vm.snapshot
+
+    async def _serve_one(self, number: int, snapshot: Snapshot) -> None:
+        async with self._slots:
+            try:
+                fork = await self._make(number, snapshot)
+            except AgentVMError as error:
+                self._emit(ForkEnded(fork=number, code=error.code, reason=error.message, hint=error.hint))
+                return
+            try:
+                await self._settled(number, fork)
+            finally:
+                if not fork.is_resting and self._lease.forks.get(number) is fork:
+                    self._supervisor.end_fork(self._lease, number)
+
+    async def _make(self, number: int, snapshot: Snapshot) -> Fork:
+        lease, supervisor = self._lease, self._supervisor
+        began = time.monotonic()
+        async with supervisor.history.found(lease, snapshot.id) as stored:
+            vm = await supervisor.pool.clone(stored.snapshot, self._randomness)
+        fork = lease.forks[number] = Fork(vm)
+        granted = supervisor.grant(lease, vm, (time.monotonic() - began) * 1000)
+        self._emit(ForkGranted(fork=number, granted=granted))
+        return fork
+
+    async def _settled(self, number: int, fork: Fork) -> None:
+        """Wait until a fork rests or is gone."""
+        ended, settled = asyncio.shield(fork.vm.ended), asyncio.ensure_future(fork.settled.wait())
+        try:
+            await asyncio.wait((ended, settled), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            settled.cancel()
+        if fork.vm.ended.done() and not fork.settled.is_set():
+            self._supervisor.end_fork(self._lease, number)
+            self._emit(ForkEnded(fork=number, code="vm_ended", reason=f"{_sentence(fork.vm)}."))
+
+
+async def rest(lease: Lease, number: int) -> None:
+    """Pause a fork whose work is done, until it is adopted.
+
+    Args:
+        lease: Whose fork it is.
+        number: The fork's number.
+
+    Raises:
+        SnapshotError: there is no such fork.
+        HypervisorError: it is gone.
+    """
+    fork = lease.forks.get(number)
+    if fork is None:
+        raise SnapshotError(f"There is no fork {number}.")
+    await fork.vm.pause()
+    fork.is_resting = True
+    fork.settled.set()
+
+
+def slots() -> int:
+    """Return how many forks this host can run at the same time, by its cores and free memory; at least one."""
+    free = next(
+        int(line.split()[1]) << 10
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable:")
+    )
+    by_memory = int(free * _SHARE_OF_MEMORY / _MEMORY_PER_FORK)
+    return max(1, min(by_memory, _RUNNING_PER_CORE * len(os.sched_getaffinity(0))))
+
+
+def _sentence(vm: VM) -> str:
+    reason = vm.ended.result()
+    return reason[:1].upper() + reason[1:]

@@ -1,0 +1,189 @@
+"""Snapshots of leased VMs, and the way back to them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.snapshots.notes import Cell, Notes
+from agentvm_kernel.snapshots.reading import Stored
+from agentvm_kernel.snapshots.store import SnapshotStore
+from agentvm_kernel.snapshots.tree import New
+from agentvm_kernel.supervisor import messages
+from agentvm_kernel.supervisor.lease import Lease
+from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo, SnapshotRequest, SnapshotTree
+from agentvm_kernel.vm.capture import Capture, Capturer
+from agentvm_kernel.vm.delta import PAGE
+from agentvm_kernel.vm.snapshot import Snapshot
+
+_T = TypeVar("_T")
+
+
+class History:
+    """Takes snapshots of leased VMs and finds them again.
+
+    Args:
+        store: Where they are kept.
+        capturer: Saves VMs.
+        audit: Takes note.
+    """
+
+    def __init__(self, store: SnapshotStore, capturer: Capturer, audit: AuditLog) -> None:
+        self._store = store
+        self._capturer = capturer
+        self._audit = audit
+        self._storing: set[asyncio.Task[SnapshotInfo]] = set()
+
+    async def close(self) -> None:
+        """Wait until what was captured is stored."""
+        await asyncio.gather(*self._storing, return_exceptions=True)
+
+    async def tree(self, lease: Lease) -> SnapshotTree:
+        """Return the snapshots of a lease's notebook."""
+        tree = lease.terms.tree
+        snapshots = await asyncio.to_thread(tree.snapshots)
+        return SnapshotTree(
+            notebook=tree.id, current=lease.current, snapshots=tuple(describe(stored) for stored in snapshots),
+            quota=self._store.quota, used=await asyncio.to_thread(lambda: self._store.used),
+        )  # fmt: skip
+
+    async def snapshot(self, lease: Lease, request: SnapshotRequest) -> SnapshotInfo:
+        """Take a snapshot of a lease's VM.
+
+        Args:
+            lease: The lease.
+            request: What is wanted.
+
+        Returns:
+            The snapshot; not stored yet if that was not to be waited for.
+
+        Raises:
+            SnapshotError: it could not be taken, or kept; the VM runs on.
+        """
+        running: asyncio.Future[SnapshotInfo] = asyncio.get_running_loop().create_future()
+        # A client that goes away must not stop it half-way.
+        task = asyncio.create_task(self._take_turn(lease, request, running))
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+        if not request.wait_stored:
+            await asyncio.wait((task, running), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+        return await asyncio.shield(task)
+
+    async def _take_turn(
+        self, lease: Lease, request: SnapshotRequest, running: asyncio.Future[SnapshotInfo]
+    ) -> SnapshotInfo:
+        async with lease.turn:
+            return await self.take(lease, request, running)
+
+    async def take(
+        self, lease: Lease, request: SnapshotRequest, running: asyncio.Future[SnapshotInfo] | None = None
+    ) -> SnapshotInfo:
+        """Take a snapshot; the caller has the lease's turn.
+
+        Args:
+            lease: The lease.
+            request: What is wanted.
+            running: Gets what is known as soon as the VM runs on.
+        """
+        vm, tree = lease.vm, lease.terms.tree
+        notes = Notes(
+            label=request.label, text=request.text, kind=request.kind, busy=request.busy,
+            cell=Cell.model_validate(request.cell.model_dump()),
+        )  # fmt: skip
+        before, capture = vm.snapshot, None
+        try:
+            async with _in_threads(tree.new(before, notes, pinned=True)) as new:
+                capture = await self._capturer.capture(vm)
+                new.notes = notes.model_copy(update={"pause_ms": capture.pause * 1000})
+                if running is not None:
+                    running.set_result(_preview(new, lease.current, capture))
+                await asyncio.to_thread(_hand_over, capture, new.folder)
+        except BaseException:
+            if capture is not None:
+                vm.take_back(capture.runs, capture.layers)
+            raise
+        await asyncio.to_thread(vm.descend, new.stored.snapshot)
+        await asyncio.to_thread(unpin, lease, before)
+        info = describe(new.stored)
+        self._audit.record("snapshot_created", vm=vm.id, snapshot=info.id, tree=tree.id, label=info.label)
+        return info
+
+    async def plan(self, lease: Lease, to: str) -> RollbackPlan:
+        """Say what a rollback would do."""
+        tree = lease.terms.tree
+        target = await asyncio.to_thread(tree.find, to, lease.current)
+        by_id = {stored.id: stored for stored in await asyncio.to_thread(tree.snapshots)}
+        kept = {older.id for older in target.snapshot.lineage}
+        left = [by_id[older.id] for older in lease.vm.snapshot.lineage[:0:-1] if older.id not in kept]
+        tracker = lease.vm.tracker
+        written = sum(count for _, count in tracker.look()) * PAGE if tracker else 0
+        return RollbackPlan(
+            target=describe(target), left=tuple(map(describe, left)),
+            seconds=max(0.0, time.time() - target.notes.created), written=written,
+        )  # fmt: skip
+
+    @asynccontextmanager
+    async def found(self, lease: Lease, to: str) -> AsyncIterator[Stored]:
+        """Find a snapshot, and keep its files where they are within this context.
+
+        Raises:
+            SnapshotError: there is no such snapshot.
+        """
+        async with _in_threads(self._store.frozen()):
+            stored = await asyncio.to_thread(lease.terms.tree.find, to, lease.current)
+            await asyncio.to_thread(lease.terms.tree.pin, stored.id)
+            yield stored
+
+
+def unpin(lease: Lease, snapshot: Snapshot) -> None:
+    """Note that a VM of a lease does not descend from a snapshot any more."""
+    if snapshot.parent is not None:
+        lease.terms.tree.unpin(snapshot.id)
+
+
+def describe(stored: Stored) -> SnapshotInfo:
+    """Return what clients are told of a snapshot."""
+    notes = stored.notes
+    return SnapshotInfo(
+        id=stored.id, parent=stored.parent, label=notes.label, text=notes.text, kind=notes.kind,
+        created=notes.created, size=stored.size, written=stored.written, busy=notes.busy, pause_ms=notes.pause_ms,
+        cell=messages.Cell.model_validate(notes.cell.model_dump()),
+    )  # fmt: skip
+
+
+def _preview(new: New, parent: str, capture: Capture) -> SnapshotInfo:
+    notes = new.notes
+    return SnapshotInfo(
+        id=new.id, parent=parent, label=notes.label, text=notes.text, kind=notes.kind, created=notes.created, size=0,
+        written=capture.written, busy=notes.busy, pause_ms=notes.pause_ms, stored=False,
+        cell=messages.Cell.model_validate(notes.cell.model_dump()),
+    )  # fmt: skip
+
+
+def _hand_over(capture: Capture, folder: Path) -> None:
+    """Move what was captured to where the store wants it; QEMU goes on reading disk layers under their old names."""
+    capture.device_state.rename(folder / "device-state")
+    capture.delta.rename(folder / "memory.delta")
+    for number, layer in enumerate(capture.layers):
+        os.link(layer, folder / (f"disk-{number}.qcow2" if number else "disk.qcow2"))
+
+
+@asynccontextmanager
+async def _in_threads(manager: AbstractContextManager[_T]) -> AsyncIterator[_T]:
+    """Enter and leave a context that blocks without blocking the event loop."""
+    value = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield value
+    except BaseException as error:
+        if not await asyncio.to_thread(manager.__exit__, type(error), error, error.__traceback__):
+            raise
+    else:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
