@@ -84,9 +84,14 @@ class Disk:
         new = path.with_name(f".{path.name}.new")
         if new.exists():
             self.unlink(new)
-        self.write(new, content)
-        self.sync(new)
-        self.rename(new, path)
+        try:
+            self.write(new, content)
+            self.sync(new)
+            self.rename(new, path)
+        except OSError:
+            if new.exists():
+                self.unlink(new)
+            raise
         self.sync(path.parent)
 
     def remove_tree(self, folder: Path) -> None:

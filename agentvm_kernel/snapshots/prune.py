@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agentvm_kernel.errors import SnapshotError
+from agentvm_kernel.snapshots.pins import is_used
 from agentvm_kernel.snapshots.reading import DEVICE_STATE, MANIFEST, NOTES, Contents, Stored, allocated, memory_size
 from agentvm_kernel.snapshots.shelf import Shelf
 from agentvm_kernel.vm.delta import Delta, Run, delta_size, merge_deltas, merge_runs
@@ -195,7 +196,7 @@ def _remove(shelf: Shelf, gone: tuple[Stored, ...]) -> list[str]:
 
 def _take_away(shelf: Shelf, gone: tuple[Stored, ...]) -> list[Path]:
     """Take the names of snapshots, those that descend from others first, so that at no moment one lacks its parent."""
-    if not shelf.pins.all().isdisjoint(one.id for one in gone):
+    if any(is_used(one.snapshot.folder) for one in gone):
         return []
     return [shelf.take_away(one.snapshot.folder) for one in gone]
 
@@ -211,23 +212,25 @@ def _merge(shelf: Shelf, child: Stored, gone: tuple[Stored, ...]) -> list[str]:
         # Merged, its content would get a digest that fits.
         _log.warning("not pruned, because damaged: %s", "; ".join(damage))
         return []
-    delta = _DELTA_NAMES[old.delta == _DELTA_NAMES[0]]
-    layers = _link_layers(shelf, child, gone)
-    in_order = [_delta(one) for one in (*reversed(gone), child)]
-    shelf.disk.make(folder / delta, lambda path: merge_deltas(in_order, path))
-    shelf.protect(folder / delta)
-    shelf.disk.sync(folder)
-    files = {name: file for name, file in old.files.items() if name != old.delta} | layers
-    manifest = old.model_copy(
-        update={
-            "parent": gone[-1].parent, "delta": delta, "own_layers": (*old.own_layers, *layers),
-            "files": files | {delta: describe(folder / delta)},
-        }
-    )  # fmt: skip
-    with shelf.thawed():
-        shelf.write_manifest(folder, manifest)
-        doomed = _take_away(shelf, gone)
-    shelf.disk.unlink(folder / old.delta)
+    try:
+        layers = _link_layers(shelf, child, gone)
+        delta = _DELTA_NAMES[old.delta == _DELTA_NAMES[0]]
+        in_order = [_delta(one) for one in (*reversed(gone), child)]
+        shelf.disk.make(folder / delta, lambda path: merge_deltas(in_order, path))
+        shelf.protect(folder / delta)
+        shelf.disk.sync(folder)
+        files = {name: file for name, file in old.files.items() if name != old.delta} | layers
+        manifest = old.model_copy(
+            update={
+                "parent": gone[-1].parent, "delta": delta, "own_layers": (*old.own_layers, *layers),
+                "files": files | {delta: describe(folder / delta)},
+            }
+        )  # fmt: skip
+        with shelf.thawed():
+            shelf.write_manifest(folder, manifest)
+            doomed = _take_away(shelf, gone)
+    finally:
+        shelf.sweep(folder)
     for each in doomed:
         shelf.disk.remove_tree(each)
     return [one.id for one in gone[: len(doomed)]]

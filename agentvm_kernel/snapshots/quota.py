@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agentvm_kernel.errors import QuotaError
+from agentvm_kernel.snapshots.pins import is_used
 from agentvm_kernel.snapshots.prune import Plan, carry_out, plan_removal
 from agentvm_kernel.snapshots.reading import Contents, Stored
 from agentvm_kernel.snapshots.shelf import Shelf
@@ -64,8 +65,7 @@ class Quota:
             gone += done
 
     def _plan(self, trees: list[Contents], over: int, stuck: set[str]) -> Plan:
-        keep = self._shelf.pins.all() | stuck
-        candidates = prunable(trees, lambda one: one.id not in keep)
+        candidates = prunable(trees, lambda one: one.id not in stuck)
         return plan_removal(trees, candidates, lambda freed: freed >= over + self.limit // _MORE)
 
     def _trees(self) -> list[Contents]:
@@ -83,6 +83,7 @@ class Quota:
 
 
 def prunable(trees: list[Contents], wanted: Callable[[Stored], bool]) -> list[Stored]:
-    """Return the unlabelled snapshots that are wanted, oldest first."""
-    found = [one for contents in trees for one in contents.sound if not one.notes.label and wanted(one)]
+    """Return the snapshots that are unlabelled, not in use, and wanted, oldest first; the caller holds the lock."""
+    unlabelled = [one for contents in trees for one in contents.sound if not one.notes.label]
+    found = [one for one in unlabelled if wanted(one) and not is_used(one.snapshot.folder)]
     return sorted(found, key=lambda one: (one.notes.created, one.id))

@@ -25,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from agentvm_kernel.durable import Disk
 from agentvm_kernel.errors import DiskFullError, SnapshotError
 from agentvm_kernel.snapshots.notes import Notes
-from agentvm_kernel.snapshots.pins import Pins
-from agentvm_kernel.snapshots.reading import ID, MANIFEST, NOTES, Contents, FindGolden, Reader, Stored, allocated
+from agentvm_kernel.snapshots.pins import Pins, hold, is_used
+from agentvm_kernel.snapshots.reading import ID, MANIFEST, NOTES, Contents, FindGolden, Reader, allocated
 from agentvm_kernel.vm.snapshot import Access, Manifest, seal
 
 _TREE_FILE = "tree.json"
@@ -56,13 +56,13 @@ class Shelf:
         disk: What changes files.
 
     Attributes:
-        pins: Which snapshots are in use.
+        pins: What this process uses.
     """
 
     def __init__(self, folder: Path, owner: tuple[int, int] | None, find_golden: FindGolden, disk: Disk) -> None:
         self.folder = folder
         self.disk = disk
-        self.pins = Pins(folder, disk)
+        self.pins = Pins()
         self._owner = owner
         self._access = Access.of(owner)
         self._reader = Reader(find_golden)
@@ -132,11 +132,10 @@ class Shelf:
             for_qemu: QEMU is to write into it.
         """
         folder = self.folder / f"{_NEW}{name}"
-        # While names are frozen nobody takes a folder for a dead one's because it is not yet locked.
+        # While names are frozen nobody takes the folder for a dead one's because it is not in use yet.
         with self.frozen():
             self.disk.make_folder(folder)
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            descriptor = hold(folder)
         try:
             if for_qemu and self._owner is not None and os.geteuid() == 0:
                 self.disk.protect(folder, 0o700, *self._owner)
@@ -179,13 +178,15 @@ class Shelf:
 
     def put(self, folder: Path, target: Path) -> None:
         """Give a filled folder its name; from then on the snapshot is there."""
-        self.disk.rename(folder, target)
         try:
+            self.disk.rename(folder, target)
             self.disk.sync(target.parent)
             # Or the folder could, after a power cut, be in both places.
             self.disk.sync(self.folder)
         except OSError:
-            self.disk.rename(target, folder)
+            if target.exists():
+                self.disk.rename(target, folder)
+            self.sweep_tree(target.parent.name)
             raise
 
     def write_notes(self, folder: Path, notes: Notes) -> None:
@@ -212,44 +213,29 @@ class Shelf:
             self.disk.remove_tree(doomed)
 
     def recover(self) -> list[str]:
-        """Remove what was left half done; the caller holds the lock. Returns a line for each."""
+        """Remove what a killed process left half done; the caller holds the lock. Returns a line for each."""
         lines = []
         with self.thawed():
             for path in sorted(self.folder.iterdir()):
-                if path.name.startswith(_NEW) and self._remove_if_left(path):
+                if path.name.startswith(_NEW) and not is_used(path):
+                    self.disk.remove_tree(path)
                     lines.append(f"removed the unfinished snapshot {path.name.removeprefix(_NEW)}")
                 elif path.name.startswith(_REMOVED):
                     self.disk.remove_tree(path)
                     lines.append(f"finished removing {path.name.removeprefix(_REMOVED)}")
-                elif path.name.startswith(".") and path.is_file():
-                    self.disk.unlink(path)
         for tree in self.trees():
-            lines += self._sweep(self.read(tree).sound)
+            left = {one.id: self.sweep(one.snapshot.folder) for one in self.read(tree).sound}
+            lines += [f"removed {n} files of an interrupted change to {name}" for name, n in left.items() if n]
             self.sweep_tree(tree)
         return lines
 
-    def _remove_if_left(self, folder: Path) -> bool:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.disk.remove_tree(folder)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
-
-    def _sweep(self, snapshots: tuple[Stored, ...]) -> list[str]:
-        """Remove files that no manifest lists."""
-        lines = []
-        for one in snapshots:
-            listed = {MANIFEST, NOTES, *one.snapshot.manifest.files}
-            left = [path for path in one.snapshot.folder.iterdir() if path.name not in listed]
-            for path in left:
-                self.disk.unlink(path)
-            if left:
-                lines.append(f"removed {len(left)} files of an interrupted change to {one.id}")
-        return lines
+    def sweep(self, folder: Path) -> int:
+        """Remove files of a sound snapshot that its manifest does not list; the caller holds the lock."""
+        listed = {MANIFEST, NOTES, *Manifest.model_validate_json((folder / MANIFEST).read_bytes()).files}
+        left = [path for path in folder.iterdir() if path.name not in listed]
+        for path in left:
+            self.disk.unlink(path)
+        return len(left)
 
 
 def _is_tree(path: Path) -> bool:

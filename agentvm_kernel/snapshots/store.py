@@ -44,30 +44,20 @@ class SnapshotStore:
         self._quota = Quota(self._shelf, quota)
 
     def open(self) -> list[str]:
-        """Become the one supervisor that uses the store, and clean up after a killed predecessor.
+        """Clean up after killed processes; at any time, but above all when the supervisor starts.
 
         Returns:
             A line for each thing that was cleaned up.
 
         Raises:
-            SnapshotError: another supervisor uses it.
+            SnapshotError: the folder cannot be used.
         """
         with storing(self._shelf.folder), self._shelf.locked():
-            self._shelf.pins.own()
             return self._shelf.recover()
 
     def close(self) -> None:
-        """Leave the store to a successor; whoever dies leaves it too."""
-        self._shelf.pins.disown()
-
-    def recover(self) -> list[str]:
-        """Clean up after killed processes without becoming the owner; for the command line.
-
-        Returns:
-            A line for each thing that was cleaned up.
-        """
-        with storing(self._shelf.folder), self._shelf.locked():
-            return self._shelf.recover()
+        """Use no snapshot any more; whoever dies does so too."""
+        self._shelf.pins.drop_all()
 
     def frozen(self) -> IO[str]:
         """Keep all names of snapshots' files valid until the returned object is closed (it is a context manager).
@@ -107,9 +97,7 @@ class SnapshotStore:
         """
         with storing(self._shelf.folder), self._shelf.locked():
             trees = [self._shelf.read(tree) for tree in self._shelf.trees()]
-            pins = self._shelf.pins.all()
-            candidates = prunable(trees, lambda one: one.id not in pins and wanted(one))
-            plan = plan_removal(trees, candidates, lambda _freed: False)
+            plan = plan_removal(trees, prunable(trees, wanted), lambda _freed: False)
             if not dry_run:
                 carry_out(self._shelf, plan)
             return plan

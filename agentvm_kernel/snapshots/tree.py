@@ -13,14 +13,15 @@ from pathlib import Path
 from agentvm_kernel.errors import SnapshotError
 from agentvm_kernel.snapshots.label import check_label
 from agentvm_kernel.snapshots.notes import Notes
+from agentvm_kernel.snapshots.pins import is_used
 from agentvm_kernel.snapshots.prune import carry_out, compare, describe, plan_one
 from agentvm_kernel.snapshots.quota import Quota
-from agentvm_kernel.snapshots.reading import DEVICE_STATE, MANIFEST, Contents, Damaged, Stored, memory_size
+from agentvm_kernel.snapshots.reading import DEVICE_STATE, LAYER_NAME, Contents, Damaged, Stored, memory_size
 from agentvm_kernel.snapshots.shelf import Shelf, storing
 from agentvm_kernel.vm.delta import Delta
 from agentvm_kernel.vm.snapshot import Manifest, Snapshot
 
-_DELTA, _LAYER = "memory.delta", "disk.qcow2"
+_DELTA = "memory.delta"
 _ID_BYTES = 6
 _SHORTEST_PREFIX = 4
 _STEPS_UP = re.compile(r"~([0-9]{0,6})")
@@ -39,7 +40,8 @@ class New:
 
     Attributes:
         id: Its id.
-        folder: Where to put ``device-state``, ``memory.delta`` and, if the disk was written, ``disk.qcow2``.
+        folder: Where to put ``device-state``, ``memory.delta`` and, if the disk was written, ``disk.qcow2``; further
+            layers below that are ``disk-1.qcow2`` and so on.
         notes: What is said of it; may be replaced as long as it is not stored.
     """
 
@@ -138,15 +140,10 @@ class Tree:
             if manifest.parent and manifest.parent not in {one.id for one in contents.sound}:
                 raise SnapshotError(f"The snapshot {manifest.parent}, which the new one descends from, is gone.")
             self._quota.make_room(size)
+            shelf.put(new.folder, shelf.make_tree(self.notebook) / new.id)
+            new._stored = find(shelf.read(self.id), new.id)
             if pinned:
-                shelf.pins.add(new.id)
-            try:
-                shelf.put(new.folder, shelf.make_tree(self.notebook) / new.id)
-                new._stored = find(shelf.read(self.id), new.id)
-            except BaseException:
-                if pinned:
-                    shelf.pins.drop(new.id)
-                raise
+                shelf.pins.add(new.id, new.stored.snapshot.folder)
 
     @contextmanager
     def _using(self, snapshot: Snapshot) -> Iterator[None]:
@@ -176,15 +173,14 @@ class Tree:
         """
         with storing(self._shelf.folder), self._shelf.locked():
             contents = self._shelf.read(self.id)
-            if snapshot in self._shelf.pins.all():
-                raise SnapshotError(
-                    f"The snapshot {snapshot} is in use by a running VM.", "Shut its notebook down first."
-                )
             damaged = [one for one in contents.damaged if one.id == snapshot]
             if damaged:
                 self._remove_damaged(damaged[0], contents)
                 return
-            plan = plan_one(contents, find(contents, snapshot))
+            stored = find(contents, snapshot)
+            if is_used(stored.snapshot.folder):
+                raise SnapshotError(f"The snapshot {stored.id} is in use by a running VM.", "End that VM first.")
+            plan = plan_one(contents, stored)
             if not carry_out(self._shelf, plan):
                 raise SnapshotError(
                     f"The snapshot {snapshot} cannot be removed: it, or what descends from it, is damaged or in use.",
@@ -230,9 +226,8 @@ class Tree:
             SnapshotError: there is no such snapshot.
         """
         with self._shelf.frozen():
-            if not (self._shelf.tree_folder(self.id) / snapshot / MANIFEST).exists():
-                raise SnapshotError(f"There is no snapshot {snapshot!r:.80}.")
-            self._shelf.pins.add(snapshot)
+            stored = find(self._shelf.read(self.id), snapshot)
+            self._shelf.pins.add(stored.id, stored.snapshot.folder)
 
     def unpin(self, snapshot: str) -> None:
         """Count one use less."""
@@ -261,7 +256,7 @@ class Tree:
 def _describe_new(new: New, parent: Snapshot) -> Manifest:
     """Check what was put into a new snapshot's folder, and return its manifest."""
     modes = {path.name: path.lstat().st_mode for path in new.folder.iterdir()}
-    layers = tuple(name for name in (_LAYER,) if name in modes)
+    layers = tuple(sorted(filter(LAYER_NAME.fullmatch, modes), key=_depth))
     if set(modes) != {DEVICE_STATE, _DELTA, *layers} or not all(map(stat.S_ISREG, modes.values())):
         raise SnapshotError(f"The new snapshot's folder does not have the right files: {', '.join(sorted(modes))}.")
     golden = parent.golden
@@ -273,6 +268,12 @@ def _describe_new(new: New, parent: Snapshot) -> Manifest:
     )  # fmt: skip
     Delta.open(new.folder / _DELTA, memory_size(manifest))
     return manifest
+
+
+def _depth(layer: str) -> int:
+    """Return how deep in the chain a disk layer is: ``disk.qcow2`` is on top, then comes ``disk-1.qcow2``."""
+    match = LAYER_NAME.fullmatch(layer)
+    return int(match[1] or 0) if match else 0
 
 
 def find(contents: Contents, reference: str, current: str = "") -> Stored:
