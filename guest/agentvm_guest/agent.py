@@ -6,12 +6,14 @@ It writes nothing to the disk and its memory is bounded, so that it works on whe
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +35,9 @@ from agentvm_kernel.link.stream import SessionStream
 CONTROL_PORT = "agentvm.control"
 LINK_PORT = "agentvm.link"
 KERNEL_PYTHON = "/opt/agentvm/venv/bin/python"
-_CONFIRM_SECONDS = 5.0
+# A busy cell, which a snapshot may have frozen, can hold the interpreter's lock for long.
+_CONFIRM_SECONDS = 20.0
+_SETTLE_SECONDS = 60.0
 _REFUSAL_PAUSE = 1.0
 
 
@@ -75,6 +79,7 @@ class Agent:
         self._control: ControlPort | None = None
         self._agent_stream: SessionStream | None = None
         self._waiting: list[Reply] = []
+        self._is_ready = False
         self._refusals = 0
         self._last_refusal = ""
         self.kernel.on_ready = self._on_ready
@@ -147,6 +152,31 @@ class Agent:
     def _on_ready(self) -> None:
         for fd, handler in self._relay.connect(self.kernel.sockets).items():
             self.loop.add(fd, self._then_pump(handler))
+        self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Go through the identity step once.
+
+        In a clone somebody waits for it. What only a first time needs (caches, constructors that are looked up, pages
+        of libraries) is there then, because the golden snapshot is taken afterwards.
+        """
+        identity = Identity(0, os.urandom(32), time.time_ns(), os.urandom(64), "agentvm", "0" * 32, "diverge", b"")
+        self._take_identity(identity, self._settle)
+
+    def _settle(self, answer: dict[str, object]) -> None:
+        self.link.rekey(None, 0)
+        if answer.get("ok") is True:
+            self.kernel.settle(_SETTLE_SECONDS, self._announce)
+        else:
+            self._on_broken(f"no identity can be given: {answer.get('error')}")
+
+    def _announce(self, answer: dict[str, object]) -> None:
+        if answer.get("ok") is not True:
+            self._on_broken(f"it does not settle: {answer.get('error')}")
+            return
+        gc.collect()
+        gc.freeze()
+        self._is_ready = True
         for reply in self._waiting:
             reply({"ok": True})
         self._waiting.clear()
@@ -175,7 +205,7 @@ class Agent:
             self.link.pump()
 
     def _on_broken(self, reason: str) -> None:
-        print(f"agentvm: ipykernel's sockets are of no use any more: {reason}", file=sys.stderr)
+        print(f"agentvm: ipykernel is of no use any more: {reason}", file=sys.stderr)
         self.kernel.kill()
 
     # Requests.
@@ -201,10 +231,10 @@ class Agent:
         }
 
     def _ready(self, _request: dict[str, object], reply: Reply) -> None:
-        if self.kernel.state is KernelState.READY:
-            reply({"ok": True})
-        elif self.kernel.state is KernelState.DEAD:
+        if self.kernel.state is KernelState.DEAD:
             reply({"ok": False, "error": "ipykernel is dead"})
+        elif self._is_ready:
+            reply({"ok": True})
         else:
             self._waiting.append(reply)
 
@@ -218,13 +248,16 @@ class Agent:
         reply({"ok": True})
 
     def _identity(self, request: dict[str, object], reply: Reply) -> None:
-        identity = parse_identity(request)
+        if not self._is_ready:
+            raise RequestError("the guest is not ready")
+        self._take_identity(parse_identity(request), reply)
+
+    def _take_identity(self, identity: Identity, reply: Reply) -> None:
         self._system.set_clock(identity.time_ns)
-        self._system.add_entropy(identity.derive("kernel"))
+        self._system.add_entropy(identity.entropy)
         self._system.set_names(identity.hostname, identity.machine_id)
-        self.kernel.reseed(
-            identity.derive("ipykernel"), identity.seed, self._confirm_seconds, self._confirm(identity, reply)
-        )
+        # Last: its generators draw from the kernel's.
+        self.kernel.renew(identity.randomness, identity.seed, self._confirm_seconds, self._confirm(identity, reply))
 
     def _confirm(self, identity: Identity, reply: Reply) -> Reply:
         def done(answer: dict[str, object]) -> None:

@@ -1,13 +1,17 @@
-"""The identity step: what makes a clone a VM of its own, before anything of the user's runs in it."""
+"""The identity step: what makes a clone a VM of its own, before anything of the user's runs in it.
+
+Everybody waits for it, in a VM that was just loaded: where code is emulated, all of it has to be translated anew then,
+so that the step costs what it runs for the first time. Hence no regular expressions, hashes or files through `io` here.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass
 
-_HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_MACHINE_ID = re.compile(r"[0-9a-f]{32}")
+_HEX = "0123456789abcdefABCDEF"
+_LOWER_HEX = "0123456789abcdef"
+_LABEL = "abcdefghijklmnopqrstuvwxyz0123456789-"
+_MODES = ("diverge", "common", "keep")
 
 
 class RequestError(Exception):
@@ -22,11 +26,12 @@ class Identity:
         epoch: The clone's number.
         key: The link's key, 32 bytes.
         time_ns: The time, in nanoseconds since 1970.
-        entropy: 64 random bytes.
+        entropy: 64 random bytes for the kernel's generator.
         hostname: The host name.
         machine_id: The machine id, 32 hexadecimal digits.
-        seed: What the generators of the user's Python are seeded from; None leaves them as they are. The kernel's and
-            OpenSSL's are renewed from the entropy, whatever this is.
+        randomness: What happens to the generators of the user's Python: ``diverge`` (seeded from the kernel's),
+            ``common`` (seeded from the seed) or ``keep`` (left as they are). OpenSSL's is always renewed.
+        seed: 64 bytes for ``common``; otherwise empty.
     """
 
     epoch: int
@@ -35,11 +40,8 @@ class Identity:
     entropy: bytes
     hostname: str
     machine_id: str
-    seed: bytes | None
-
-    def derive(self, purpose: str) -> bytes:
-        """Return 64 random bytes for one purpose; those for another tell nothing about them."""
-        return _derive(self.entropy, purpose)
+    randomness: str
+    seed: bytes
 
 
 def parse_identity(request: dict[str, object]) -> Identity:
@@ -48,15 +50,18 @@ def parse_identity(request: dict[str, object]) -> Identity:
     Raises:
         RequestError: naming the field that is not valid.
     """
-    entropy = _read_hex(request, "entropy", 64)
+    randomness = _read_text(request, "randomness", "diverge")
+    if randomness not in _MODES:
+        raise RequestError("randomness is not diverge, common or keep")
     return Identity(
-        epoch=read_integer(request, "epoch", 1 << 32),
-        key=_read_hex(request, "key", 32),
-        time_ns=read_integer(request, "time_ns", 1 << 63),
-        entropy=entropy,
-        hostname=_read_text(request, "hostname", _HOSTNAME),
-        machine_id=_read_text(request, "machine_id", _MACHINE_ID),
-        seed=_read_seed(request, entropy),
+        read_integer(request, "epoch", 1 << 32),
+        _read_hex(request, "key", 32),
+        read_integer(request, "time_ns", 1 << 63),
+        _read_hex(request, "entropy", 64),
+        _read_hostname(request),
+        _read_machine_id(request),
+        randomness,
+        _read_hex(request, "seed", 64) if randomness == "common" else b"",
     )
 
 
@@ -72,31 +77,29 @@ def read_integer(request: dict[str, object], field: str, limit: int) -> int:
     return value
 
 
-def _read_seed(request: dict[str, object], entropy: bytes) -> bytes | None:
-    """Return the seed of the mode: of a clone that differs, of clones that agree, or none for one that goes on."""
-    randomness = request.get("randomness", "diverge")
-    if randomness == "diverge":
-        return _derive(entropy, "seed")
-    if randomness == "common":
-        return _read_hex(request, "seed", 64)
-    if randomness == "keep":
-        return None
-    raise RequestError("randomness is not diverge, common or keep")
+def _read_text(request: dict[str, object], field: str, default: str = "") -> str:
+    value = request.get(field, default)
+    if not isinstance(value, str):
+        raise RequestError(f"{field} is not valid")
+    return value
 
 
 def _read_hex(request: dict[str, object], field: str, size: int) -> bytes:
     value = request.get(field)
-    if not isinstance(value, str) or re.fullmatch(rf"[0-9a-fA-F]{{{2 * size}}}", value) is None:
+    if not isinstance(value, str) or len(value) != 2 * size or value.strip(_HEX):
         raise RequestError(f"{field} is not {size} bytes in hexadecimal")
     return bytes.fromhex(value)
 
 
-def _derive(entropy: bytes, purpose: str) -> bytes:
-    return hashlib.sha512(purpose.encode() + b"|" + entropy).digest()
+def _read_hostname(request: dict[str, object]) -> str:
+    value = _read_text(request, "hostname")
+    if not 1 <= len(value) <= 63 or value.strip(_LABEL) or value[0] == "-" or value[-1] == "-":
+        raise RequestError("hostname is not valid")
+    return value
 
 
-def _read_text(request: dict[str, object], field: str, pattern: re.Pattern[str]) -> str:
-    value = request.get(field)
-    if not isinstance(value, str) or pattern.fullmatch(value) is None:
-        raise RequestError(f"{field} is not valid")
+def _read_machine_id(request: dict[str, object]) -> str:
+    value = _read_text(request, "machine_id")
+    if len(value) != 32 or value.strip(_LOWER_HEX):
+        raise RequestError("machine_id is not valid")
     return value

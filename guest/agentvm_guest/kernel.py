@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import os
 import shutil
 import signal
@@ -122,17 +121,22 @@ class KernelProcess:
             self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def reseed(
-        self, entropy: bytes, seed: bytes | None, timeout: float, done: Callable[[dict[str, object]], None]
-    ) -> None:
+    def renew(self, randomness: str, seed: bytes, timeout: float, done: Callable[[dict[str, object]], None]) -> None:
         """Renew the generators inside the process.
 
         Args:
-            entropy: Random bytes for OpenSSL's.
-            seed: What the others are seeded from; None leaves them as they are.
+            randomness: How; see `agentvm_guest.identity.Identity`.
+            seed: What they are seeded from where that says so.
             timeout: Seconds until the attempt counts as failed.
             done: Called with ``{"ok": ...}``, at once when the process is dead.
         """
+        self._ask(f"{randomness} {seed.hex()}", timeout, done)
+
+    def settle(self, timeout: float, done: Callable[[dict[str, object]], None]) -> None:
+        """Take what there is out of the garbage collector's sight; see `agentvm_guest.launcher.settle`."""
+        self._ask("settle", timeout, done)
+
+    def _ask(self, request: str, timeout: float, done: Callable[[dict[str, object]], None]) -> None:
         if self.state is not KernelState.READY or self._helper is None:
             done({"ok": False, "error": f"ipykernel is {self.state.value}"})
             return
@@ -142,10 +146,8 @@ class KernelProcess:
             timeout, lambda: self._answer(number, {"ok": False, "error": f"ipykernel did not confirm in {timeout:g} s"})
         )
         self._asked[number] = (done, timer)
-        request = {"id": number, "entropy": entropy.hex(), "seed": None if seed is None else seed.hex()}
-        line = json.dumps(request).encode() + b"\n"
         try:
-            self._helper.sendall(line)
+            self._helper.sendall(f"{number} {request}\n".encode())
         except OSError as error:
             self._answer(number, {"ok": False, "error": f"ipykernel's helper thread is gone: {error}"})
 
@@ -182,19 +184,23 @@ class KernelProcess:
                 self._take_line(line)
 
     def _take_line(self, line: bytes) -> None:
+        """Take a line of the helper's: its request's number, a word that says what it is, and what belongs to that."""
         try:
-            message = json.loads(line)
+            number, kind, *words = line.decode().split()
+            asked = int(number)
         except ValueError:
             self._close_helper("ipykernel's helper sent garbage")
             return
-        if message.get("event") == "up":
-            self.versions = {key: message[key] for key in ("python", "ipykernel")}
+        if kind == "up":
+            self.versions = dict(zip(("python", "ipykernel"), words, strict=False))
             self._connect()
+        elif kind == "ok":
+            self._answer(asked, {"ok": True, "seeded": words})
         else:
-            self._answer(message.pop("id", None), message)
+            self._answer(asked, {"ok": False, "error": " ".join(words)})
 
-    def _answer(self, number: int | None, answer: dict[str, object]) -> None:
-        asked = self._asked.pop(number, None) if number is not None else None
+    def _answer(self, number: int, answer: dict[str, object]) -> None:
+        asked = self._asked.pop(number, None)
         if asked is not None:
             done, timer = asked
             timer.cancel()

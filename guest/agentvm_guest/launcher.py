@@ -7,13 +7,13 @@ generators.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import gc
 import logging
 import os
 import platform
 import signal
 import socket
+import struct
 import sys
 import threading
 
@@ -25,6 +25,8 @@ SOCKETS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
 # Messages that wait in ipykernel while the host does not read; ipykernel drops what comes then. Its default is 1000, to
 # which an ordinary client's queue adds as many.
 _IOPUB_QUEUE = 20_000
+_SEED = 64
+_MAX_ERROR = 1000
 
 
 class KernelApp(IPKernelApp):  # type: ignore[misc]
@@ -37,59 +39,76 @@ class KernelApp(IPKernelApp):  # type: ignore[misc]
         context.setsockopt(zmq.SNDHWM, 1000)
 
 
-def derive(seed: bytes, purpose: str, size: int) -> bytes:
-    """Return bytes for one generator; different ones for each, so that none tells about another."""
-    return hashlib.shake_256(purpose.encode() + b"|" + seed).digest(size)
-
-
-def renew(entropy: bytes, seed: bytes | None) -> list[str]:
+def renew(randomness: str, seed: bytes) -> list[str]:
     """Renew the generators that live in this process and are copies after a clone.
 
     ``os.urandom``, ``secrets``, ``uuid`` and a ``numpy.random.default_rng()`` made from now on draw from the kernel's,
-    which the agent renews itself. A generator that the user's code made and keeps stays as it is.
+    which the agent has renewed. A generator that the user's code made and keeps stays as it is.
 
     Args:
-        entropy: For OpenSSL's, which keys are made with: no two clones may share it.
-        seed: For the others; None leaves them as they are.
+        randomness: How; see `agentvm_guest.identity.Identity`.
+        seed: 64 bytes for ``common``.
 
     Returns:
         The names of those that were renewed.
     """
-    done = [] if seed is None else reseed(seed)
+    done = []
+    if randomness != "keep":
+        done = reseed(seed if randomness == "common" else os.urandom(_SEED))
     if (ssl := sys.modules.get("ssl")) is not None:
-        ssl.RAND_add(derive(entropy, "ssl", 64), 64.0)
+        # It reads the kernel's generator, too. No two clones may make the same keys.
+        ssl.RAND_add(os.urandom(_SEED), float(_SEED))
         done.append("ssl")
     return done
 
 
 def reseed(seed: bytes) -> list[str]:
-    """Seed the generators that programs expect to be able to repeat; returns the names of those that were there."""
+    """Seed the generators that programs can repeat, each from bytes of its own; returns those that were there."""
     done = []
     if (random := sys.modules.get("random")) is not None:
-        random.seed(derive(seed, "random", 64))
+        random.seed(int.from_bytes(seed[:24], "big"))
         done.append("random")
     if (numpy_random := sys.modules.get("numpy.random")) is not None:
-        words = derive(seed, "numpy", 64)
-        numpy_random.seed([int.from_bytes(words[i : i + 4], "big") for i in range(0, 64, 4)])
+        numpy_random.seed(struct.unpack(">8I", seed[24:56]))
         done.append("numpy")
     if (torch := sys.modules.get("torch")) is not None:
-        torch.manual_seed(int.from_bytes(derive(seed, "torch", 8), "big") >> 1)
+        torch.manual_seed(int.from_bytes(seed[56:], "big") >> 1)
         done.append("torch")
     return done
 
 
+def settle() -> None:
+    """Take all objects there are out of the garbage collector's sight.
+
+    They live as long as the process. A collection that looked at each of them would take seconds where code is
+    emulated, and write to nearly every page of memory, which every snapshot and every clone would pay for.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def perform(operation: str, seed: bytes) -> list[str]:
+    """Do what the agent asks: settle, or renew the generators in the way that the operation names."""
+    if operation != "settle":
+        return renew(operation, seed)
+    settle()
+    return []
+
+
 def serve(helper: socket.socket) -> None:
-    """Answer the agent's requests, one JSON object a line, until it closes the socket."""
+    """Answer the agent's requests until it closes the socket.
+
+    A request is a line ``NUMBER OPERATION [SEED]``, its answer ``NUMBER ok WORDS...`` or ``NUMBER error TEXT``. JSON
+    would do, but see `agentvm_guest.identity`.
+    """
     with helper, helper.makefile("rwb") as lines:
         for line in lines:
-            request = json.loads(line)
+            number, operation, *seed = line.decode().split()
             try:
-                seed = request["seed"]
-                done = renew(bytes.fromhex(request["entropy"]), None if seed is None else bytes.fromhex(seed))
-                answer = {"id": request["id"], "ok": True, "seeded": done}
+                answer = " ".join(("ok", *perform(operation, bytes.fromhex("".join(seed)))))
             except Exception as error:  # noqa: BLE001 - the user's modules may raise anything; the agent is told
-                answer = {"id": request["id"], "ok": False, "error": repr(error)}
-            lines.write(json.dumps(answer).encode() + b"\n")
+                answer = f"error {ascii(error)[:_MAX_ERROR]}".replace("\n", " ")
+            lines.write(f"{number} {answer}\n".encode())
             lines.flush()
 
 
@@ -129,8 +148,7 @@ def main() -> None:
     app.initialize([])
     app.log_level = logging.WARNING
     start_helper(helper)
-    versions = {"event": "up", "python": platform.python_version(), "ipykernel": ipykernel.__version__}
-    helper.sendall(json.dumps(versions).encode() + b"\n")
+    helper.sendall(f"0 up {platform.python_version()} {ipykernel.__version__}\n".encode())
     app.start()
 
 

@@ -169,8 +169,8 @@ class LinkServer:
             peer.deadline = self._loop.call_later(_PROOF_SECONDS, lambda: self._expire(peer))
         self._loop.add(port.fd, peer.handle)
 
-    def rekey(self, key: bytes, epoch: int) -> None:
-        """Take the VM's new key and epoch; connections that rest on the old ones end."""
+    def rekey(self, key: bytes | None, epoch: int) -> None:
+        """Take the VM's new key and epoch; connections that rest on the old ones end. Without a key all are refused."""
         self.goodbye("the VM has a new identity")
         self._key, self._epoch = key, epoch
         self.reset()

@@ -101,21 +101,33 @@ class System:
 
     def add_entropy(self, entropy: bytes) -> None:
         """Feed the kernel's random generator and make it use that at once."""
-        with Path("/dev/urandom").open("rb") as device:
+        device = os.open("/dev/urandom", os.O_RDONLY | os.O_CLOEXEC)
+        try:
             credited = struct.pack("ii", 8 * len(entropy), len(entropy)) + entropy
             fcntl.ioctl(device, _RNDADDENTROPY, credited)
             fcntl.ioctl(device, _RNDRESEEDCRNG)
+        finally:
+            os.close(device)
 
     def set_names(self, hostname: str, machine_id: str) -> None:
         """Set host name and machine id; the files lie in memory (see `init`), so a full disk does not matter."""
         socket.sethostname(hostname)
-        (ETC / "hostname").write_text(f"{hostname}\n")
-        (ETC / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost\n")
-        (ETC / "machine-id").write_text(f"{machine_id}\n")
+        _overwrite(f"{ETC}/hostname", f"{hostname}\n")
+        _overwrite(f"{ETC}/hosts", f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost\n")
+        _overwrite(f"{ETC}/machine-id", f"{machine_id}\n")
 
     def sync(self) -> None:
         """Write the disk's dirty pages out."""
         os.sync()
+
+
+def _overwrite(path: str, text: str) -> None:
+    """Write a short file; ``pathlib`` and ``io`` would run far more code for it, in everybody's waiting time."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 class RecordingSystem(System):

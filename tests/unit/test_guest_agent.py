@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,7 @@ async def test_a_new_identity_ends_the_old_link_and_renews_the_generators() -> N
         facts = await guest.control.request("facts", timeout=5)
         recorded = [str(call).split()[0] for call in facts["recorded"]]  # type: ignore[union-attr]
         assert recorded[-3:] == ["set_clock", "add_entropy", "set_names"]
+        assert int((await again.run("import gc; print(gc.get_freeze_count())"))[0]) > 10_000
         await again.link.close()
 
 
@@ -502,6 +504,16 @@ async def test_the_agents_end_leaves_no_process_behind() -> None:
 async def test_a_python_without_ipykernel_is_reported() -> None:
     with pytest.raises(LinkError, match="ipykernel is dead"):
         async with local_guest(python="/bin/false"):
+            pass
+
+
+async def test_a_guest_that_could_take_no_identity_never_becomes_ready(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import ssl\nssl.RAND_add = None\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    with pytest.raises(LinkError, match="ipykernel is dead"):
+        async with local_guest(python=str(python)):
             pass
 
 

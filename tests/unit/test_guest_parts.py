@@ -6,21 +6,15 @@ import ctypes
 import fcntl
 import json
 import os
-import random
 import socket
-import ssl
 import struct
-import sys
-import threading
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from agentvm_guest import init, launcher, system
+from agentvm_guest import init, system
 from agentvm_guest.control import ControlPort, Reply
-from agentvm_guest.identity import parse_identity
 from agentvm_guest.kernel import _user_environment
 from agentvm_guest.loop import Loop
 from agentvm_guest.ports import Port, find_virtio_port, listen_vsock
@@ -291,87 +285,6 @@ def test_a_broken_socket_is_reported_once_and_forgotten() -> None:
     assert not relay.to_host()
     assert not relay.to_host()
     assert reasons == ["shell: the connection was closed"]
-
-
-# Identity and generators.
-
-
-def test_entropy_for_one_purpose_tells_nothing_about_another() -> None:
-    request = {
-        "epoch": 1,
-        "key": "00" * 32,
-        "time_ns": 0,
-        "entropy": "00" * 64,
-        "hostname": "h",
-        "machine_id": "0" * 32,
-    }
-    identity = parse_identity(request)
-    assert len({identity.derive("kernel"), identity.derive("ipykernel"), identity.seed, bytes(64)}) == 4
-
-
-@pytest.fixture
-def random_state() -> Iterator[None]:
-    state = random.getstate()
-    yield
-    random.setstate(state)
-
-
-@dataclass
-class Generators:
-    """Stands for NumPy's, torch's and OpenSSL's: what each was given."""
-
-    numpy: list[list[int]] = field(default_factory=list)
-    torch: list[int] = field(default_factory=list)
-    ssl: list[bytes] = field(default_factory=list)
-
-
-@pytest.fixture
-def generators(monkeypatch: pytest.MonkeyPatch) -> Generators:
-    seen = Generators()
-    monkeypatch.setitem(sys.modules, "numpy.random", types.SimpleNamespace(seed=seen.numpy.append))
-    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(manual_seed=seen.torch.append))
-    monkeypatch.setattr(ssl, "RAND_add", lambda data, entropy: seen.ssl.append(data))
-    return seen
-
-
-@pytest.mark.usefixtures("random_state")
-def test_generators_follow_from_the_seed_alone_and_openssls_from_the_entropy(generators: Generators) -> None:
-    drawn = []
-    for entropy, seed in ((b"a", b"1"), (b"b", b"1"), (b"a", b"2")):
-        assert launcher.renew(entropy, seed) == ["random", "numpy", "torch", "ssl"]
-        drawn.append(random.random())
-    for values in (drawn, generators.numpy, generators.torch):
-        assert values[0] == values[1] != values[2]
-    assert generators.ssl[0] == generators.ssl[2] != generators.ssl[1]
-    assert all(0 <= word < 1 << 32 for word in generators.numpy[0])
-    assert 0 <= generators.torch[0] < 1 << 63
-
-
-@pytest.mark.usefixtures("random_state")
-def test_without_a_seed_only_openssls_generator_is_renewed(generators: Generators) -> None:
-    state = random.getstate()
-    assert launcher.renew(b"a", None) == ["ssl"]
-    assert random.getstate() == state
-    assert (generators.numpy, generators.torch, len(generators.ssl)) == ([], [], 1)
-
-
-@pytest.mark.usefixtures("random_state")
-def test_a_generator_that_fails_is_reported_and_the_helper_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(seed: object) -> None:
-        raise RuntimeError("the user broke it")
-
-    ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=launcher.serve, args=(theirs,))
-    thread.start()
-    with ours, ours.makefile("rwb") as lines:
-        for number, seed in ((1, fail), (2, lambda seed: None)):
-            monkeypatch.setitem(sys.modules, "numpy.random", types.SimpleNamespace(seed=seed))
-            lines.write(json.dumps({"id": number, "entropy": "00" * 64, "seed": "00" * 64}).encode() + b"\n")
-            lines.flush()
-            answer = json.loads(lines.readline())
-            assert answer["id"] == number
-            assert answer["ok"] is (number == 2)
-    thread.join()
 
 
 # The system.
