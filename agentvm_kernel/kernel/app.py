@@ -105,8 +105,9 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
             self.heartbeat.stop()
 
     async def _serve(self) -> None:
-        owner = Path(self.connection_file).stem[:200]
-        request = LeaseRequest(image=self.image, profile=self.profile, owner=owner)
+        owner = Path(self.connection_file).stem
+        notebook = os.environ.get("JPY_SESSION_NAME") or owner  # Jupyter Server sets it to the notebook's path
+        request = LeaseRequest(image=self.image, profile=self.profile, owner=owner[:200], notebook=notebook[:4096])
         machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect)
         await Router(self.sockets, machine, self.magics).run()
 
