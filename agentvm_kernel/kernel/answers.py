@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
@@ -22,14 +22,20 @@ class Answers:
 
     Args:
         sockets: Where the clients are.
+        place: Tells the VM and the snapshot that it descends from, for the metadata of replies to cells.
 
     Attributes:
         execution_count: The last one that the guest gave.
     """
 
-    def __init__(self, sockets: Sockets) -> None:
+    def __init__(self, sockets: Sockets, place: Callable[[], dict[str, str]]) -> None:
         self._sockets = sockets
+        self._place = place
         self.execution_count = 0
+
+    def stamp(self, request: Request, **more: str) -> dict[str, object]:
+        """Return what the host knows about a run, for its reply's metadata."""
+        return {"agentvm": {"run": request.run, **self._place(), **more}}
 
     def reply(
         self,
@@ -105,7 +111,7 @@ class Answers:
             content = {"status": "error", **content}
             if request.is_execute:
                 content |= {"execution_count": self.execution_count, "user_expressions": {}, "payload": []}
-            metadata: dict[str, object] = {"agentvm": {"run": request.run}} if request.run else {}
+            metadata = self.stamp(request) if request.run else {}
             self.reply(request, _EMPTY_REPLIES.get(request.message.msg_type, content), metadata=metadata)
         request.settle(replied=True)
         await self.idle(request)

@@ -1,32 +1,45 @@
 """The order of what the host does against what the guest does.
 
 A client that runs all cells sends them at once. Ordinary requests go straight on, and the guest queues them; those
-behind a host magic, and all while there is no VM, wait here.
+behind a host magic, and all while there is no VM or its lease is operated on, wait here; so do, with time travel, cells
+behind a cell.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from enum import Enum
 from typing import Protocol
 
 from agentvm_kernel.kernel.requests import Request
+
+
+class Way(Enum):
+    """How a request is carried out."""
+
+    GUEST = "forwarded; the guest queues it behind what it has"
+    ALONE = "forwarded when the guest is done with what went before; what follows waits until the host is done with it"
+    HOST = "carried out by the host, when and while the guest is quiet"
 
 
 class LaneHost(Protocol):
     """What a lane asks of the router."""
 
     def has_guest(self) -> bool:
-        """Whether there is a VM to forward to."""
+        """Whether there is a VM to which requests may be forwarded now."""
 
     async def settled(self, lane: Lane) -> None:
-        """Return when there is a VM, or it is clear that there will be none."""
+        """Return when requests may be forwarded, or it is clear that there will be no VM."""
 
-    def is_magic(self, request: Request) -> bool:
-        """Whether the host carries it out itself."""
+    def way(self, request: Request) -> Way:
+        """How a request is carried out."""
 
     async def forward(self, request: Request) -> None:
         """Give it to the guest, or refuse it when there is none."""
+
+    async def record(self, request: Request) -> None:
+        """Give it to the guest, and take a snapshot when the guest has done with it."""
 
     async def perform(self, request: Request) -> bool:
         """Carry out a host magic; return whether it succeeded. Cancelled by an interrupt."""
@@ -63,7 +76,7 @@ class Lane:
 
     async def submit(self, request: Request) -> None:
         """Forward a request now, if nothing is before it, else queue it."""
-        if self._drainer is None and self._host.has_guest() and not self._host.is_magic(request):
+        if self._drainer is None and self._host.has_guest() and self._host.way(request) is Way.GUEST:
             await self._forward(request)
             return
         self._waiting.append(request)
@@ -106,20 +119,27 @@ class Lane:
         try:
             while self._waiting:
                 await self._host.settled(self)
-                if self._waiting and self._host.is_magic(self._waiting[0]):
-                    await self._take_magic(self._waiting[0])
-                elif self._waiting:
+                if not self._waiting:
+                    break
+                request = self._waiting[0]
+                way = self._host.way(request)
+                if way is Way.GUEST:
                     await self._forward(self._waiting.popleft())
+                elif await self._is_next(request):
+                    await (self._carry_out(request) if way is Way.HOST else self._host.record(request))
         finally:
             self._drainer = None
 
-    async def _take_magic(self, request: Request) -> None:
-        """Carry out a magic once the guest is quiet, if nothing that went before took it from the queue."""
+    async def _is_next(self, request: Request) -> bool:
+        """Take the first request from the queue once the guest is quiet, if nothing that went before took it away."""
         for earlier in self._out:
-            await earlier.finished.wait()
+            await earlier.over()
         if not self._waiting or self._waiting[0] is not request:
-            return
+            return False
         self._waiting.popleft()
+        return True
+
+    async def _carry_out(self, request: Request) -> None:
         self._magic = asyncio.create_task(self._host.perform(request))
         try:
             await asyncio.wait([self._magic])

@@ -12,16 +12,19 @@ from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, LinkError, ProtocolError
 from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.guest import CHANNELS, Guest
 from agentvm_kernel.kernel.info import with_banner
 from agentvm_kernel.kernel.jsoncheck import PARSE_LIMIT, parse_object
-from agentvm_kernel.kernel.machine import CHANNELS, Guest
 from agentvm_kernel.kernel.requests import Request, RequestTable
 from agentvm_kernel.kernel.sockets import Sockets
+from agentvm_kernel.kernel.timeline import Timeline
 from agentvm_kernel.kernel.wire import GuestMessage, WireError, check_guest
 
 log = logging.getLogger("agentvm.guest")
 
 _STATUS: Final = re.compile(rb'\s*\{\s*"status"\s*:\s*"([a-z]{1,16})"')
+_SHOWN: Final = frozenset({"stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"})
+_COMMS: Final = frozenset({"comm_open", "comm_close"})
 _STATES: Final = frozenset({"busy", "idle", "starting"})
 _QUIET: Final = 0.1
 _QUIET_LIMIT: Final = 2.0
@@ -39,6 +42,7 @@ class GuestSide:
         table: Its requests.
         sockets: The clients.
         answers: The host's voice on iopub and for replies.
+        timeline: Takes notice of runs, comms and subshells.
         failed: Called after an error reply that is to abort what waits behind its request.
     """
 
@@ -48,6 +52,7 @@ class GuestSide:
         table: RequestTable,
         sockets: Sockets,
         answers: Answers,
+        timeline: Timeline,
         failed: Callable[[Request], Awaitable[None]],
     ) -> None:
         self.dropped: Counter[str] = Counter()
@@ -56,6 +61,7 @@ class GuestSide:
         self._table = table
         self._sockets = sockets
         self._answers = answers
+        self._timeline = timeline
         self._heard = asyncio.Event()
         self._tasks = [asyncio.create_task(self._read(channel), name=f"guest-{channel}") for channel in CHANNELS]
 
@@ -121,26 +127,30 @@ class GuestSide:
         metadata: bytes | dict[str, object] = message.metadata
         if message.msg_type == "kernel_info_reply":
             content = with_banner(message.content)
+        if message.msg_type == "create_subshell_reply":
+            self._timeline.comms.subshell_opened(message.content)
         if request.is_execute:
             metadata = self._stamped(request, message.metadata)
-            self._note_count(message.content)
+            self._note_run(request, message.content)
         if request.hold:
             request.reply = parse_object(message.content) if len(message.content) <= PARSE_LIMIT else {}
         else:
             self._answers.reply(request, content, msg_type=message.msg_type, metadata=metadata, buffers=message.buffers)
         request.settle(replied=True)
-        if request.is_execute and request.stop_on_error and not request.silent and _is_error(message.content):
+        if request.is_execute and request.stop_on_error and not request.silent and _status(message.content) == b"error":
             await self._failed(request)
 
     def _stamped(self, request: Request, metadata: bytes) -> dict[str, object]:
         """Add what the host knows about the run to a reply's metadata."""
         value = parse_object(metadata) if len(metadata) <= PARSE_LIMIT else {}
-        return value | {"agentvm": {"run": request.run, "vm": self._guest.granted.vm}}
+        return value | self._answers.stamp(request)
 
-    def _note_count(self, content: bytes) -> None:
-        if len(content) <= PARSE_LIMIT:
-            count = _count(parse_object(content))
-            self._answers.execution_count = self._answers.execution_count if count is None else count
+    def _note_run(self, request: Request, content: bytes) -> None:
+        count = _count(parse_object(content)) if len(content) <= PARSE_LIMIT else None
+        if count is not None:
+            self._answers.execution_count = count
+        if not (request.hold or request.silent or _status(content) == b"aborted"):
+            self._timeline.ran(request.run, count, request.code)
 
     async def _input(self, channel: str, message: GuestMessage) -> None:
         request = self._table.find(message.parent_id)
@@ -161,8 +171,13 @@ class GuestSide:
             state = self._state(message)
             if request and await self._keeps(request, state):
                 return
+            self._table.frozen &= state != "idle" or request is not None
+        elif request is None and message.msg_type in _SHOWN:
+            request = self._table.stray
         elif message.msg_type == "execute_input" and request and request.hold:
             content = _with_code(message.content, request.code)
+        elif message.msg_type in _COMMS:
+            self._timeline.comms.note(message.msg_type, message.content)
         await self._answers.publish(
             message.msg_type, content, request, metadata=message.metadata, buffers=message.buffers
         )
@@ -176,20 +191,21 @@ class GuestSide:
         return state
 
     async def _keeps(self, request: Request, state: str) -> bool:
-        """Whether a status is not passed on: a second `busy`, or the `idle` of a stub."""
+        """Whether a status is not passed on: a second `busy`, the `idle` of a stub or before a snapshot."""
         if state == "busy":
             shown, request.busy_shown = request.busy_shown, True
             return shown
-        if state == "idle" and request.hold:
+        if state == "idle" and (request.hold or request.keep_idle):
+            request.idle_kept = True
             request.settle(idle=True)
             return True
         return False
 
 
-def _is_error(content: bytes) -> bool:
-    """Whether a reply says that the code failed; ipykernel's status comes first, so the beginning is enough."""
+def _status(content: bytes) -> bytes:
+    """Return the status that a reply gives; ipykernel's comes first, so the beginning is enough."""
     match = _STATUS.match(content[:64])
-    return match is not None and match[1] == b"error"
+    return match[1] if match else b""
 
 
 def _with_code(content: bytes, code: str) -> dict[str, object]:

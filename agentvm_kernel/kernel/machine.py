@@ -1,38 +1,34 @@
-"""The VM under a notebook: leased, linked, watched, restarted."""
+"""The VM under a notebook: leased, linked, watched, saved, replaced, restarted."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Protocol
+from typing import Protocol, TypeVar
 
-from agentvm_kernel.errors import (
-    AgentVMError,
-    LinkError,
-    ProofError,
-    ProtocolError,
-    SupervisorError,
-    VMEndedError,
+from agentvm_kernel.errors import AgentVMError, SupervisorError, VMEndedError
+from agentvm_kernel.kernel.endings import best_reason, ended_error, lease_end, never, watched
+from agentvm_kernel.kernel.guest import CHANNELS, Agent, Connect, Guest, Link
+from agentvm_kernel.supervisor.client import Forks, Lease
+from agentvm_kernel.supervisor.messages import (
+    Ended,
+    ForkRequest,
+    Granted,
+    LeaseRequest,
+    Replaced,
+    RollbackPlan,
+    SnapshotInfo,
+    SnapshotRequest,
+    SnapshotTree,
 )
-from agentvm_kernel.kernel.jsoncheck import parse_object
-from agentvm_kernel.link.endpoint import Endpoint
-from agentvm_kernel.supervisor.client import Lease
-from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest
 
 log = logging.getLogger("agentvm.machine")
 
-CHANNELS: Final = ("shell", "control", "stdin", "iopub")
-_BETTER_REASON: Final = 2.0
-"""Seconds to wait, after the link broke, for the supervisor to say why."""
-
-_AGENT_ANSWER: Final = 5.0
-_MAX_AGENT_MESSAGE: Final = 64 * 1024
+_T = TypeVar("_T")
 
 
 class State(Enum):
@@ -43,139 +39,35 @@ class State(Enum):
     ENDED = "ended"
 
 
-class Stream(Protocol):
-    """One stream of a link; `agentvm_kernel.link.connection.Stream` is the real one."""
-
-    async def send(self, parts: Sequence[bytes]) -> None:
-        """Send a message; waits for credit."""
-
-    async def receive(self) -> list[bytes]:
-        """Wait for the next message."""
-
-
-class Link(Protocol):
-    """What a machine needs of a link; `agentvm_kernel.link.connection.Link` is the real one."""
-
-    async def open(self, service: str) -> Stream:
-        """Open a stream to a service of the guest."""
-
-    async def close(self) -> None:
-        """End the link."""
-
-    async def wait_closed(self) -> LinkError:
-        """Wait until the link ended, and say why."""
-
-
-class Connect(Protocol):
-    """Dials a guest."""
-
-    async def __call__(self, endpoint: Endpoint, *, key: bytes, epoch: int) -> Link:
-        """Return the established link."""
-
-
 class Supervisor(Protocol):
     """What a machine needs of the supervisor; `SupervisorClient` is the real one."""
 
     def lease(self, request: LeaseRequest) -> AbstractAsyncContextManager[Lease]:
         """Ask for a VM and hold it within the context."""
 
+    async def snapshots(self, lease: str) -> SnapshotTree:
+        """Return the notebook's snapshots."""
 
-@dataclass(frozen=True)
-class Guest:
-    """The running guest: where to send.
+    async def snapshot(self, lease: str, request: SnapshotRequest) -> SnapshotInfo:
+        """Snapshot the VM."""
 
-    Attributes:
-        granted: What was leased.
-        streams: Streams by Jupyter channel.
-        agent: Requests to the guest agent.
-        since: The event loop's time of the moment the VM became ready.
-    """
+    async def plan_rollback(self, lease: str, to: str) -> RollbackPlan:
+        """Say what a rollback would do."""
 
-    granted: Granted
-    streams: dict[str, Stream]
-    agent: Agent
-    since: float
+    async def rollback(self, lease: str, to: str) -> Replaced:
+        """Put a clone of a snapshot in the VM's place."""
 
-    async def send(self, channel: str, parts: Sequence[bytes]) -> None:
-        """Send a Jupyter message to the guest's ipykernel; waits for credit."""
-        await self.streams[channel].send(parts)
+    def forks(self, lease: str, request: ForkRequest) -> AbstractAsyncContextManager[Forks]:
+        """Clone the VM several times."""
 
+    async def rest_fork(self, lease: str, fork: int) -> None:
+        """Keep a fork whose work is done."""
 
-class Agent:
-    """Asks the guest agent over its stream, and hears of the kernel's death.
+    async def end_fork(self, lease: str, fork: int) -> None:
+        """End a fork."""
 
-    Args:
-        stream: The ``agent`` stream.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._next = 0
-        self._waiting: dict[int, asyncio.Future[dict[str, object]]] = {}
-
-    async def interrupt(self) -> None:
-        """Interrupt what the guest's ipykernel runs.
-
-        Raises:
-            LinkError: the link is gone, or the agent does not answer or refuses.
-        """
-        await self._request("interrupt")
-
-    async def _request(self, op: str) -> dict[str, object]:
-        self._next += 1
-        number = self._next
-        future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(_AGENT_ANSWER):
-                await self._stream.send([json.dumps({"id": number, "op": op}).encode()])
-                answer: dict[str, object] = await future
-        except TimeoutError as error:
-            raise LinkError(f"The guest agent did not answer {op!r} within {_AGENT_ANSWER:.0f} s.") from error
-        finally:
-            del self._waiting[number]
-        if answer.get("ok") is not True:
-            raise LinkError(f"The guest agent refused {op!r}: {str(answer.get('error'))[:200]}")
-        return answer
-
-    async def watch(self) -> VMEndedError:
-        """Take the agent's messages until it reports the death of the guest's kernel.
-
-        Raises:
-            LinkError: the link ended.
-        """
-        while True:
-            parts = await self._stream.receive()
-            if len(parts) != 1 or len(parts[0]) > _MAX_AGENT_MESSAGE:
-                raise ProtocolError("The guest agent sent a message that is too long or has several parts.")
-            try:
-                message = parse_object(parts[0])
-            except ValueError as error:
-                raise ProtocolError(f"The guest agent sent what is no JSON object: {error}") from error
-            if message.get("event") == "kernel_died":
-                return _death(message)
-            number = message.get("id")
-            future = self._waiting.get(number) if isinstance(number, int) else None
-            if future is not None and not future.done():
-                future.set_result(message)
-
-
-def _death(event: dict[str, object]) -> VMEndedError:
-    """Say how the guest's Python process died."""
-    code, number = event.get("exit_code"), event.get("signal")
-    if event.get("oom") is True:
-        return VMEndedError(
-            "The Python process in the VM was killed because the VM's memory was used up.",
-            "Use less memory, or a profile with more.",
-        )
-    if isinstance(number, int) and not isinstance(number, bool):
-        try:
-            name = f" ({signal.Signals(number).name})"
-        except ValueError:
-            name = ""
-        return VMEndedError(f"The Python process in the VM was killed by signal {number}{name}.")
-    if isinstance(code, int) and not isinstance(code, bool):
-        return VMEndedError(f"The Python process in the VM ended with exit code {code}.")
-    return VMEndedError("The Python process in the VM ended.")
+    async def adopt(self, lease: str, fork: int) -> Replaced:
+        """Put a fork in the VM's place."""
 
 
 class Watcher(Protocol):
@@ -190,14 +82,52 @@ class Watcher(Protocol):
     async def guest_ended(self, error: AgentVMError) -> None:
         """The guest is gone, or could not be had; `error` says why."""
 
+    async def guest_replaced(self, snapshot: SnapshotInfo) -> None:
+        """The guest is gone because a clone of a snapshot, which will be ready soon, has taken its place."""
+
+    def snapshot_begins(self) -> Callable[[str, bool], None]:
+        """Nothing is on its way to the guest, which is about to be saved.
+
+        Returns:
+            To be called with the snapshot's id, and whether it froze a running cell.
+        """
+
+
+@dataclass
+class _Tenure:
+    """A guest's time in the lease, as those see it who operate on the lease.
+
+    Attributes:
+        supervisor: Keeps the VM.
+        lease: The lease's id.
+        link: To the guest.
+        asking: Not done while the supervisor is asked for another VM in this one's place.
+        successor: What it answered.
+    """
+
+    supervisor: Supervisor
+    lease: str
+    link: Link
+    asking: asyncio.Future[None] | None = None
+    successor: asyncio.Future[Replaced] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
 
 class Machine:
     """Keeps one VM leased and linked.
+
+    What is done to the lease (a snapshot, a rollback, the point from which forks go on) is done one at a time, and
+    meanwhile `held` is true: nothing may be forwarded to the guest. It goes on to its end even when its caller is
+    cancelled, so that an interrupt leaves either the old VM or the new one.
 
     Args:
         request: What to lease.
         supervisor: Opens a client of the supervisor.
         connect: Dials a guest.
+
+    Attributes:
+        task: What the machine is at while it is starting or held, for the user; else empty.
+        stage: Which part of it.
+        done: The part's share, 0 to 1, where known.
     """
 
     def __init__(
@@ -207,28 +137,42 @@ class Machine:
         connect: Connect,
     ) -> None:
         self.state = State.STARTING
-        self.stage = "asking for a virtual machine"
+        self.task, self.stage = "", ""
         self.done: float | None = None
         self.error: AgentVMError | None = None
         self.guest: Guest | None = None
         self.watcher: Watcher | None = None
+        self.connect = connect
         self._request = request
         self._supervisor = supervisor
-        self._connect = connect
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        self._tenure: _Tenure | None = None
+        self._operations: set[asyncio.Task[object]] = set()
+        self._turn = asyncio.Lock()
+        self._free = asyncio.Event()
+        self._free.set()
 
     def start(self) -> None:
         """Begin to acquire a VM; `settled` tells when that is over."""
-        self.state, self.error, self.stage, self.done = State.STARTING, None, "asking for a virtual machine", None
-        self._changed = asyncio.Event()
+        self._starting("Preparing the virtual machine", "asking for a virtual machine")
         self._task = asyncio.create_task(self._run(), name="machine")
         self._task.add_done_callback(self._crashed)
 
+    @property
+    def held(self) -> bool:
+        """Whether nothing may be forwarded to the guest, because its lease is being operated on."""
+        return not self._free.is_set()
+
+    async def unheld(self) -> None:
+        """Wait until the lease is not operated on."""
+        await self._free.wait()
+
     async def settled(self) -> None:
-        """Wait until the machine is not starting any more."""
-        while self.state is State.STARTING:
-            await self._changed.wait()
+        """Wait until the machine is neither starting nor held."""
+        while self.held or self.state is State.STARTING:
+            await self._free.wait()
+            await self._started()
 
     async def restart(self) -> None:
         """Give the VM back and begin to acquire another."""
@@ -244,6 +188,104 @@ class Machine:
         await asyncio.wait([task])
         if self.state is not State.ENDED:
             await self._end(reason)
+
+    # What can be done with the lease
+
+    async def snapshots(self) -> SnapshotTree:
+        """Return the notebook's snapshots."""
+        tenure = self._present()
+        return await tenure.supervisor.snapshots(tenure.lease)
+
+    async def plan_rollback(self, to: str) -> RollbackPlan:
+        """Say what a rollback would do."""
+        tenure = self._present()
+        return await tenure.supervisor.plan_rollback(tenure.lease, to)
+
+    async def snapshot(self, request: SnapshotRequest) -> SnapshotInfo:
+        """Take a snapshot.
+
+        Raises:
+            AgentVMError: there is none now, and the VM goes on.
+        """
+        return await self._operate(self._snapshot(request))
+
+    async def rollback(self, to: str) -> Replaced:
+        """Go back to a snapshot, in a fresh VM; returns when the notebook is linked to it.
+
+        Raises:
+            AgentVMError: the supervisor refused, and the old VM goes on; or the new one cannot be reached, and there
+                is none.
+        """
+        return await self._operate(self._replace("Going back", lambda t: t.supervisor.rollback(t.lease, to)))
+
+    async def adopt(self, fork: int) -> Replaced:
+        """Take a fork in the VM's place; as `rollback` does a snapshot's clone."""
+        return await self._operate(self._replace("Adopting the fork", lambda t: t.supervisor.adopt(t.lease, fork)))
+
+    async def _operate(self, work: Coroutine[object, object, _T]) -> _T:
+        """Let an operation on the lease go on to its end, whatever becomes of its caller."""
+        operation = asyncio.create_task(work)
+        self._operations.add(operation)
+        operation.add_done_callback(self._operated)
+        await asyncio.wait([operation])
+        if operation.cancelled():
+            raise self.error or VMEndedError("The VM was given back.")
+        return operation.result()
+
+    def _operated(self, operation: asyncio.Task[object]) -> None:
+        self._operations.discard(operation)
+        if not operation.cancelled() and (failure := operation.exception()):
+            log.info("failed: %s", failure)
+
+    @asynccontextmanager
+    async def _held_for(self, task: str) -> AsyncIterator[_Tenure]:
+        """Have the lease alone."""
+        async with self._turn:
+            await self._started()
+            self._free.clear()
+            self.task, self.stage, self.done = task, "", None
+            try:
+                yield self._present()
+            finally:
+                self.task = ""
+                self._free.set()
+
+    async def _snapshot(self, request: SnapshotRequest) -> SnapshotInfo:
+        async with self._held_for("Taking a snapshot") as tenure, tenure.link.hold():
+            taken = self.watcher.snapshot_begins() if self.watcher else None
+            info = await tenure.supervisor.snapshot(tenure.lease, request)
+        if taken:
+            taken(info.id, info.busy)
+        return info
+
+    async def _replace(self, task: str, ask: Callable[[_Tenure], Awaitable[Replaced]]) -> Replaced:
+        async with self._held_for(task) as tenure:
+            tenure.asking = asyncio.get_running_loop().create_future()
+            try:
+                async with tenure.link.hold(drain=False):
+                    replaced = await ask(tenure)
+                tenure.successor.set_result(replaced)
+                self._starting(task, "connecting to the virtual machine")
+            finally:
+                tenure.asking.set_result(None)
+            await self._started()
+        return replaced
+
+    def _present(self) -> _Tenure:
+        if self._tenure is None:
+            raise self.error or VMEndedError("There is no VM.")
+        return self._tenure
+
+    # The VM's life
+
+    def _starting(self, task: str, stage: str) -> None:
+        self.state, self.error, self.guest, self._tenure = State.STARTING, None, None, None
+        self.task, self.stage, self.done = task, stage, None
+        self._changed = asyncio.Event()
+
+    async def _started(self) -> None:
+        while self.state is State.STARTING:
+            await self._changed.wait()
 
     async def _run(self) -> None:
         try:
@@ -265,103 +307,69 @@ class Machine:
         async with self._supervisor() as supervisor, supervisor.lease(self._request) as lease:
             granted = await self._acquire(lease)
             self.stage, self.done = "connecting to the virtual machine", None
-            link = await self._connect(granted.link, key=bytes.fromhex(granted.key), epoch=granted.epoch)
-            try:
-                await self._serve(lease, link, granted)
-            finally:
-                await link.close()
+            async with watched(lease_end(lease)) as (lost,):
+                while True:
+                    link = await self.connect(granted.link, key=bytes.fromhex(granted.key), epoch=granted.epoch)
+                    try:
+                        granted = await self._serve(_Tenure(supervisor, granted.lease, link), granted, lost)
+                    finally:
+                        await link.close()
 
     async def _acquire(self, lease: Lease) -> Granted:
         async for event in lease:
             if isinstance(event, Granted):
                 return event
             if isinstance(event, Ended):
-                raise _ended(event)
+                raise ended_error(event)
             self.stage, self.done = event.stage[:200], event.done
         raise SupervisorError("The supervisor went away before there was a VM.")
 
-    async def _serve(self, lease: Lease, link: Link, granted: Granted) -> None:
+    async def _serve(self, tenure: _Tenure, granted: Granted, lost: asyncio.Task[AgentVMError]) -> Granted:
+        """Keep a guest until another takes its place.
+
+        Raises:
+            AgentVMError: it has ended; the error says why.
+        """
+        link = tenure.link
         streams = {name: await link.open(name) for name in CHANNELS}
         agent = Agent(await link.open("agent"))
         guest = Guest(granted, streams, agent, asyncio.get_running_loop().time())
-        self.guest, self.state = guest, State.READY
-        broken = await self.watcher.guest_ready(guest) if self.watcher else _never()
-        watched = (_lease_end(lease), agent.watch(), link.wait_closed(), broken)
-        async with _tasks(*watched) as (lost, died, closed, failed):
+        self.guest, self._tenure, self.state, self.task = guest, tenure, State.READY, ""
+        broken = await self.watcher.guest_ready(guest) if self.watcher else never()
+        async with watched(agent.watch(), link.wait_closed(), broken) as (died, closed, failed):
             self._changed.set()
-            await asyncio.wait((lost, died, closed, failed), return_when=asyncio.FIRST_COMPLETED)
-            if failed.done():
-                raise failed.result()
-            if self.watcher and not closed.done():
-                await self.watcher.guest_quiet()
-            raise await _reason(lost, died, closed)
+            ends = (lost, died, closed, failed)
+            await asyncio.wait((*ends, tenure.successor), return_when=asyncio.FIRST_COMPLETED)
+            if tenure.asking is not None:  # a VM ends before the supervisor says which other has its place
+                await asyncio.wait([tenure.asking])
+            if not tenure.successor.done():
+                raise await self._last_words(*ends)
+        replaced = tenure.successor.result()
+        if self.watcher:
+            await self.watcher.guest_replaced(replaced.snapshot)
+        return replaced.granted
+
+    async def _last_words(
+        self,
+        lost: asyncio.Task[AgentVMError],
+        died: asyncio.Task[AgentVMError],
+        closed: asyncio.Task[AgentVMError],
+        failed: asyncio.Task[AgentVMError],
+    ) -> AgentVMError:
+        if failed.done():
+            return failed.result()
+        if self.watcher and not closed.done():
+            await self.watcher.guest_quiet()
+        return await best_reason(lost, died, closed)
 
     async def _end(self, error: AgentVMError) -> None:
         """Note the end and tell the watcher."""
-        self.state, self.error, self.guest = State.ENDED, error, None
+        self.state, self.error, self.guest, self._tenure, self.task = State.ENDED, error, None, None, ""
         log.info("the VM is gone: %s", error.message)
+        if operations := list(self._operations):
+            for operation in operations:
+                operation.cancel()
+            await asyncio.wait(operations)
         if self.watcher:
             await self.watcher.guest_ended(error)
         self._changed.set()
-
-
-@asynccontextmanager
-async def _tasks(*awaitables: Awaitable[AgentVMError]) -> AsyncIterator[list[asyncio.Task[AgentVMError]]]:
-    """Run what watches for the end; whatever they say counts as a result, not as a failure."""
-    tasks = [asyncio.create_task(_reported(awaitable)) for awaitable in awaitables]
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-
-async def _never() -> AgentVMError:
-    never: asyncio.Future[AgentVMError] = asyncio.get_running_loop().create_future()
-    return await never
-
-
-async def _reported(awaitable: Awaitable[AgentVMError]) -> AgentVMError:
-    try:
-        return await awaitable
-    except AgentVMError as error:
-        return error
-
-
-async def _lease_end(lease: Lease) -> AgentVMError:
-    async for event in lease:
-        if isinstance(event, Ended):
-            return _ended(event)
-    return SupervisorError(
-        "The supervisor, which kept the VM, is gone, and so the VM is.", "The next start brings a new supervisor."
-    )
-
-
-def _ended(event: Ended) -> AgentVMError:
-    """Make the error that a lease ended with."""
-    error = VMEndedError(event.reason[:2000], event.hint[:2000])
-    error.code = event.code[:64]  # type: ignore[misc]
-    return error
-
-
-async def _reason(
-    lost: asyncio.Task[AgentVMError], died: asyncio.Task[AgentVMError], closed: asyncio.Task[AgentVMError]
-) -> AgentVMError:
-    """Choose the best of up to three reasons.
-
-    That the kernel died, or the protocol was violated, says more than anything else. A link that merely broke is
-    usually the first sign of a VM that ended: then the supervisor knows why, a moment later.
-    """
-    for task in (died, closed):
-        if task.done() and isinstance(task.result(), (VMEndedError, ProtocolError, ProofError)):
-            return task.result()
-    if not lost.done():
-        await asyncio.wait([lost], timeout=_BETTER_REASON)
-    if lost.done():
-        return lost.result()
-    return _broken(closed.result() if closed.done() else died.result())
-
-
-def _broken(error: AgentVMError) -> AgentVMError:
-    return VMEndedError(f"The connection to the VM broke: {error.message}", error.hint)

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from agentvm_kernel.kernel.info import Usage
-from agentvm_kernel.kernel.machine import Machine
+from agentvm_kernel.kernel.host import Host
 
 
 class Magic(Protocol):
     """A host magic as it was called in a cell."""
 
-    async def run(self, machine: Machine, usage: Usage) -> Mapping[str, str]:
+    @property
+    def at_once(self) -> bool:
+        """Whether it is carried out while a cell runs, instead of behind it."""
+
+    @property
+    def discards(self) -> bool:
+        """Whether it throws the VM away, so that it does not wait long for one that hangs."""
+
+    async def run(self, host: Host) -> Mapping[str, str]:
         """Carry it out.
 
         Returns:

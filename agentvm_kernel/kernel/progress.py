@@ -1,4 +1,4 @@
-"""Shows, below the cell that waits for it, how far the way to a VM is."""
+"""Shows, below the cell that waits for it, what the machine is at and how far it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from agentvm_kernel.kernel.answers import Answers
-from agentvm_kernel.kernel.machine import Machine, State
+from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.requests import Request
 
 _INTERVAL: Final = 0.5
@@ -20,11 +20,11 @@ _BAR: Final = 24
 
 
 class ProgressDisplay:
-    """One display, updated in place, gone when the VM is there.
+    """One display, updated in place, gone when the wait is over.
 
     Args:
         answers: Publishes.
-        machine: Knows stage and share.
+        machine: Knows task, stage and share.
     """
 
     def __init__(self, answers: Answers, machine: Machine) -> None:
@@ -33,7 +33,7 @@ class ProgressDisplay:
 
     @asynccontextmanager
     async def shown(self, subject: Callable[[], Request | None]) -> AsyncIterator[None]:
-        """Show progress within this context, whenever the machine is starting.
+        """Show progress within this context, whenever the machine is at something.
 
         Args:
             subject: Returns the execute request under which to show it; nothing is published before there is one.
@@ -54,9 +54,9 @@ class ProgressDisplay:
             while True:
                 await asyncio.sleep(_INTERVAL)
                 request = subject()
-                if request is None or request.silent or self._machine.state is not State.STARTING:
+                if request is None or request.silent or not self._machine.task:
                     continue
-                text = progress_text(self._machine.stage, self._machine.done, loop.time() - start)
+                text = progress_text(self._machine.task, self._machine.stage, self._machine.done, loop.time() - start)
                 if shown == (request, text):
                     continue
                 first = shown is None or shown[0] is not request
@@ -72,15 +72,16 @@ class ProgressDisplay:
                 await self._answers.publish("clear_output", {"wait": False}, shown[0])
 
 
-def progress_text(stage: str, done: float | None, seconds: float) -> str:
+def progress_text(task: str, stage: str, done: float | None, seconds: float) -> str:
     """Return the line that is shown.
 
     Args:
-        stage: What is going on.
+        task: What is going on.
+        stage: Which part of it; may be empty.
         done: Its share, 0 to 1, where known.
         seconds: Since when the cell has been waiting.
     """
-    text = f"Preparing the virtual machine: {stage}"
+    text = f"{task}: {stage}" if stage else task
     if done is not None:
         share = min(max(done, 0.0), 1.0)
         filled = round(share * _BAR)

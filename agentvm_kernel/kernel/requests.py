@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.kernel.wire import ClientMessage
 
+if TYPE_CHECKING:
+    from agentvm_kernel.kernel.magic import Magic
+
 _REMEMBERED: Final = 4096
 _INPUTS: Final = 64
+_LAST_WORDS: Final = 5.0
+"""Seconds for which an `idle` is waited for when there is no reply, or none any more, to wait for: ipykernel drops it
+when its output queue is full, as it is where a thread prints without end."""
 
 NO_REPLY: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
 
@@ -25,6 +32,7 @@ class Request:
         channel: ``shell`` or ``control``.
         message: As the client sent it; its content is let go once the guest has it.
         code: Of an execute request.
+        magic: The host magic that it calls.
         silent: An execute request that is not to be shown.
         allow_stdin: The client can answer `input()`.
         stop_on_error: An error aborts the execute requests that wait behind this one.
@@ -34,15 +42,19 @@ class Request:
         busy_shown: The host has published `busy` for it, so the guest's own is not wanted.
         replied: The client has its reply, or needs none.
         idle: The client has its `idle`.
+        keep_idle: The host keeps `idle` back until it has taken a snapshot.
+        idle_kept: It has done so.
         hold: The host keeps the reply and `idle` to itself: the request is the stub of a host magic.
         reply: The held reply's content.
         inputs: The guest's unanswered input requests: its header by the host's msg_id.
+        answered: Set once it is replied.
         finished: Set once it is replied and idle.
     """
 
     channel: str
     message: ClientMessage
     code: str = ""
+    magic: Magic | None = None
     silent: bool = False
     allow_stdin: bool = False
     stop_on_error: bool = True
@@ -52,9 +64,12 @@ class Request:
     busy_shown: bool = False
     replied: bool = False
     idle: bool = False
+    keep_idle: bool = False
+    idle_kept: bool = False
     hold: bool = False
     reply: dict[str, object] | None = None
     inputs: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
@@ -96,8 +111,18 @@ class Request:
         """Note that the reply, or `idle`, has been dealt with."""
         self.replied |= replied
         self.idle |= idle
+        if self.replied:
+            self.answered.set()
         if self.replied and self.idle:
             self.finished.set()
+
+    async def over(self) -> None:
+        """Return when the guest is done with it: idle, or replied so long ago that its `idle` must be lost."""
+        if not self.replied:
+            await self.answered.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                await self.finished.wait()
 
     def expect_input(self, host_id: str, guest_header: bytes) -> bool:
         """Note that the guest asks the user for input; false if it has asked far too often without an answer."""
@@ -115,9 +140,18 @@ class RequestTable:
 
     Args:
         new_id: Makes a fresh msg_id.
+
+    Attributes:
+        heir: Takes over the output of what `clear` forgets.
+        stray: Request under which output is shown that belongs to none: of a VM that went back, and where something
+            runs on since before.
+        frozen: A cell runs on that the snapshot froze.
     """
 
     def __init__(self, new_id: Callable[[], str]) -> None:
+        self.heir: Request | None = None
+        self.stray: Request | None = None
+        self.frozen = False
         self._new_id = new_id
         self._pending: dict[str, Request] = {}
         self._settled: OrderedDict[str, Request] = OrderedDict()
@@ -150,10 +184,19 @@ class RequestTable:
         yield from [r for r in self._settled.values() if not r.finished.is_set()]
         yield from list(self._pending.values())
 
-    def clear(self) -> None:
-        """Forget everything: the guest that knew these ids is gone."""
+    def running(self) -> Request | None:
+        """Return the execute request that has waited longest for its reply."""
+        return next((r for r in self._pending.values() if r.is_execute and not r.hold), None)
+
+    def clear(self, *, frozen: bool = False) -> None:
+        """Forget everything: the guest that knew these ids is gone.
+
+        Args:
+            frozen: The next guest begins in the middle of a cell.
+        """
         self._pending.clear()
         self._settled.clear()
+        self.stray, self.heir, self.frozen = self.heir, None, frozen
 
     def _remember(self, request: Request) -> None:
         self._settled[request.guest_id] = request

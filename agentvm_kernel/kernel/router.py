@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, LinkError, VMEndedError
 from agentvm_kernel.kernel.answers import Answers
-from agentvm_kernel.kernel.fence import Lane
+from agentvm_kernel.kernel.fence import Lane, Way
+from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.guestside import GuestSide
+from agentvm_kernel.kernel.hostside import HostSide
 from agentvm_kernel.kernel.info import Usage, kernel_info
 from agentvm_kernel.kernel.jsoncheck import parse_object
-from agentvm_kernel.kernel.machine import Guest, Machine, State
-from agentvm_kernel.kernel.magic import Magics
+from agentvm_kernel.kernel.machine import Machine, State
+from agentvm_kernel.kernel.magic import Magic, Magics
 from agentvm_kernel.kernel.progress import ProgressDisplay
-from agentvm_kernel.kernel.requests import Request, RequestTable
+from agentvm_kernel.kernel.requests import NO_REPLY, Request, RequestTable
 from agentvm_kernel.kernel.sockets import Sockets
+from agentvm_kernel.kernel.timeline import Timeline
 from agentvm_kernel.kernel.wire import ClientMessage, encode
+from agentvm_kernel.supervisor.messages import SnapshotInfo
 
 log = logging.getLogger("agentvm.router")
 
@@ -40,13 +43,16 @@ class Router:
         self._sockets = sockets
         self._machine = machine
         self._magics = magics
-        self._answers = Answers(sockets)
+        self._timeline = Timeline()
+        self._answers = Answers(sockets, self._place)
         self._progress = ProgressDisplay(self._answers, machine)
         self._table = RequestTable(lambda: str(sockets.wire.session.msg_id))
         self._usage = Usage()
+        self._host_side = HostSide(
+            machine, self._answers, self._progress, self._table, self._timeline, self._usage, self.forward
+        )
         self._lanes: dict[str, Lane] = {}
         self._guest_side: GuestSide | None = None
-        self._runs = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
         machine.watcher = self
@@ -90,8 +96,10 @@ class Router:
 
     async def _take(self, request: Request) -> None:
         """Answer a request here, or put it on its lane."""
+        if request.is_execute:
+            request.magic = self._magics.find(request.code)
         match request.message.msg_type:
-            case "kernel_info_request" if not self.has_guest():
+            case "kernel_info_request" if self._machine.state is not State.READY:
                 await self._answers.answer(request, kernel_info())
             case "interrupt_request":
                 self._spawn(self._interrupt(request))
@@ -103,6 +111,8 @@ class Router:
             case "connect_request":
                 ports = {f"{name}_port": port for name, port in self._sockets.addresses.ports.items()}
                 await self._answers.answer(request, {"status": "ok", **ports})
+            case "execute_request" if request.magic and request.magic.at_once and self._machine.guest:
+                self._spawn(self._perform_at_once(request, request.magic))
             case _:
                 await self._lane(request).submit(request)
 
@@ -140,6 +150,8 @@ class Router:
         content: dict[str, object] = {"status": "ok"}
         await self._answers.busy(request)
         interrupted = [await lane.interrupt() for lane in list(self._lanes.values())]
+        if not any(interrupted):
+            await self._machine.unheld()
         guest = self._machine.guest
         if guest and not any(interrupted):
             try:
@@ -168,18 +180,22 @@ class Router:
     # LaneHost
 
     def has_guest(self) -> bool:
-        """Whether there is a VM to forward to."""
-        return self._machine.state is State.READY
+        """Whether there is a VM to which requests may be forwarded now."""
+        return self._machine.state is State.READY and not self._machine.held
 
     async def settled(self, lane: Lane) -> None:
-        """Return when there is a VM, or it is clear that there will be none; meanwhile show progress."""
-        if self._machine.state is State.STARTING:
+        """Return when requests may be forwarded, or there will be no VM; meanwhile show progress."""
+        if self._machine.held or self._machine.state is State.STARTING:
             async with self._progress.shown(lane.first_execute):
                 await self._machine.settled()
 
-    def is_magic(self, request: Request) -> bool:
-        """Whether the host carries out a request itself."""
-        return request.is_execute and self._magics.find(request.code) is not None
+    def way(self, request: Request) -> Way:
+        """How a request is carried out."""
+        if not request.is_execute:
+            return Way.GUEST
+        if request.magic is not None:
+            return Way.HOST
+        return Way.ALONE if self._timeline.travelling and request.lane == "shell" and not request.silent else Way.GUEST
 
     async def forward(self, request: Request) -> None:
         """Give a request to the guest, or refuse it when there is none."""
@@ -190,14 +206,31 @@ class Router:
         self._table.add(request)
         request.forwarded = True
         if request.is_execute:
-            self._runs += 1
-            request.run = self._runs
+            request.run = self._timeline.next_run()
         message = request.message
-        same_id = request.guest_id == message.msg_id
-        header = message.raw_header if same_id else encode(message.header | {"msg_id": request.guest_id})
-        parts = [header, message.parent, message.metadata, message.content, *message.buffers]
+        content = message.content
+        parts = [self._guest_header(request), message.parent, message.metadata, content, *message.buffers]
         message.content, message.buffers = b"", []
         await self._send(guest, request.channel, parts)
+        if message.msg_type in NO_REPLY:
+            self._note_comm(message.msg_type, content)
+
+    def _guest_header(self, request: Request) -> bytes:
+        """Return the header under which the guest gets a request; the main shell serves for subshells that are gone."""
+        message = request.message
+        gone = self._timeline.comms.is_gone(message.header.get("subshell_id"))
+        if request.guest_id == message.msg_id and not gone:
+            return message.raw_header
+        header = message.header | {"msg_id": request.guest_id}
+        if gone:
+            del header["subshell_id"]
+        return encode(header)
+
+    def _note_comm(self, msg_type: str, content: bytes) -> None:
+        try:
+            self._timeline.comms.note(msg_type, content)
+        except ValueError as error:
+            log.warning("a client's %s is no JSON object: %s", msg_type, error)
 
     async def _send(self, guest: Guest, channel: str, parts: list[bytes]) -> None:
         try:
@@ -222,44 +255,24 @@ class Router:
         """Answer a request that is not carried out because an earlier one failed."""
         await self._answers.abort(request)
 
-    async def perform(self, request: Request) -> bool:
-        """Carry out a host magic; the guest runs a comment in its place, so that its count and history go on."""
-        magic = self._magics.find(request.code)
-        if magic is None:
-            raise ValueError("not a host magic")
-        await self._run_stub(request)
-        try:
-            async with self._progress.shown(lambda: request):
-                data = await magic.run(self._machine, self._usage)
-        except AgentVMError as error:
-            await self._answers.fail(request, error, remedy=False)
-            return False
-        if data and not request.silent:
-            await self._answers.publish("display_data", {"data": dict(data), "metadata": {}}, request)
-        reply = request.reply or {"execution_count": self._answers.execution_count, "user_expressions": {}}
-        metadata = encode({"agentvm": {"run": request.run}})
-        self._answers.reply(request, {"payload": [], **reply, "status": "ok"}, metadata=metadata)
-        await self._answers.idle(request)
-        return True
+    async def record(self, request: Request) -> None:
+        """Give a cell to the guest, and take a snapshot when it is done."""
+        await self._host_side.record(request)
 
-    async def _run_stub(self, request: Request) -> None:
-        if not self.has_guest():
-            await self._answers.busy(request)
-            await self._answers.show_input(request)
-            return
-        content = json.loads(request.message.content)
-        content["code"] = "\n".join(f"# {line}" for line in request.code.strip().splitlines())
-        request.message.content = encode(content)
-        request.hold = True
-        await self.forward(request)
-        await request.finished.wait()
-        request.replied = request.idle = False
+    async def perform(self, request: Request) -> bool:
+        """Carry out a host magic."""
+        assert request.magic is not None
+        return await self._host_side.perform(request, request.magic)
+
+    async def _perform_at_once(self, request: Request, magic: Magic) -> None:
+        await self._host_side.perform_at_once(request, magic)
 
     # Watcher
 
     async def guest_ready(self, guest: Guest) -> Awaitable[AgentVMError]:
         """Begin to read what a new guest says."""
-        side = GuestSide(guest, self._table, self._sockets, self._answers, self._guest_failed)
+        self._timeline.snapshot = guest.granted.snapshot
+        side = GuestSide(guest, self._table, self._sockets, self._answers, self._timeline, self._guest_failed)
         self._guest_side = side
         return side.broken()
 
@@ -268,27 +281,50 @@ class Router:
         if self._guest_side:
             await self._guest_side.quiet()
 
+    def snapshot_begins(self) -> Callable[[str, bool], None]:
+        """Remember what is open now, for a rollback to the snapshot that is about to be taken."""
+        return self._timeline.begin_snapshot()
+
     async def guest_ended(self, error: AgentVMError) -> None:
         """End everything that the guest still owes an answer: the first with the reason, once."""
+        await self._forget_guest(error)
+        self._timeline.begin()
+        await self._close_comms(0)
+
+    async def guest_replaced(self, snapshot: SnapshotInfo) -> None:
+        """End what the old guest has not finished, and what the new one does not know."""
+        error = VMEndedError("The notebook went back to a snapshot, in another VM, before this was finished.")
+        await self._forget_guest(error, remedy=False, frozen=snapshot.busy)
+        await self._close_comms(self._timeline.go_back(snapshot.id).comms)
+        if snapshot.cell.count is not None:
+            self._answers.execution_count = snapshot.cell.count
+
+    async def _forget_guest(self, error: AgentVMError, *, remedy: bool = True, frozen: bool = False) -> None:
         side, self._guest_side = self._guest_side, None
         if side:
             await side.close()
         unfinished = list(self._table.unfinished())
-        self._table.clear()
+        self._table.clear(frozen=frozen)
         failed: set[str] = set()
         for request in unfinished:
-            await self._end(request, error, failed)
+            await self._end(request, error, failed, remedy=remedy)
         for name in failed:
             if name in self._lanes:
                 await self._lanes[name].fail_fast()
 
-    async def _end(self, request: Request, error: AgentVMError, failed: set[str]) -> None:
+    async def _close_comms(self, since: int) -> None:
+        """Tell the clients that the guest has not got what was opened after a moment."""
+        for comm_id in self._timeline.comms.end_since(since):
+            await self._answers.publish("comm_close", {"comm_id": comm_id, "data": {}}, None)
+
+    async def _end(self, request: Request, error: AgentVMError, failed: set[str], *, remedy: bool) -> None:
         """End one request of a guest that is gone.
 
         Args:
             request: Not finished.
             error: Why the guest is gone.
             failed: Lanes in which an execute request has already told it, and the rest is aborted.
+            remedy: Whether to add how to get a VM back.
         """
         if request.hold:
             request.settle(replied=True, idle=True)
@@ -297,9 +333,13 @@ class Router:
         elif request.is_execute and request.lane in failed:
             await self._answers.abort(request)
         else:
-            await self._answers.fail(request, error)
+            await self._answers.fail(request, error, remedy=remedy)
             if request.is_execute and request.stop_on_error:
                 failed.add(request.lane)
+
+    def _place(self) -> dict[str, str]:
+        guest = self._machine.guest
+        return {"vm": guest.granted.vm, "snapshot": self._timeline.snapshot} if guest else {}
 
     async def _guest_failed(self, request: Request) -> None:
         await self._lane(request).fail_fast()

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from agentvm_kernel.kernel.info import Usage
-from agentvm_kernel.kernel.machine import Machine
-from agentvm_kernel.magics import vm
+from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.magics import adopt, rollback, snapshot, snapshots, timetravel, undo, vm
 from agentvm_kernel.magics.call import Call, UsageError, find_call
 
 
@@ -17,11 +16,20 @@ class Family(Protocol):
 
     HELP: str
 
-    async def run(self, call: Call, machine: Machine, usage: Usage) -> Mapping[str, str]:
+    async def run(self, call: Call, host: Host) -> Mapping[str, str]:
         """Carry out a call; return what to display by MIME type."""
 
 
-_FAMILIES: Final[dict[str, Family]] = {"vm": vm}
+_FAMILIES: Final[dict[str, Family]] = {
+    "vm": vm,
+    "snapshot": snapshot,
+    "snapshots": snapshots,
+    "rollback": rollback,
+    "timetravel": timetravel,
+    "undo": undo,
+    "adopt": adopt,
+}
+_DISCARDS: Final = frozenset({("vm", "restart"), ("rollback", ""), ("undo", ""), ("adopt", "")})
 
 
 @dataclass(frozen=True)
@@ -36,17 +44,29 @@ class BoundMagic:
     call: Call
     family: Family
 
-    async def run(self, machine: Machine, usage: Usage) -> Mapping[str, str]:
+    @property
+    def at_once(self) -> bool:
+        """Whether it is carried out while a cell runs, instead of behind it."""
+        return self.call.name == "snapshot" and "--now" in self.call.words
+
+    @property
+    def discards(self) -> bool:
+        """Whether it throws the VM away, so that it does not wait long for one that hangs."""
+        name = self.call.name
+        return (name, "") in _DISCARDS or (name, *self.call.words[:1]) in _DISCARDS
+
+    async def run(self, host: Host) -> Mapping[str, str]:
         """Carry it out, or show its help.
 
         Raises:
             AgentVMError: it was called wrongly, or failed.
         """
-        if not self.call.alone:
-            raise UsageError(f"%{self.call.name} must be alone in its cell.", "Put the other lines into another cell.")
-        if self.call.help:
+        call = self.call
+        if call.help:
             return {"text/plain": self.family.HELP}
-        return await self.family.run(self.call, machine, usage)
+        if not call.alone and not call.name.startswith("%"):
+            raise UsageError(f"%{call.name} must be alone in its cell.", "Put the other lines into another cell.")
+        return await self.family.run(call, host)
 
 
 class Registry:

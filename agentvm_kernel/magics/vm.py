@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import html
 from collections.abc import Mapping
 
+from agentvm_kernel.kernel.guest import Guest
+from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.info import Usage
-from agentvm_kernel.kernel.machine import Guest, Machine, State
-from agentvm_kernel.magics.call import Call, UsageError
+from agentvm_kernel.kernel.machine import Machine, State
+from agentvm_kernel.magics import show
+from agentvm_kernel.magics.call import Call
 
 HELP = """%vm [status | restart]
 
@@ -22,7 +24,7 @@ Example:
   %vm restart"""
 
 
-async def run(call: Call, machine: Machine, usage: Usage) -> Mapping[str, str]:
+async def run(call: Call, host: Host) -> Mapping[str, str]:
     """Carry out a call.
 
     Raises:
@@ -31,11 +33,11 @@ async def run(call: Call, machine: Machine, usage: Usage) -> Mapping[str, str]:
     """
     match call.words:
         case () | ("status",):
-            return _table(_status(machine, usage))
+            return show.facts(_status(host.machine, host.usage))
         case ("restart",):
-            return await _restart(machine)
+            return await _restart(host.machine)
         case _:
-            raise UsageError(f"%vm {' '.join(call.words)[:80]}: valid are %vm status and %vm restart; %vm? has help.")
+            raise call.wrong("%vm status and %vm restart")
 
 
 async def _restart(machine: Machine) -> Mapping[str, str]:
@@ -79,20 +81,7 @@ def _facts(guest: Guest) -> list[tuple[str, str]]:
 def _measures(guest: Guest, usage: Usage) -> list[tuple[str, str]]:
     cpu, memory = usage.measure(guest.granted)
     return [
-        ("age", _duration(asyncio.get_running_loop().time() - guest.since)),
+        ("age", show.duration(asyncio.get_running_loop().time() - guest.since)),
         ("CPU (measured by the host)", f"{usage.cpu_seconds(guest.granted):.1f} s in all, now {cpu:.0f} % of a core"),
         ("memory (measured by the host)", f"{memory / (1 << 20):.0f} MiB"),
     ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _table(rows: list[tuple[str, str]]) -> Mapping[str, str]:
-    width = max(len(name) for name, _ in rows)
-    text = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-    cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
-    return {"text/plain": text, "text/html": f"<table>{cells}</table>"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +13,24 @@ from pathlib import Path
 from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.session import Session
 
-from agentvm_kernel.errors import LinkClosedError, LinkError
+from agentvm_kernel.errors import AgentVMError, ApiError, LinkClosedError, LinkError
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.router import Router
 from agentvm_kernel.kernel.sockets import Addresses, Heartbeat, Sockets
 from agentvm_kernel.kernel.wire import Wire
 from agentvm_kernel.link.endpoint import UnixEndpoint
 from agentvm_kernel.magics import Registry
-from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
+from agentvm_kernel.supervisor.messages import (
+    Ended,
+    Granted,
+    LeaseRequest,
+    Progress,
+    Replaced,
+    RollbackPlan,
+    SnapshotInfo,
+    SnapshotRequest,
+    SnapshotTree,
+)
 
 TIMEOUT = 20.0
 
@@ -72,6 +82,16 @@ class ScriptedSupervisor:
         self.requests: list[LeaseRequest] = []
         self.released = 0
         self.leased = asyncio.Event()
+        self.vms = 0
+        self.current = ""
+        self.taken: list[SnapshotInfo] = []
+        self.wanted: list[SnapshotRequest] = []
+        self.asked: list[str] = []
+        self.fails: AgentVMError | None = None
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.at_work = asyncio.Event()
+        self.working = 0
 
     async def __aenter__(self) -> ScriptedSupervisor:
         return self
@@ -86,11 +106,77 @@ class ScriptedSupervisor:
         self.leases.append(lease)
         self.leased.set()
         if self.grant:
-            lease.events.put_nowait(granted(len(self.leases)))
+            lease.events.put_nowait(self._granted())
         try:
             yield lease
         finally:
             self.released += 1
+
+    def _granted(self) -> Granted:
+        self.vms += 1
+        return granted(self.vms, lease="lease-1", snapshot=self.current)
+
+    async def _work(self, what: str) -> None:
+        """Be at work until the test lets it go on; one thing at a time."""
+        self.asked.append(what)
+        self.working += 1
+        assert self.working == 1
+        self.at_work.set()
+        try:
+            await self.go_on.wait()
+        finally:
+            self.working -= 1
+        if self.fails:
+            raise self.fails
+
+    async def snapshot(self, lease: str, request: SnapshotRequest) -> SnapshotInfo:
+        await self._work("snapshot")
+        self.wanted.append(request)
+        number = len(self.taken) + 1
+        info = SnapshotInfo(
+            id=f"{number:012x}",
+            parent=self.current,
+            label=request.label,
+            text=request.text,
+            kind=request.kind,
+            created=float(number),
+            size=3 << 20,
+            written=1 << 20,
+            cell=request.cell,
+            busy=request.busy,
+            pause_ms=10.25,
+        )
+        self.taken.append(info)
+        self.current = info.id
+        return info
+
+    async def snapshots(self, lease: str) -> SnapshotTree:
+        return SnapshotTree(
+            notebook="n", current=self.current, snapshots=tuple(self.taken), quota=10 << 30, used=3 << 20
+        )
+
+    def _find(self, to: str) -> SnapshotInfo:
+        found = [one for one in self.taken if (to or self.current) in (one.id, one.label)]
+        if not found:
+            raise ApiError("snapshot", f"There is no snapshot {to!r}.", "%snapshots shows what there is.")
+        return found[0]
+
+    async def plan_rollback(self, lease: str, to: str) -> RollbackPlan:
+        target = self._find(to)
+        left = [one for one in reversed(self.taken) if one.created > target.created]
+        return RollbackPlan(target=target, left=tuple(left), seconds=65.0, written=5 << 20)
+
+    async def rollback(self, lease: str, to: str) -> Replaced:
+        await self._work(f"rollback {to}")
+        return self._replaced(self._find(to))
+
+    async def adopt(self, lease: str, fork: int) -> Replaced:
+        await self._work(f"adopt {fork}")
+        return self._replaced(self.taken[-1])
+
+    def _replaced(self, snapshot: SnapshotInfo) -> Replaced:
+        self.current = snapshot.id
+        return Replaced(granted=self._granted(), snapshot=snapshot, seconds=0.1)
 
 
 class MemoryStream:
@@ -100,10 +186,14 @@ class MemoryStream:
         self._link = link
         self.to_guest: asyncio.Queue[list[bytes]] = asyncio.Queue()
         self.to_host: asyncio.Queue[list[bytes] | None] = asyncio.Queue()
+        self.late: list[list[bytes]] = []
 
     async def send(self, parts: Sequence[bytes]) -> None:
         self._link.check()
-        self.to_guest.put_nowait(list(parts))
+        if self._link.held:
+            self.late.append(list(parts))
+        else:
+            self.to_guest.put_nowait(list(parts))
 
     async def receive(self) -> list[bytes]:
         parts = await self.to_host.get()
@@ -120,7 +210,21 @@ class MemoryLink:
     def __init__(self) -> None:
         self.streams: dict[str, MemoryStream] = {}
         self.error: LinkError | None = None
+        self.held = False
         self._closed = asyncio.Event()
+
+    @asynccontextmanager
+    async def hold(self, *, drain: bool = True) -> AsyncIterator[None]:
+        self.check()
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+            for stream in self.streams.values():
+                for parts in stream.late:
+                    stream.to_guest.put_nowait(parts)
+                stream.late.clear()
 
     async def open(self, service: str) -> MemoryStream:
         self.streams[service] = MemoryStream(self)
@@ -321,3 +425,53 @@ def types(messages: list[dict[str, object]]) -> list[str]:
         m["content"]["execution_state"] if m["msg_type"] == "status" else m["msg_type"]  # type: ignore[index]
         for m in messages
     ]
+
+
+async def replied(client: AsyncKernelClient, msg_id: str, channel: str = "shell") -> dict[str, object]:
+    """The reply to a request; replies to others that come before it are taken out."""
+    while True:
+        reply = await getattr(client, f"get_{channel}_msg")(timeout=TIMEOUT)
+        if reply["parent_header"]["msg_id"] == msg_id:
+            return dict(reply)
+
+
+async def ask(
+    client: AsyncKernelClient, msg_type: str, content: object, channel: str = "shell", **header: object
+) -> str:
+    """Send any request; return its msg_id."""
+    message = client.session.msg(msg_type, content)
+    message["header"].update(header)
+    getattr(client, f"{channel}_channel").send(message)
+    return str(message["header"]["msg_id"])
+
+
+async def cell(client: AsyncKernelClient, guest: ScriptedGuest, code: str, status: str = "ok") -> dict[str, object]:
+    """Run a cell, or the stub of a magic, in a guest; return its reply."""
+    msg_id = client.execute(code)
+    await guest.execute(status)
+    return await replied(client, msg_id)
+
+
+async def told(client: AsyncKernelClient, guest: ScriptedGuest, magic: str) -> str:
+    """Run a magic; return what it shows, or its error."""
+    msg_id = client.execute(magic)
+    await guest.execute()
+    return shown(await outputs(client, msg_id))
+
+
+def shown(messages: list[dict[str, object]]) -> str:
+    """The plain text of what a cell displays, or its error's message."""
+    for message in messages:
+        content = message["content"]
+        if message["msg_type"] == "display_data":
+            return str(content["data"]["text/plain"])  # type: ignore[index]
+        if message["msg_type"] == "error":
+            return str(content["evalue"])  # type: ignore[index]
+    raise AssertionError(f"nothing is shown: {types(messages)}")
+
+
+async def within(condition: Callable[[], object]) -> None:
+    """Return once a condition holds."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)

@@ -23,7 +23,7 @@ from kernel_harness import (
 )
 
 from agentvm_kernel.errors import HeartbeatError, LinkClosedError, LinkError, ProtocolError, SupervisorError
-from agentvm_kernel.kernel import machine
+from agentvm_kernel.kernel import endings
 from agentvm_kernel.supervisor.messages import Ended, Progress
 
 
@@ -98,7 +98,7 @@ async def test_the_supervisors_reason_is_preferred_to_a_broken_link(tmp_path: Pa
 async def test_a_broken_link_is_the_reason_when_the_supervisor_knows_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_BETTER_REASON", 0.05)
+    monkeypatch.setattr(endings, "_BETTER_REASON", 0.05)
     async with running(tmp_path) as kernel, kernel.client() as client:
         guest = await kernel.guest()
         msg_id = client.execute("x")
@@ -294,7 +294,7 @@ async def test_a_link_that_cannot_be_made_is_an_error_of_the_cell(tmp_path: Path
         async def refuse(*_: object, **__: object) -> None:
             raise LinkError("The guest agent cannot be dialled.")
 
-        kernel.machine._connect = refuse  # type: ignore[assignment]
+        kernel.machine.connect = refuse  # type: ignore[assignment]
         msg_id = client.execute("x")
         await supervisor.leased.wait()
         supervisor.leases[0].events.put_nowait(granted(pid=os.getpid()))

@@ -80,7 +80,7 @@ async def test_the_guest_cannot_forge_what_the_host_knows_about_a_run(tmp_path: 
         lie = {"agentvm": {"run": 99, "vm": "other"}, "mine": 1}
         guest.say("shell", parts_of("execute_reply", {"status": "ok"}, asked.header, lie))
         metadata = (await client.get_shell_msg(timeout=TIMEOUT))["metadata"]
-    assert metadata == {"agentvm": {"run": 1, "vm": "vm-1"}, "mine": 1}
+    assert metadata == {"agentvm": {"run": 1, "vm": "vm-1", "snapshot": ""}, "mine": 1}
 
 
 async def test_input_is_not_asked_where_it_is_not_allowed(tmp_path: Path) -> None:

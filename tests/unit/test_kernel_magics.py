@@ -9,7 +9,6 @@ from kernel_harness import TIMEOUT, ScriptedSupervisor, granted, outputs, runnin
 
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.magics.call import Call, find_call
-from agentvm_kernel.magics.vm import _duration
 
 NAMES = {"vm"}
 
@@ -78,7 +77,7 @@ async def test_help(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [("%vm explode", "valid are %vm status and %vm restart"), ("%vm\nprint(1)", "must be alone in its cell")],
+    [("%vm explode", "valid is %vm status and %vm restart"), ("%vm\nprint(1)", "must be alone in its cell")],
 )
 async def test_a_wrong_call_says_what_is_valid_in_one_line(tmp_path: Path, code: str, expected: str) -> None:
     said, reply = await run_magic(tmp_path, code)
@@ -104,7 +103,3 @@ def test_a_process_that_is_gone_measures_as_nothing() -> None:
     gone = granted(pid=(1 << 22) - 1)
     assert Usage().measure(gone) == (0.0, 0)
     assert Usage().cpu_seconds(gone) == 0.0
-
-
-def test_durations() -> None:
-    assert [_duration(s) for s in (5, 65, 3700)] == ["5 s", "1 min 5 s", "1 h 1 min"]

@@ -117,5 +117,6 @@ async def test_an_interrupt_ends_a_host_magic(tmp_path: Path) -> None:
 
 
 def test_the_text_of_progress() -> None:
-    assert progress_text("booting", None, 3.4) == "Preparing the virtual machine: booting (3 s)"
-    assert progress_text("booting", 7.0, 0).endswith("[########################] 100% (0 s)")
+    assert progress_text("Preparing", "booting", None, 3.4) == "Preparing: booting (3 s)"
+    assert progress_text("Going back", "", None, 1.0) == "Going back (1 s)"
+    assert progress_text("Preparing", "booting", 7.0, 0).endswith("[########################] 100% (0 s)")

@@ -1,0 +1,91 @@
+"""What a host magic can do for the cell that calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.kernel.info import Usage
+from agentvm_kernel.kernel.machine import Machine, State
+from agentvm_kernel.kernel.requests import Request, RequestTable
+from agentvm_kernel.kernel.timeline import Timeline, beginning
+from agentvm_kernel.supervisor.messages import Cell, Replaced, SnapshotInfo, SnapshotKind, SnapshotRequest
+
+_T = TypeVar("_T")
+
+
+class Host:
+    """The host, on behalf of one request.
+
+    Args:
+        request: The cell.
+        machine: The VM under the notebook.
+        timeline: Where the notebook stands.
+        table: What the guest has been asked.
+        usage: Measures the VM.
+
+    Attributes:
+        taken: Id of the snapshot that was taken for the cell.
+    """
+
+    def __init__(
+        self, request: Request, machine: Machine, timeline: Timeline, table: RequestTable, usage: Usage
+    ) -> None:
+        self.machine = machine
+        self.timeline = timeline
+        self.usage = usage
+        self.taken = ""
+        self._request = request
+        self._table = table
+
+    async def snapshot(
+        self, label: str = "", text: str = "", *, kind: SnapshotKind = "manual", wait_stored: bool = True
+    ) -> SnapshotInfo:
+        """Take a snapshot of the VM, in the middle of a cell if one is running.
+
+        Raises:
+            AgentVMError: there is none now.
+        """
+        running = self._table.running()
+        cell = Cell(run=running.run, code=beginning(running.code)) if running else self.timeline.cell
+        busy = running is not None or self._table.frozen
+        request = SnapshotRequest(label=label, text=text, kind=kind, cell=cell, busy=busy, wait_stored=wait_stored)
+        info = await self.machine.snapshot(request)
+        self.taken = info.id
+        return info
+
+    async def rollback(self, to: str) -> Replaced:
+        """Go back to a snapshot; a VM that has ended is replaced by a fresh one first.
+
+        Args:
+            to: See `RollbackRequest`.
+
+        Raises:
+            AgentVMError: the VM goes on as it was, or cannot be had; the error says so.
+        """
+        if self.machine.state is State.ENDED:
+            to = to or self.timeline.snapshot
+            await self.machine.restart()
+            await self.machine.settled()
+        return await self._inherit(self.machine.rollback(to))
+
+    async def adopt(self, fork: int) -> Replaced:
+        """Put a fork in the VM's place.
+
+        Raises:
+            AgentVMError: the VM goes on as it was, or cannot be had; the error says so.
+        """
+        replaced = await self._inherit(self.machine.adopt(fork))
+        self.timeline.ran(self._request.run, None, self._request.code)
+        self.timeline.unseen = self.timeline.travelling
+        return replaced
+
+    async def _inherit(self, replacing: Awaitable[_T]) -> _T:
+        """Show under the cell what something in the new VM prints that was begun before it."""
+        self._table.heir = self._request
+        try:
+            return await replacing
+        except AgentVMError:
+            self._table.heir = None
+            raise

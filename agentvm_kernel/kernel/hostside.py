@@ -1,0 +1,122 @@
+"""Carries out host magics, and takes time travel's snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.kernel.info import Usage
+from agentvm_kernel.kernel.machine import Machine
+from agentvm_kernel.kernel.magic import Magic
+from agentvm_kernel.kernel.progress import ProgressDisplay
+from agentvm_kernel.kernel.requests import Request, RequestTable
+from agentvm_kernel.kernel.timeline import Timeline
+from agentvm_kernel.kernel.wire import encode
+
+_PATIENCE: Final = 5.0
+"""Seconds for which a VM that is about to be thrown away may hang."""
+
+
+class HostSide:
+    """What the host does in the guest's place, or after it.
+
+    Args:
+        machine: The VM under the notebook.
+        answers: The host's voice.
+        progress: Shows what takes long.
+        table: What the guest has been asked.
+        timeline: Where the notebook stands.
+        usage: Measures the VM.
+        forward: Gives a request to the guest, or refuses it when there is none.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        answers: Answers,
+        progress: ProgressDisplay,
+        table: RequestTable,
+        timeline: Timeline,
+        usage: Usage,
+        forward: Callable[[Request], Awaitable[None]],
+    ) -> None:
+        self._machine = machine
+        self._answers = answers
+        self._progress = progress
+        self._table = table
+        self._timeline = timeline
+        self._usage = usage
+        self._forward = forward
+
+    async def perform(self, request: Request, magic: Magic) -> bool:
+        """Carry out a magic; the guest runs a comment in its place, so that its count and history go on.
+
+        Returns:
+            Whether it succeeded.
+        """
+        if self._machine.guest is None:
+            return await self.perform_at_once(request, magic)
+        content = json.loads(request.message.content)
+        content["code"] = "\n".join(f"# {line}" for line in request.code.strip().splitlines())
+        request.message.content = encode(content)
+        request.hold = True
+        await self._forward(request)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE if magic.discards else None):
+                await request.over()
+        request.replied = request.idle = False
+        return await self._run(request, magic)
+
+    async def perform_at_once(self, request: Request, magic: Magic) -> bool:
+        """Carry out a magic without the guest, which is busy, or gone."""
+        request.run = self._timeline.next_run()
+        await self._answers.busy(request)
+        await self._answers.show_input(request)
+        return await self._run(request, magic)
+
+    async def _run(self, request: Request, magic: Magic) -> bool:
+        host = self._host(request)
+        try:
+            async with self._progress.shown(lambda: request):
+                data = await magic.run(host)
+        except AgentVMError as error:
+            await self._answers.fail(request, error, remedy=False)
+            return False
+        if data and not request.silent:
+            await self._answers.publish("display_data", {"data": dict(data), "metadata": {}}, request)
+        reply = request.reply or {"execution_count": self._answers.execution_count, "user_expressions": {}}
+        metadata = self._answers.stamp(request, **({"taken": host.taken} if host.taken else {}))
+        self._answers.reply(request, {"payload": [], **reply, "status": "ok"}, metadata=metadata)
+        await self._answers.idle(request)
+        return True
+
+    async def record(self, request: Request) -> None:
+        """Let the guest run a cell, and take a snapshot before the client is told that it is idle."""
+        guest = self._machine.guest
+        if guest is not None and self._timeline.unseen:
+            await self._snapshot_for(request)
+        request.keep_idle = True
+        await self._forward(request)
+        await request.over()
+        if guest is not None and self._machine.guest is guest:
+            await self._snapshot_for(request)
+        request.keep_idle = False
+        if request.idle_kept:
+            await self._answers.idle(request)
+
+    async def _snapshot_for(self, request: Request) -> None:
+        self._timeline.unseen = False
+        try:
+            await self._host(request).snapshot(kind="auto", wait_stored=False)
+        except AgentVMError as error:
+            text = f"Time travel has no snapshot here: {' '.join(filter(None, (error.message, error.hint)))}\n"
+            await self._answers.publish("stream", {"name": "stderr", "text": text}, request)
+
+    def _host(self, request: Request) -> Host:
+        return Host(request, self._machine, self._timeline, self._table, self._usage)
