@@ -15,6 +15,7 @@ from agentvm_kernel.errors import AgentVMError, SnapshotError, SupervisorError
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
+from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.catalogue import Catalogue, OnProgress
 from agentvm_kernel.supervisor.history import History, describe, unpin
 from agentvm_kernel.supervisor.lease import Lease, Terms
@@ -73,12 +74,15 @@ class Supervisor:
             self.audit.record("snapshots_repaired", what=line)
         self.pool = Pool(self._hypervisor, self._vms_folder, self._settings.pool)
         self.pool.start()
-        self.history = History(self._store, Capturer(self._hypervisor.owner), self.audit)
+        limit = int(self._settings.snapshots.complete_gb * 10**9)
+        self._bases = Bases(self._paths.state / "memory", self.pool, self._hypervisor.owner, limit)
+        self.history = History(self._store, Capturer(self._hypervisor.owner), self._bases, self.audit)
 
     async def close(self) -> None:
         """End every VM and disconnect."""
         await self._catalogue.close()
         await self.history.close()
+        await self._bases.close()
         await self.pool.close()
         self._store.close()
         await self._hypervisor.close()
@@ -131,6 +135,7 @@ class Supervisor:
         self.audit.record("lease_released", vm=lease.vm.id, owner=lease.terms.request.owner)
         async with lease.turn:
             self.end_forks(lease)
+            self._bases.drop(lease.terms.id)
             await self.pool.release(lease.vm)
             await asyncio.to_thread(unpin, lease, lease.vm.snapshot)
         self._last_release = self.now()

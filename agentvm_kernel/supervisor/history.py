@@ -16,6 +16,7 @@ from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.snapshots.tree import New
 from agentvm_kernel.supervisor import messages
+from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo, SnapshotRequest, SnapshotTree
 from agentvm_kernel.vm.capture import Capture, Capturer
@@ -31,12 +32,14 @@ class History:
     Args:
         store: Where they are kept.
         capturer: Saves VMs.
+        bases: Keeps going back fast.
         audit: Takes note.
     """
 
-    def __init__(self, store: SnapshotStore, capturer: Capturer, audit: AuditLog) -> None:
+    def __init__(self, store: SnapshotStore, capturer: Capturer, bases: Bases, audit: AuditLog) -> None:
         self._store = store
         self._capturer = capturer
+        self._bases = bases
         self._audit = audit
         self._storing: set[asyncio.Task[SnapshotInfo]] = set()
 
@@ -112,6 +115,7 @@ class History:
             raise
         await asyncio.to_thread(vm.descend, new.stored.snapshot)
         await asyncio.to_thread(unpin, lease, before)
+        self._bases.consider(lease)
         info = describe(new.stored)
         self._audit.record("snapshot_created", vm=vm.id, snapshot=info.id, tree=tree.id, label=info.label)
         return info

@@ -15,6 +15,7 @@ from agentvm_kernel import config
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.vm.blank import Blank, start_blank
 from agentvm_kernel.vm.clone import VM, Randomness, become
+from agentvm_kernel.vm.complete import distance
 from agentvm_kernel.vm.hypervisor import Hypervisor
 from agentvm_kernel.vm.snapshot import Snapshot
 
@@ -22,13 +23,24 @@ _log = logging.getLogger(__name__)
 
 # Stocks beyond this are for snapshots that nobody has asked for lately; they give way.
 _MAX_STOCKS = 2
+# What weighs when choosing a blank: starting one, and writing memory that was not touched before.
+_START_SECONDS = 0.4
+_BYTES_PER_SECOND = 300e6
 
 
 @dataclass
 class Stock:
-    """What is ready of one golden snapshot."""
+    """What is ready of one complete memory file.
+
+    Attributes:
+        snapshot: Whose memory it is.
+        memory: The file; ``None`` for a golden snapshot's own.
+        warm: Warm VMs; of golden snapshots only.
+        blanks: Blanks.
+    """
 
     snapshot: Snapshot
+    memory: Path | None = None
     warm: deque[VM] = field(default_factory=deque)
     blanks: deque[Blank] = field(default_factory=deque)
 
@@ -106,7 +118,32 @@ class Pool:
         Raises:
             VMError: none could be had.
         """
-        return await self._hand_out(self._clone(self._stock(snapshot.golden), snapshot, randomness))
+        self._stock(snapshot.golden)
+        return await self._hand_out(self._clone(self._nearest(snapshot), snapshot, randomness))
+
+    def add_base(self, snapshot: Snapshot, memory: Path) -> None:
+        """Keep a blank over a complete memory file, too.
+
+        Args:
+            snapshot: Whose memory it is.
+            memory: The file.
+        """
+        self._stocks[snapshot.id] = Stock(snapshot, memory)
+        self._wanted.set()
+
+    def drop_base(self, snapshot: Snapshot) -> None:
+        """Keep none any more."""
+        if stock := self._stocks.pop(snapshot.id, None):
+            self._retire_stock(stock)
+
+    def _nearest(self, snapshot: Snapshot) -> Stock:
+        """Return the stock from which a clone of a snapshot is there soonest."""
+
+        def seconds(stock: Stock) -> float:
+            start = 0.0 if stock.blanks else _START_SECONDS
+            return start + distance(stock.snapshot, snapshot) / _BYTES_PER_SECOND
+
+        return min((one for one in self._stocks.values() if one.snapshot.golden.id == snapshot.golden.id), key=seconds)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -157,13 +194,17 @@ class Pool:
             await self._changed.wait_for(lambda: not self._lacks(stock))
 
     def _lacks(self, stock: Stock) -> bool:
-        return len(stock.warm) < self._target.warm or len(stock.blanks) < self._target.blanks
+        return self._lacks_warm(stock) or len(stock.blanks) < self._target.blanks
+
+    def _lacks_warm(self, stock: Stock) -> bool:
+        return stock.memory is None and len(stock.warm) < self._target.warm
 
     def _stock(self, snapshot: Snapshot) -> Stock:
         stock = self._stocks.setdefault(snapshot.id, Stock(snapshot))
         self._stocks.move_to_end(snapshot.id)
-        while len(self._stocks) > _MAX_STOCKS:
-            _, old = self._stocks.popitem(last=False)
+        golden = [one for one in self._stocks.values() if one.memory is None]
+        for old in golden[:-_MAX_STOCKS]:
+            del self._stocks[old.snapshot.id]
             self._retire_stock(old)
         return stock
 
@@ -197,12 +238,13 @@ class Pool:
                 self._retire(blank)
                 continue
             return await become(blank, blank.machine.spec.folder.name, snapshot, randomness)
-        blank = await self._start_blank(stock.snapshot)
+        blank = await self._start_blank(stock)
         return await become(blank, blank.machine.spec.folder.name, snapshot, randomness)
 
-    async def _start_blank(self, snapshot: Snapshot) -> Blank:
+    async def _start_blank(self, stock: Stock) -> Blank:
         vm_id = f"vm-{secrets.token_hex(4)}"
-        return await start_blank(self._hypervisor, snapshot, self._folder / vm_id, self._hypervisor.domain_name(vm_id))
+        name = self._hypervisor.domain_name(vm_id)
+        return await start_blank(self._hypervisor, stock.snapshot, self._folder / vm_id, name, stock.memory)
 
     async def _refill(self) -> None:
         while not self._is_closing:
@@ -215,15 +257,22 @@ class Pool:
                 # Whoever needs a VM next will be told; trying again now would only fail again.
                 _log.error("the pool could not be refilled: %s", error)
 
+    async def _add_blank(self, stock: Stock) -> None:
+        blank = await self._start_blank(stock)
+        if self._stocks.get(stock.snapshot.id) is stock:
+            stock.blanks.append(blank)
+        else:
+            self._retire(blank)
+
     async def _add_one(self) -> bool:
         """Add what is most wanted; say whether anything was."""
         for stock in reversed(self._stocks.values()):
-            if len(stock.warm) < self._target.warm:
+            if self._lacks_warm(stock):
                 vm = await self._clone(stock)
                 await vm.pause()
                 stock.warm.append(vm)
             elif len(stock.blanks) < self._target.blanks:
-                stock.blanks.append(await self._start_blank(stock.snapshot))
+                await self._add_blank(stock)
             else:
                 continue
             async with self._changed:

@@ -23,26 +23,26 @@ _log = logging.getLogger(__name__)
 
 
 class Blank:
-    """A started, empty QEMU whose memory is a private view of a golden snapshot's; nothing loaded.
+    """A started, empty QEMU whose memory is a private view of a complete memory file; nothing loaded.
 
     Attributes:
         machine: The QEMU.
-        golden: The golden snapshot.
+        base: The snapshot of which it has the memory: a golden one, or one of which a complete file was made.
         overlay: An empty overlay for its disk.
         tracker: Its memory, and what is written to it; ``None`` where the host does not let this process have it.
     """
 
-    def __init__(self, machine: Machine, golden: Snapshot, overlay: Path) -> None:
+    def __init__(self, machine: Machine, base: Snapshot, overlay: Path) -> None:
         self.machine = machine
-        self.golden = golden
+        self.base = base
         self.overlay = overlay
         self.tracker: Tracker | None = None
 
     def reach_memory(self) -> None:
         """Get hold of its memory, if the host allows it."""
-        size = self.golden.hardware.memory_mib << 20
+        spec = self.machine.spec
         try:
-            self.tracker = find_tracker(GuestMemory(self.machine.pid, self.golden.memory, size))
+            self.tracker = find_tracker(GuestMemory(self.machine.pid, spec.memory, spec.hardware.memory_mib << 20))
         except SnapshotError as error:
             _log.warning("snapshots will be complete dumps: %s", error)
 
@@ -50,7 +50,7 @@ class Blank:
         """Make it a snapshot: the memory that differs, the disk, the device state. It stays paused.
 
         Args:
-            snapshot: Descends from its golden snapshot.
+            snapshot: Of the same golden snapshot as its own.
 
         Returns:
             The snapshot's memory.
@@ -59,7 +59,7 @@ class Blank:
             SnapshotError: it is of another golden snapshot, or damaged.
             HypervisorError: QEMU refused.
         """
-        if snapshot.golden.id != self.golden.id:
+        if snapshot.golden.id != self.base.golden.id:
             raise SnapshotError(f"The snapshot {snapshot.id} descends from another golden snapshot.")
         content, _ = await asyncio.gather(
             asyncio.to_thread(self._write_memory, snapshot),
@@ -70,11 +70,11 @@ class Blank:
 
     def _write_memory(self, snapshot: Snapshot) -> Content:
         content = Content(snapshot)
-        if snapshot.parent is None:
+        if snapshot.id == self.base.id:
             return content
         if self.tracker is None:
             raise SnapshotError(f"The memory of QEMU {self.machine.pid} is not accessible.", "See `agentvm doctor`.")
-        self.tracker.memory.write(content.pieces())
+        self.tracker.memory.write(content.pieces(self.base))
         self.tracker.collect()
         return content
 
@@ -84,27 +84,36 @@ class Blank:
         await asyncio.to_thread(shutil.rmtree, self.machine.spec.folder)
 
 
-async def start_blank(hypervisor: Hypervisor, golden: Snapshot, folder: Path, name: str) -> Blank:
+async def start_blank(
+    hypervisor: Hypervisor, base: Snapshot, folder: Path, name: str, memory: Path | None = None
+) -> Blank:
     """Start an empty QEMU.
 
     Args:
         hypervisor: What starts it.
-        golden: The golden snapshot that what it becomes has to descend from.
+        base: The snapshot of which it is to have the memory; what it becomes has the same golden snapshot.
         folder: A private folder to create for it; it goes with the VM.
         name: Domain name.
+        memory: The base's complete memory file; by default the golden snapshot's own.
     """
     folder.mkdir(mode=0o700)
     try:
         give_to(folder, hypervisor.owner)
         overlay, placeholder = folder / "disk-1.qcow2", folder / "placeholder.raw"
-        await create_overlay(overlay, golden.hardware.disk_gb)
-        _make_placeholder(placeholder, golden.hardware)
+        await create_overlay(overlay, base.hardware.disk_gb)
+        _make_placeholder(placeholder, base.hardware)
         for path in (overlay, placeholder):
             give_to(path, hypervisor.owner)
         spec = DomainSpec(
-            name, str(uuid.uuid4()), folder, golden.hardware, golden.memory, (placeholder,), owner=hypervisor.owner
+            name,
+            str(uuid.uuid4()),
+            folder,
+            base.hardware,
+            memory or base.memory,
+            (placeholder,),
+            owner=hypervisor.owner,
         )
-        blank = Blank(await hypervisor.start(spec), golden, overlay)
+        blank = Blank(await hypervisor.start(spec), base, overlay)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

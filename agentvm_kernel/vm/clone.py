@@ -197,7 +197,7 @@ async def become(
     Args:
         blank: Is used up, whatever happens.
         vm_id: The VM's name; also its host name.
-        snapshot: What it is to be a clone of; by default its golden one.
+        snapshot: What it is to be a clone of; by default the one of which the blank has the memory.
         randomness: What happens to the generators in user space; by default they diverge.
 
     Raises:
@@ -205,7 +205,7 @@ async def become(
         SnapshotError: the snapshot cannot be loaded; the blank is ended.
         HypervisorError: QEMU could not load the state; the blank is ended.
     """
-    snapshot = snapshot or blank.golden
+    snapshot = snapshot or blank.base
     vm = VM(vm_id, blank, snapshot)
     try:
         vm.content = await blank.fill(snapshot)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from agentvm_kernel.vm.delta import BLOCK, PAGE, Delta, Layers, Run
+from agentvm_kernel.vm.delta import BLOCK, PAGE, Delta, Layers, Run, merge_runs
 from agentvm_kernel.vm.snapshot import Snapshot
 
 _BLOCKS: Final = PAGE // BLOCK
@@ -54,6 +54,7 @@ class Content:
         self._golden = _map(snapshot.golden.memory)
         self._memory = len(self._golden)
         self._views: dict[Path, memoryview] = {}
+        self._deltas: list[Delta] = []
         self.layers = Layers()
         for older in snapshot.lineage[1:]:
             self.advance(older)
@@ -61,21 +62,39 @@ class Content:
     def advance(self, child: Snapshot) -> None:
         """Become a child of what it is."""
         delta = Delta.open(child.delta, self._memory)
+        self._deltas.append(delta)
         self._views[delta.path] = _map(delta.path)
         self.layers.lay(delta)
 
     def read(self, first: int, count: int) -> memoryview | bytes:
         """Return the content of a run of pages."""
-        parts = []
-        for start, length, path, offset in self.layers.locate(first * _BLOCKS, count * _BLOCKS):
-            view, place = (self._views[path], offset) if path else (self._golden, start * BLOCK)
-            parts.append(view[place : place + length * BLOCK])
+        parts = [part for _, part in self._blocks(first * _BLOCKS, count * _BLOCKS)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def pieces(self) -> Iterator[tuple[int, memoryview]]:
-        """Yield what differs from the golden snapshot: address in the guest's memory, and bytes; ascending."""
-        for first, count, path, offset in self.layers.pieces():
-            yield first * BLOCK, self._views[path][offset : offset + count * BLOCK]
+    def pieces(self, base: Snapshot) -> Iterator[tuple[int, memoryview]]:
+        """Yield what may differ from another snapshot of the tree: address in the guest's memory, and bytes; ascending.
+
+        Args:
+            base: The other snapshot.
+        """
+        if base.parent is None:
+            for first, count, path, offset in self.layers.pieces():
+                yield first * BLOCK, self._views[path][offset : offset + count * BLOCK]
+            return
+        for first, count in merge_runs(*(delta.runs for delta in self._between(base))):
+            yield from self._blocks(first, count)
+
+    def _between(self, base: Snapshot) -> Iterator[Delta]:
+        """Yield the deltas on the way from another snapshot to this one, up to their common ancestor and down again."""
+        mine = {delta.path: delta for delta in self._deltas}
+        theirs = [older.delta for older in base.lineage[1:]]
+        yield from (delta for path, delta in mine.items() if path not in theirs)
+        yield from (Delta.open(path, self._memory) for path in theirs if path not in mine)
+
+    def _blocks(self, first: int, count: int) -> Iterator[tuple[int, memoryview]]:
+        for start, length, path, offset in self.layers.locate(first, count):
+            view, place = (self._views[path], offset) if path else (self._golden, start * BLOCK)
+            yield start * BLOCK, view[place : place + length * BLOCK]
 
 
 def _map(path: Path) -> memoryview:
