@@ -30,6 +30,7 @@ from agentvm_guest.relay import SERVICES, Relay
 from agentvm_guest.system import RecordingSystem, System
 from agentvm_kernel.errors import ProtocolError
 from agentvm_kernel.link.limits import Limits
+from agentvm_kernel.link.proof import GuestHandshake, HostHandshake
 from agentvm_kernel.link.stream import SessionStream
 
 CONTROL_PORT = "agentvm.control"
@@ -155,12 +156,15 @@ class Agent:
         self._rehearse()
 
     def _rehearse(self) -> None:
-        """Go through the identity step once.
+        """Go through the identity step and the link's proofs once.
 
-        In a clone somebody waits for it. What only a first time needs (caches, constructors that are looked up, pages
+        In a clone somebody waits for them. What only a first time needs (caches, constructors that are looked up, pages
         of libraries) is there then, because the golden snapshot is taken afterwards.
         """
         identity = Identity(0, os.urandom(32), time.time_ns(), os.urandom(64), "agentvm", "0" * 32, "diverge", b"")
+        host, guest = HostHandshake(identity.key, 0, Limits()), GuestHandshake(identity.key, 0, Limits())
+        guest.feed(host.hello())
+        guest.feed(host.feed(guest.take()) or b"")
         self._take_identity(identity, self._settle)
 
     def _settle(self, answer: dict[str, object]) -> None:
