@@ -80,9 +80,12 @@ def qemu_owner(uri: str) -> tuple[int, int] | None:
 
 
 def _group_for_system() -> int:
-    # QEMU has to reach its secret below the daemon's folder. Libvirt gives that one to QEMU's user, but the folder
-    # itself belongs to libvirt's own, and Debian and Ubuntu close it to others where upstream has mode 0751.
-    folder = _SYSTEM_FOLDER.stat()
+    # QEMU has to reach its secret below the daemon's folder, which Debian closes to others; upstream's mode is 0751.
+    # Where it is closed, QEMU gets its group; then ptrace(2)'s rules keep this process from QEMU's memory.
+    try:
+        folder = _SYSTEM_FOLDER.stat()
+    except FileNotFoundError as error:
+        raise HostError(f"Libvirt has no {_SYSTEM_FOLDER}.", "Run `agentvm setup`.") from error
     return os.getegid() if folder.st_mode & stat.S_IXOTH else folder.st_gid
 
 

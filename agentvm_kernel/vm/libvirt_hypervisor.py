@@ -81,6 +81,8 @@ class LibvirtHypervisor(Hypervisor):
         """Start a domain, paused."""
         if not spec.name.startswith(self._prefix):
             raise HypervisorError(f"The domain name {spec.name!r} does not begin with {self._prefix!r}.")
+        if self._owner is not None and self._owner[0] == os.geteuid():
+            _share_with_daemon(spec)
         flags = libvirt.VIR_DOMAIN_START_PAUSED
         handle = self._connection.handle
         domain = await self._connection.call(handle.createXML, domain_xml(spec), flags, start=True)
@@ -133,6 +135,15 @@ class LibvirtHypervisor(Hypervisor):
         if detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED and machine.reaped_as:
             reason = f"QEMU {machine.reaped_as}"
         machine.on_stopped(reason)
+
+
+def _share_with_daemon(spec: DomainSpec) -> None:
+    """Keep what the system daemon, which is root, makes in an ordinary user's folder accessible to that user."""
+    # It makes the sockets writable for their group, and in a setgid folder that is the folder's.
+    spec.folder.chmod(0o2700)
+    if spec.boot is not None:
+        # It would make the console for root alone, but appends to one that is there.
+        spec.console.touch(mode=0o600)
 
 
 def _dotted(version: int) -> str:

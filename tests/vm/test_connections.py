@@ -28,8 +28,8 @@ pytestmark = pytest.mark.timeout(SECONDS + 60)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user's VMs can only be tried by root")
 
 
-def run_script(uri: str, folder: Path, user: str | None = None) -> dict[str, object]:
-    """Run the script as a user and return what it saw."""
+def run_script(uri: str, folder: Path, user: str | None = None, group: str | None = None) -> dict[str, object]:
+    """Run the script as a user, maybe with a supplementary group, and return what it saw."""
     python = Path(sys.executable)
     if user is None:
         cache, prefix, environment = Paths.of_user().cache, [], dict(os.environ)
@@ -41,7 +41,9 @@ def run_script(uri: str, folder: Path, user: str | None = None) -> dict[str, obj
         (cache / "images").symlink_to(Paths.of_user().cache / "images")
         for path in (folder, cache):
             os.chown(path, entry.pw_uid, entry.pw_gid)
-        prefix = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups"]
+        folder.chmod(0o700)  # as homes are
+        groups = f"--groups={group}" if group else "--init-groups"
+        prefix = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", groups]
         python, extra = readable_python()
         environment = {"HOME": str(folder), "PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(folder), **extra}
     command = [*prefix, str(python), str(SCRIPT), uri, str(folder), str(cache)]
@@ -141,3 +143,8 @@ def test_session_daemon_as_an_ordinary_user(folder: Path) -> None:
 @needs_root
 def test_system_daemon_as_root(folder: Path, system_daemon: None) -> None:
     check(run_script("qemu:///system", folder), pwd.getpwnam("libvirt-qemu").pw_uid)
+
+
+@needs_root
+def test_system_daemon_as_an_ordinary_user(folder: Path, system_daemon: None) -> None:
+    check(run_script("qemu:///system", folder, USER, "libvirt"), pwd.getpwnam(USER).pw_uid)
