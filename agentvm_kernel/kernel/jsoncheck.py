@@ -73,14 +73,14 @@ def check_object(data: bytes) -> None:
     """
     if data == b"{}":
         return
-    if len(data) <= PARSE_LIMIT or _is_plain(data):
+    if len(data) <= PARSE_LIMIT or is_plain(data):
         parse_object(data)
         return
     _check_utf8(data)
     _scan(data)
 
 
-def _is_plain(data: bytes) -> bool:
+def is_plain(data: bytes) -> bool:
     """Whether a document is mostly long strings, such as an image."""
     return len(data) <= _PLAIN_LIMIT and sum(map(data.count, (b"[", b"{", b","))) <= _PLAIN_ELEMENTS
 
