@@ -62,6 +62,9 @@ async def test_a_rollback_puts_the_notebook_into_another_vm_and_says_where_it_is
         fresh.count = 2
         asked = await fresh.execute()
         after = await replied(client, behind)
+        await told(client, fresh, "%rollback base")
+        now = client.execute("%snapshot --now")
+        assert (await replied(client, now))["content"]["execution_count"] == 1
     assert stub.content["code"] == "# %rollback base"
     assert shown(said).startswith("Back at base (000000000001) in 0.")
     assert reply["metadata"]["agentvm"] == {"run": 4, "vm": "vm-2", "snapshot": FIRST}
@@ -85,8 +88,10 @@ async def test_the_end_of_the_old_vm_is_not_the_end_of_the_notebooks(tmp_path: P
         msg_id = client.execute("%rollback base")
         await guest.execute()
         await kernel.supervisor.at_work.wait()
+        assert kernel.links[0].held
         guest.say("agent", [json.dumps({"event": "kernel_died", "signal": 9}).encode()])
         kernel.links[0].end(LinkClosedError("The guest's end of the link is gone."))
+        await replied(client, await ask(client, "connect_request", {}))
         await ask(client, "debug_request", {"command": "debugInfo"}, "control")
         kernel.supervisor.go_on.set()
         assert (await replied(client, msg_id))["content"]["status"] == "ok"
@@ -413,11 +418,13 @@ async def test_what_runs_on_in_the_new_vm_is_shown_under_the_rollback(tmp_path: 
     assert [message["parent_header"]["msg_id"] for message in said] == [rollback] * len(kinds)
 
 
-async def test_the_debris_of_a_rollback_is_not_inherited_by_a_fresh_vm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["base", "nowhere"])
+async def test_the_debris_of_a_rollback_is_not_inherited_by_a_fresh_vm(tmp_path: Path, to: str) -> None:
     async with with_snapshot(tmp_path) as (kernel, client, guest):
-        await cell(client, guest, "%rollback base")
-        await cell(client, await replaced(kernel), "%vm restart")
-        fresh = await replaced(kernel, 3)
+        await cell(client, guest, f"%rollback {to}")
+        links = len(kernel.links)
+        await cell(client, await replaced(kernel, links), "%vm restart")
+        fresh = await replaced(kernel, links + 1)
         last = client.execute("x")
         await fresh.execute()
         await outputs(client, last)

@@ -166,6 +166,21 @@ async def test_a_vm_that_dies_in_a_recorded_cell_is_told_once(tmp_path: Path) ->
         assert len(kernel.supervisor.taken) == 1
 
 
+async def test_a_rollback_from_a_subshell_ends_the_recorded_cell_without_a_snapshot(tmp_path: Path) -> None:
+    async with travelling(tmp_path) as (kernel, client, guest):
+        msg_id = client.execute("long")
+        guest.begin(await guest.asked())
+        content = {"code": "%rollback", "silent": False, "store_history": False}
+        rollback = await ask(client, "execute_request", content, subshell_id="s")
+        await guest.execute()
+        assert (await replied(client, msg_id))["content"]["status"] == "error"
+        assert (await replied(client, rollback))["content"]["status"] == "ok"
+        after = client.execute("%vm")
+        await ScriptedGuest(kernel.links[1]).execute()
+        await replied(client, after)
+        assert len(kernel.supervisor.taken) == 1
+
+
 async def test_an_idle_that_is_lost_does_not_stop_the_cells_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
