@@ -171,7 +171,6 @@ class Shelf:
                 self.disk.write(folder / _TREE_FILE, _as_json(_TreeFile(notebook=notebook)))
                 self.protect(folder / _TREE_FILE)
                 self._let_pass(folder)
-                self.disk.sync(folder)
                 self.disk.rename(folder, target)
                 self.disk.sync(self.folder)
         return target
@@ -181,8 +180,6 @@ class Shelf:
         try:
             self.disk.rename(folder, target)
             self.disk.sync(target.parent)
-            # Or the folder could, after a power cut, be in both places.
-            self.disk.sync(self.folder)
         except OSError:
             if target.exists():
                 self.disk.rename(target, folder)

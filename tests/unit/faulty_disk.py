@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ for _name in STEPS:
 
 
 class PowerCut:
-    """Knows what of a folder is durable: file contents and names in folders, each as of its last sync.
+    """Knows what of a folder is durable: contents of files, and names in folders, each as of its last sync.
 
     Args:
         root: The folder; all that is in it now counts as durable.
@@ -76,8 +77,8 @@ class PowerCut:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._files: dict[int, bytes] = {}
-        self._folders: dict[int, list[tuple[str, int, bool]]] = {}
+        self._contents: dict[int, bytes] = {}
+        self._names: dict[int, dict[str, tuple[int, bool]]] = {}
         self._open: list[int] = []  # so that no inode number is used twice
         for path in (root, *root.rglob("*")):
             self.on_sync(path)
@@ -86,31 +87,40 @@ class PowerCut:
         self._open.append(os.open(path, os.O_RDONLY))
         number = path.stat().st_ino
         if path.is_dir():
-            self._folders[number] = [(entry.name, entry.inode(), entry.is_dir()) for entry in os.scandir(path)]
+            self._names[number] = _names_in(path)
         else:
-            self._files[number] = path.read_bytes()
+            self._contents[number] = path.read_bytes()
 
-    def close(self) -> None:
+    def cut(self, target: Path, what: str, seed: int = 0) -> None:
+        """Write what is left after a power cut. Of contents that is what was synced; of names it depends.
+
+        Args:
+            target: Folder to create.
+            what: ``strict``: only names that were synced; ``names``: all names; ``some``: by chance either, for each.
+            seed: For ``some``.
+        """
+        chance = random.Random(seed)
+        choose = {"strict": lambda: False, "names": lambda: True, "some": lambda: chance.random() < 0.5}[what]
+        now = {path.stat().st_ino: _names_in(path) for path in (self._root, *self._root.rglob("*")) if path.is_dir()}
+        self._restore(self._root.stat().st_ino, target, now, choose)
         for descriptor in self._open:
             os.close(descriptor)
 
-    def strict(self, target: Path) -> None:
-        """Write what is left if everything is lost that was not synced."""
-        self._restore(self._root.stat().st_ino, target)
-
-    def _restore(self, number: int, target: Path) -> None:
+    def _restore(
+        self, number: int, target: Path, now: dict[int, dict[str, tuple[int, bool]]], choose: Callable[[], bool]
+    ) -> None:
         target.mkdir()
-        for name, inode, is_folder in self._folders.get(number, []):
+        durable, current = self._names.get(number, {}), now.get(number, {})
+        for name in sorted(durable | current):
+            entry = (current if choose() else durable).get(name)
+            if entry is None:
+                continue
+            inode, is_folder = entry
             if is_folder:
-                self._restore(inode, target / name)
+                self._restore(inode, target / name, now, choose)
             else:
-                (target / name).write_bytes(self._files.get(inode, b""))
+                (target / name).write_bytes(self._contents.get(inode, b""))
 
-    def names_only(self, target: Path) -> None:
-        """Write what is left if all names made it to the disk, but of the contents only what was synced."""
-        for path in (self._root, *sorted(self._root.rglob("*"))):
-            copy = target / path.relative_to(self._root)
-            if path.is_dir():
-                copy.mkdir()
-            else:
-                copy.write_bytes(self._files.get(path.stat().st_ino, b""))
+
+def _names_in(folder: Path) -> dict[str, tuple[int, bool]]:
+    return {entry.name: (entry.inode(), entry.is_dir()) for entry in os.scandir(folder)}

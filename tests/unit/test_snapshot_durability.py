@@ -139,7 +139,8 @@ CASES = {
     # Room for all that is there, but not for one more.
     "quota": Case(a_chain, take_another, quota=6 * 5 * 4096),
 }
-FAULTS = ("kill", "torn", "ENOSPC", "EIO", "strict", "names_only")
+POWER_CUTS = ("strict", "names", "some")
+FAULTS = ("kill", "torn", "ENOSPC", "EIO", *POWER_CUTS)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -178,7 +179,7 @@ def test_a_failure_at_any_step_leaves_snapshots_complete_or_absent(
     for step in range(1, len(steps) + 1):
         folder = tmp_path / f"{step}"
         copy(begin, folder)
-        folder = fail(operation, folder, step, fault)
+        fail(operation, folder, step, fault)
         store = make_store(folder)
         store.open()
         check(store, folder / "state" / "snapshots", before, after)
@@ -186,20 +187,12 @@ def test_a_failure_at_any_step_leaves_snapshots_complete_or_absent(
         shutil.rmtree(folder)
 
 
-def fail(operation: Case, folder: Path, step: int, fault: str) -> Path:
-    """Run an operation that fails, and return the folder with what is left."""
-    if fault in {"strict", "names_only"}:
-        (folder / "state").mkdir(exist_ok=True)
-        power = PowerCut(folder / "state")
-        disk = FaultyDisk(step, "kill", power.on_sync)
+def fail(operation: Case, folder: Path, step: int, fault: str) -> None:
+    """Run an operation that fails."""
+    if fault in POWER_CUTS:
         with pytest.raises(Killed):
-            operation.act(make_store(folder, disk=disk, quota=operation.quota), folder)
-        left = folder.with_name(f"{folder.name}-left")
-        shutil.copytree(folder / "golden", left / "golden")
-        getattr(power, fault)(left / "state")
-        power.close()
-        shutil.rmtree(folder)
-        return left
+            cut_power(operation, folder, fault, step)
+        return
     disk = FaultyDisk(step, fault)
     store = make_store(folder, disk=disk, quota=operation.quota)
     if fault in {"kill", "torn"}:
@@ -210,7 +203,22 @@ def fail(operation: Case, folder: Path, step: int, fault: str) -> Path:
             operation.act(store, folder)
         assert "\n" not in caught.value.message
         assert caught.value.hint
-    return folder
+        # What was not stored is not there, even if only the last step failed.
+        assert "new" not in [label for label, *_ in content_of(make_store(folder)).values()]
+
+
+def cut_power(operation: Case, folder: Path, what: str, step: int = 0) -> None:
+    """Run an operation, up to a step or its end, and put what a power cut leaves in the folder's place."""
+    state = folder / "state"
+    state.mkdir(exist_ok=True)
+    power = PowerCut(state)
+    store = make_store(folder, disk=FaultyDisk(step, "kill", power.on_sync), quota=operation.quota)
+    try:
+        operation.act(store, folder)
+    finally:
+        power.cut(folder / "left", what, step)
+        shutil.rmtree(state)
+        (folder / "left").rename(state)
 
 
 def check(store: SnapshotStore, folder: Path, before: dict[str, Content], after: dict[str, Content]) -> None:
@@ -220,6 +228,21 @@ def check(store: SnapshotStore, folder: Path, before: dict[str, Content], after:
         # One that the operation stores has another id each time, but a label and content that are known.
         assert content in (before.get(name), after.get(name)) or (name not in before and content in after.values())
     assert set(before) & set(after) <= set(found)
+
+
+@pytest.mark.parametrize("what", POWER_CUTS)
+def test_what_is_done_is_still_done_after_a_power_cut(
+    case: tuple[Case, Path, list[str]], what: str, tmp_path: Path
+) -> None:
+    operation, begin, _ = case
+    _, after = ids_before_and_after(operation, begin, tmp_path / "after")
+    folder = tmp_path / "cut"
+    copy(begin, folder)
+    cut_power(operation, folder, what)
+    store = make_store(folder)
+    store.open()
+    check_sound(store, folder / "state" / "snapshots")
+    assert sorted(map(repr, content_of(store).values())) == sorted(map(repr, after.values()))
 
 
 def test_a_full_disk_leaves_nothing_to_clean_up(case: tuple[Case, Path, list[str]], tmp_path: Path) -> None:
