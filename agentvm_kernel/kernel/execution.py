@@ -25,6 +25,9 @@ LINK_LIMITS: Final = Limits(max_message=8 << 20)
 _LAST_WORDS: Final = 0.3
 """Seconds for what a guest's kernel said before it died to be read."""
 
+_BETTER_REASON: Final = 3.0
+"""Seconds to wait, when only a stream ended, for a reason."""
+
 _GRACE: Final = 5.0
 """Seconds for an interrupted cell to end."""
 
@@ -218,13 +221,13 @@ class Runner:
         shell: The guest's stream of that name.
         iopub: The guest's stream of that name.
         agent: Interrupts.
-        ends: What ends the guest: its VM, its kernel, its link.
+        ended: Done when the guest has ended; says why.
     """
 
-    def __init__(self, shell: Stream, iopub: Stream, agent: Agent, ends: list[asyncio.Task[AgentVMError]]) -> None:
+    def __init__(self, shell: Stream, iopub: Stream, agent: Agent, ended: asyncio.Future[AgentVMError]) -> None:
         self._streams = {"shell": shell, "iopub": iopub}
         self._agent = agent
-        self._ends = ends
+        self._ended = ended
 
     async def run(self, code: str, *, timeout: float, limits: OutputLimits = OutputLimits()) -> CellResult:
         """Run a cell to its end; whatever becomes of it is a result.
@@ -237,7 +240,7 @@ class Runner:
         cell = _Cell(limits)
         work = (self._send(cell.id, code), self._read("shell", cell), self._read("iopub", cell))
         async with watched(*work) as broken:
-            ends = (*self._ends, *broken)
+            ends = (self._ended, *broken)
             await _first(cell.over, cell.flooded, *ends, timeout=timeout)
             if not cell.over.done() and any(end.done() for end in ends):
                 await _first(cell.over, timeout=_LAST_WORDS)
@@ -254,10 +257,9 @@ class Runner:
         return cell.finish("timeout", f"It was not done within {timeout:g} s.")
 
     async def _reason(self, broken: list[asyncio.Task[AgentVMError]]) -> str:
-        lost, died, closed = self._ends
-        if any(end.done() for end in self._ends):
-            return (await best_reason(lost, died, closed)).message
-        return next(task.result().message for task in broken if task.done())
+        await _first(self._ended, timeout=_BETTER_REASON)
+        ends = (self._ended, *broken)
+        return next(end.result().message for end in ends if end.done())
 
     async def _send(self, msg_id: str, code: str) -> AgentVMError:
         header = {
@@ -297,8 +299,15 @@ async def running(link: Link, lost: Awaitable[AgentVMError]) -> AsyncIterator[Ru
     """
     shell, iopub = await link.open("shell"), await link.open("iopub")
     agent = Agent(await link.open("agent"))
-    async with watched(lost, agent.watch(), link.wait_closed()) as ends:
-        yield Runner(shell, iopub, agent, ends)
+    async with watched(lost, agent.watch(), link.wait_closed()) as ends, watched(_first_end(*ends)) as (ended,):
+        yield Runner(shell, iopub, agent, ended)
+
+
+async def _first_end(
+    lost: asyncio.Task[AgentVMError], died: asyncio.Task[AgentVMError], closed: asyncio.Task[AgentVMError]
+) -> AgentVMError:
+    await asyncio.wait((lost, died, closed), return_when=asyncio.FIRST_COMPLETED)
+    return await best_reason(lost, died, closed)
 
 
 async def _first(*futures: asyncio.Future[Any], timeout: float) -> None:

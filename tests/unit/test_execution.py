@@ -274,7 +274,7 @@ async def test_messages_of_any_kind_count_as_a_flood() -> None:
 
 
 async def test_a_guest_that_closes_a_stream_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_LAST_WORDS", 0.01)
+    monkeypatch.setattr(execution, "_BETTER_REASON", 0.01)
     link = ScriptedLink()
     async with running(link, never()) as runner:
         link.streams["iopub"].messages.put_nowait(LinkClosedError("The guest closed stream iopub."))
