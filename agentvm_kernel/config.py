@@ -125,11 +125,13 @@ class SnapshotSettings(BaseModel):
 
     Attributes:
         quota_gb: What all snapshots together may take on disk, GB (10^9 bytes).
+        complete_gb: What complete memory files, which make going back fast and can be made again, may take besides.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     quota_gb: float = Field(default=20, gt=0, allow_inf_nan=False)
+    complete_gb: float = Field(default=10, ge=0, allow_inf_nan=False)
 
     @property
     def quota(self) -> int:

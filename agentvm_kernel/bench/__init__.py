@@ -8,3 +8,5 @@ class Benchmark(enum.StrEnum):
 
     KERNEL = "kernel"
     CLONE = "clone"
+    SNAPSHOT = "snapshot"
+    ROLLBACK = "rollback"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from agentvm_kernel.config import Paths, Profile, Settings, load_settings
@@ -111,6 +113,15 @@ def temporary_paths() -> Iterator[Paths]:
         shutil.rmtree(folder)
 
 
+@cache
+def libvirt_root() -> Path:
+    """Return the folder of libvirt's embedded driver for this process, which can use only one in its life."""
+    folder = Path(tempfile.mkdtemp(prefix="avmb-", dir="/tmp"))  # nosec B108 - mkdtemp makes it private
+    folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    atexit.register(shutil.rmtree, folder)
+    return folder / "libvirt"
+
+
 @contextmanager
 def bed(wanted: Wanted) -> Iterator[Bed]:
     """Run a supervisor that nobody else uses, and leave nothing of it behind.
@@ -141,7 +152,8 @@ def bench_settings(settings: Settings, wanted: Wanted) -> Settings:
 def settings_toml(settings: Settings) -> str:
     """Write settings down; JSON's strings and numbers are TOML's."""
     values = settings.model_dump(exclude={"pool", "profiles"})
-    tables = {"pool": settings.pool.model_dump(), f"profiles.{PROFILE}": settings.profiles[PROFILE].model_dump()}
+    tables = {key: values.pop(key) for key, value in list(values.items()) if isinstance(value, dict)}
+    tables |= {"pool": settings.pool.model_dump(), f"profiles.{PROFILE}": settings.profiles[PROFILE].model_dump()}
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     for name, table in tables.items():
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from typing import Final
 
 from agentvm_kernel.bench.bed import Bed, Say, Wanted, bed
-from agentvm_kernel.bench.figures import Figure, Series
-from agentvm_kernel.bench.memory import memory_of
+from agentvm_kernel.bench.book import Book
+from agentvm_kernel.bench.figures import Figure
 from agentvm_kernel.bench.workshop import OwnSnapshot, Workshop, workshop
 from agentvm_kernel.errors import VMError
 from agentvm_kernel.supervisor.client import SupervisorClient
@@ -28,37 +26,6 @@ _OWN: Final = "QEMU's own snapshot-load: to the agent's first answer"
 _BOOT: Final = "cold boot of the image: to an idle ipykernel"
 _CLONE_MEMORY: Final = "idle clone"
 _OWN_MEMORY: Final = "VM after QEMU's own snapshot-load"
-
-
-class Book:
-    """All series of a run, by name."""
-
-    def __init__(self) -> None:
-        self._series: dict[str, Series] = {}
-
-    def add(self, name: str, sample: float, unit: str = "ms") -> None:
-        """Add a sample."""
-        self._series.setdefault(name, Series(name, unit)).add(sample)
-
-    def __getitem__(self, name: str) -> Series:
-        """Return a series."""
-        return self._series[name]
-
-    @contextmanager
-    def timed(self, *names: str) -> Iterator[None]:
-        """Add the milliseconds that a block takes, if it ends well."""
-        began = time.perf_counter()
-        yield
-        for name in names:
-            self.add(name, (time.perf_counter() - began) * 1000)
-
-    def weigh(self, name: str, pid: int) -> None:
-        """Add a process's memory."""
-        found = memory_of(pid)
-        self.add(f"private memory, {name}", found.private, "MB")
-        self.add(f"of that clean, {name}", found.private_clean, "MB")
-        self.add(f"of that dirty, {name}", found.private_dirty, "MB")
-        self.add(f"proportional memory, {name}", found.proportional, "MB")
 
 
 async def run(wanted: Wanted, say: Say) -> list[Figure]:

@@ -36,6 +36,10 @@ class Series:
         """Add samples."""
         self.samples += samples
 
+    def renamed(self, name: str) -> Series:
+        """Return the same samples under another name."""
+        return Series(name, self.unit, self.samples)
+
     @property
     def median(self) -> float:
         """The median."""

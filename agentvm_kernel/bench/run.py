@@ -7,7 +7,7 @@ import os
 import signal
 from dataclasses import dataclass
 
-from agentvm_kernel.bench import Benchmark, clone, kernel
+from agentvm_kernel.bench import Benchmark, clone, history, kernel
 from agentvm_kernel.bench.bed import Say, Wanted
 from agentvm_kernel.bench.figures import Figure
 
@@ -47,6 +47,10 @@ def run(name: Benchmark | None, wanted: Wanted, say: Say) -> Result:
             figures += kernel.run(wanted, say)
         if name in {None, Benchmark.CLONE}:
             figures += asyncio.run(clone.run(wanted, say))
+        if name in {None, Benchmark.SNAPSHOT}:
+            figures += asyncio.run(history.run_snapshot(wanted, say))
+        if name in {None, Benchmark.ROLLBACK}:
+            figures += asyncio.run(history.run_rollback(wanted, say))
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return Result(figures, wanted, (before, os.getloadavg()[0]))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, cast
 
-from agentvm_kernel.bench.bed import PROFILE, Bed, Say
+from agentvm_kernel.bench.bed import PROFILE, Bed, Say, libvirt_root
 from agentvm_kernel.errors import HypervisorError, ImageError
 from agentvm_kernel.image.store import ImageStore
 from agentvm_kernel.supervisor.catalogue import Catalogue
@@ -107,6 +107,10 @@ class OwnSnapshot:
         """Save it."""
         await self._job("snapshot-save", vmstate=await self._node(), devices=[await self._node()])
 
+    async def remove(self) -> None:
+        """Remove it, if there is one."""
+        await self._job("snapshot-delete", devices=[await self._node()])
+
     async def load(self) -> None:
         """Go back, and wait for the guest agent's first answer."""
         await self._job("snapshot-load", vmstate=await self._node(), devices=[await self._node()])
@@ -142,7 +146,7 @@ async def workshop(ours: Bed, say: Say) -> AsyncIterator[Workshop]:
         accelerator = cast("Accelerator", (await client.status())["accelerator"])
     folder = ours.paths.state.parent / "w"
     folder.mkdir(mode=0o711)
-    hypervisor = LibvirtHypervisor(ours.settings.uri, folder / "libvirt", f"{ours.paths.tag}b")
+    hypervisor = LibvirtHypervisor(ours.settings.uri, libvirt_root(), f"{ours.paths.tag}b")
     await hypervisor.open()
     try:
         transport = choose_transport(ours.settings.transport)

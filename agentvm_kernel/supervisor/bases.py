@@ -74,9 +74,13 @@ class Bases:
             self._pool.drop_base(base)
             self._path(base).unlink(missing_ok=True)
 
+    async def settled(self) -> None:
+        """Wait until none is being made."""
+        await asyncio.gather(*self._making.values())
+
     async def close(self) -> None:
         """Wait for what is being made, and remove everything."""
-        await asyncio.gather(*self._making.values())
+        await self.settled()
         await asyncio.to_thread(shutil.rmtree, self._folder)
 
     def _path(self, snapshot: Snapshot) -> Path:

@@ -200,6 +200,12 @@ class Supervisor:
         self.pool.retire(old)
         return Replaced(granted=granted, snapshot=describe(stored), seconds=seconds)
 
+    async def settled(self, lease: Lease) -> None:
+        """Wait until nothing goes on in the background; for benchmarks and tests."""
+        async with lease.turn:
+            await self._bases.settled()
+        await self.pool.wait_all_filled()
+
     def end_forks(self, lease: Lease) -> None:
         """End all forks of a lease."""
         for number in list(lease.forks):

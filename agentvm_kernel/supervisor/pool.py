@@ -193,6 +193,23 @@ class Pool:
         async with self._changed:
             await self._changed.wait_for(lambda: not self._lacks(stock))
 
+    async def wait_all_filled(self) -> None:
+        """Wait until all stocks are complete; for benchmarks and tests."""
+        self._wanted.set()
+        async with self._changed:
+            await self._changed.wait_for(lambda: not any(self._lacks(stock) for stock in self._stocks.values()))
+
+    async def drain(self) -> None:
+        """Fill up, and then end all blanks and refill none until the next clone; for benchmarks."""
+        await self.wait_all_filled()
+        for stock in self._stocks.values():
+            while stock.blanks:
+                await stock.blanks.popleft().end()
+
+    def nearest_distance(self, snapshot: Snapshot) -> int:
+        """Return the bytes of memory in which a snapshot differs from the stock it would be cloned from."""
+        return distance(self._nearest(snapshot).snapshot, snapshot)
+
     def _lacks(self, stock: Stock) -> bool:
         return self._lacks_warm(stock) or len(stock.blanks) < self._target.blanks
 

@@ -1,0 +1,122 @@
+"""A leased VM under a supervisor in this process, so that QEMU's own means can be measured on the same VM."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, cast
+
+from agentvm_kernel.bench.bed import PROFILE, Say, Wanted, bench_settings, libvirt_root, temporary_paths
+from agentvm_kernel.bench.workshop import OwnSnapshot
+from agentvm_kernel.config import Profile, Settings, load_settings
+from agentvm_kernel.errors import AgentVMError, VMEndedError
+from agentvm_kernel.kernel.execution import Runner, running
+from agentvm_kernel.link.connection import Link, connect
+from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.daemon import prepare_folders
+from agentvm_kernel.supervisor.lease import Lease
+from agentvm_kernel.supervisor.messages import LeaseRequest, Replaced, SnapshotInfo, SnapshotRequest
+from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
+from agentvm_kernel.vm.libvirt_machine import LibvirtMachine
+
+_CELL_SECONDS: Final = 300.0
+
+
+class Stage:
+    """A supervisor, a lease and a connection to its guest.
+
+    Args:
+        supervisor: Open.
+        lease: Its only lease.
+    """
+
+    def __init__(self, supervisor: Supervisor, lease: Lease) -> None:
+        self.supervisor = supervisor
+        self.lease = lease
+        self._link: Link | None = None
+        self._runner: Runner | None = None
+        self._stack = AsyncExitStack()
+
+    async def dial(self) -> None:
+        """Connect to the guest that the lease has now."""
+        await self._stack.aclose()
+        granted = self.lease.granted
+        self._link = await connect(granted.link, key=bytes.fromhex(granted.key), epoch=granted.epoch)
+        self._stack.push_async_callback(self._link.close)
+        self._runner = await self._stack.enter_async_context(running(self._link, _gone(self.lease)))
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._stack.aclose()
+
+    async def run(self, code: str) -> None:
+        """Run a cell.
+
+        Raises:
+            VMEndedError: it did not end well.
+        """
+        assert self._runner is not None  # nosec B101 - dialled before
+        result = await self._runner.run(code, timeout=_CELL_SECONDS)
+        if result.status != "ok":
+            raise VMEndedError(f"The benchmark's cell failed: {result.reason or result.error}")
+
+    async def snapshot(self) -> SnapshotInfo:
+        """Take a snapshot, and wait until it is stored.
+
+        Returns:
+            What was known of it as soon as the VM ran on.
+        """
+        assert self._link is not None  # nosec B101 - dialled before
+        async with self._link.hold():
+            info = await self.supervisor.history.snapshot(self.lease, SnapshotRequest(wait_stored=False))
+        async with self.lease.turn:
+            return info
+
+    async def rollback(self, to: str) -> Replaced:
+        """Go back; the next cell needs a new connection."""
+        await self._stack.aclose()
+        return await self.supervisor.rollback(self.lease, to)
+
+    async def filled(self) -> None:
+        """Return when the pool is full and no complete memory file is being made."""
+        await self.supervisor.settled(self.lease)
+
+    def own(self) -> OwnSnapshot:
+        """Return the means that QEMU itself has, for the VM that the lease has now."""
+        return OwnSnapshot(self.lease.vm, cast("LibvirtMachine", self.lease.vm.machine))
+
+
+@asynccontextmanager
+async def stage(wanted: Wanted, say: Say, profile: Profile | None = None) -> AsyncIterator[Stage]:
+    """Run a supervisor in this process, with temporary folders, and lease a VM.
+
+    Args:
+        wanted: Image and profile.
+        say: Told what is going on.
+        profile: Resources, instead of the wanted profile's.
+    """
+    with temporary_paths() as paths:
+        settings = bench_settings(load_settings(type(paths).of_user()), wanted)
+        if profile is not None:
+            settings = Settings.model_validate(settings.model_dump() | {"profiles": {PROFILE: profile}})
+        prepare_folders(paths)
+        supervisor = Supervisor(paths, settings, LibvirtHypervisor(settings.uri, libvirt_root(), paths.tag))
+        await supervisor.open()
+        try:
+            lease = await supervisor.acquire(LeaseRequest(owner="bench"), lambda step: say(step.stage, step.done))
+            ours = Stage(supervisor, lease)
+            await ours.dial()
+            try:
+                yield ours
+            finally:
+                await ours.close()
+                await supervisor.release(lease)
+        finally:
+            await supervisor.close()
+
+
+async def _gone(lease: Lease) -> AgentVMError:
+    vm = lease.vm
+    reason = await asyncio.shield(vm.ended)
+    return VMEndedError(f"The VM is gone: {reason}.")
