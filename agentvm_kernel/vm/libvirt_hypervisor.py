@@ -108,14 +108,16 @@ class LibvirtHypervisor(Hypervisor):
 
     async def end_leftovers(self) -> list[str]:
         """End every domain of this user's that is there already."""
-        ended = []
-        for domain in await self._connection.call(self._connection.handle.listAllDomains):
-            name = domain.name()
-            if name.startswith(self._prefix) and name not in self._machines:
-                with suppress(DomainGoneError):
-                    await self._connection.call(domain.destroy)
-                ended.append(name)
-        return ended
+        domains = await self._connection.call(self._connection.handle.listAllDomains)
+        by_name = {domain.name(): domain for domain in domains}
+        left = [name for name in by_name if name.startswith(self._prefix) and name not in self._machines]
+        # Each takes up to two seconds: libvirt waits until somebody has reaped the process.
+        await asyncio.gather(*(self._destroy(by_name[name]) for name in left))
+        return left
+
+    async def _destroy(self, domain: libvirt.virDomain) -> None:
+        with suppress(DomainGoneError):
+            await self._connection.call(domain.destroy)
 
     def _on_reaped(self, pid: int, status: int) -> None:
         for machine in self._machines.values():
