@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator, Mapping
 
 import pytest
-from kernel_client import Cell, Notebook, notebook, wait_until
+from kernel_client import TIMEOUT, Cell, Notebook, notebook, wait_until
 from vms import qemus, supervisor_pid
 
 from agentvm_kernel.config import Paths
 
 pytestmark = pytest.mark.timeout(300)
+
+# What a `kill -9` leaves behind is gone after so many seconds, from when there is a supervisor again.
+ORPHAN_SECONDS = 10
 
 KILL_RELAY = """
 import subprocess
@@ -46,10 +49,10 @@ def error_text(cell: Cell) -> str:
     return f"{cell.reply['ename']}: {cell.reply['evalue']}"
 
 
-def assert_gone(paths: Paths, vm: str) -> None:
+def assert_gone(paths: Paths, vm: str, seconds: float = TIMEOUT) -> None:
     """The host keeps no process and no file of a VM."""
-    wait_until(lambda: not qemus(f"{paths.tag}-{vm}"), f"the QEMU of {vm} is gone")
-    wait_until(lambda: not (paths.runtime / "vm" / vm).exists(), f"the folder of {vm} is gone")
+    wait_until(lambda: not qemus(f"{paths.tag}-{vm}"), f"the QEMU of {vm} is gone", seconds)
+    wait_until(lambda: not (paths.runtime / "vm" / vm).exists(), f"the folder of {vm} is gone", seconds)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_a_killed_kernel_process_leaves_no_vm(vm_environment: Mapping[str, str],
     with notebook(vm_environment) as running:
         vm = vm_of(running.run("1"))
         os.kill(running.pid, 9)
-        assert_gone(vm_paths, vm)
+        assert_gone(vm_paths, vm, ORPHAN_SECONDS)
 
 
 def test_a_killed_supervisor_is_replaced_and_what_it_left_is_ended(
@@ -116,7 +119,7 @@ def test_a_killed_supervisor_is_replaced_and_what_it_left_is_ended(
         wait_until(lambda: running.run("1").status == "error", "the notebook says so")
         restarted = running.run("%vm restart")
         assert restarted.status == "ok", restarted.reply
+        wait_until(lambda: old.isdisjoint(qemus(vm_paths.tag)), "no orphan is left", ORPHAN_SECONDS)
+        assert_gone(vm_paths, vm, ORPHAN_SECONDS)
         assert running.run("6 * 7").result == "42"
-        assert_gone(vm_paths, vm)
-        assert old.isdisjoint(qemus(vm_paths.tag))
         assert "left behind" in (vm_paths.state / "audit.jsonl").read_text()
