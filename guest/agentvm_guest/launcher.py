@@ -143,10 +143,13 @@ def main() -> None:
         **{f"{name}_port": port for name, port in SOCKETS.items()},
     )
     app.config.Session.key = b""
-    # Messages need no signature here: the folder of the sockets is the user's own. ipykernel would warn about it.
-    app.log_level = logging.ERROR
+    # The history would go through the disk at every cell, and into every snapshot; the VM does not outlive the kernel.
+    app.config.HistoryManager.hist_file = ":memory:"
+    # Messages need no signature here: the folder of the sockets is the user's own. ipykernel would warn about it. Its
+    # log_level is left alone: a change would close the descriptor to which ipykernel copies what processes print.
+    logging.disable(logging.WARNING)
     app.initialize([])
-    app.log_level = logging.WARNING
+    logging.disable(logging.NOTSET)
     start_helper(helper)
     helper.sendall(f"0 up {platform.python_version()} {ipykernel.__version__}\n".encode())
     app.start()
