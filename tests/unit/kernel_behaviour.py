@@ -174,6 +174,15 @@ def test_ten_thousand_small_prints_arrive_in_order(nb: Notebook) -> None:
     assert cell.text() == "".join(f"{i}\n" for i in range(10_000))
 
 
+def test_what_processes_print_arrives(nb: Notebook) -> None:
+    cell = nb.run(
+        "import subprocess, time\nsubprocess.run('echo out; echo err >&2', shell=True)\n"
+        "time.sleep(0.5)"  # ipykernel reads it from a pipe, on another thread
+    )
+    assert (cell.text(), cell.text("stderr")) == ("out\n", "err\n")
+    assert nb.run("1 + 1").result == "2"
+
+
 def test_a_large_display_does_not_lose_its_bytes(nb: Notebook) -> None:
     cell = nb.run(
         "from IPython.display import display\ndisplay({'text/plain': '\\u00e4\\U0001f600' * 500_000}, raw=True)"
