@@ -19,12 +19,14 @@ from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.image.store import ImageStore
 from agentvm_kernel.vm.accelerator import QEMU, probe
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
+from agentvm_kernel.vm.pagemap import has_soft_dirty
 
 Status = Literal["ok", "warning", "failure"]
 
 QEMU_FLOOR = (8, 2)
 LIBVIRT_FLOOR = (9, 0)
 _SETUP = "Run `agentvm setup`."
+_WRITE_PROTECTION_FLOOR = (6, 7)
 _NEEDED_GB = 6
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 _VHOST_VSOCK = Path("/dev/vhost-vsock")
@@ -57,7 +59,7 @@ async def examine(paths: Paths) -> list[Finding]:
         One finding for each check; a notebook can run if none is a failure.
     """
     checks: list[Callable[[Paths], Awaitable[Finding]]] = [
-        _configuration, _machine, _accelerator, _qemu, _libvirt, _vsock, _ptrace, _image_tools, _disk, _image,
+        _configuration, _machine, _accelerator, _qemu, _libvirt, _vsock, _snapshots, _image_tools, _disk, _image,
     ]  # fmt: skip
     return [await check(paths) for check in checks]
 
@@ -150,15 +152,22 @@ async def _vsock(_paths: Paths) -> Finding:
     return Finding("vsock", "ok", f"{_VHOST_VSOCK}: vsock carries the link")
 
 
-async def _ptrace(_paths: Paths) -> Finding:
-    if not _PTRACE_SCOPE.exists():
-        return Finding("ptrace", "ok", "not restricted on this kernel")
-    scope = _PTRACE_SCOPE.read_text().strip()
-    if scope in {"0", "1"} or os.geteuid() == 0:
-        return Finding("ptrace", "ok", f"scope {scope}: QEMU's memory can be read by its parent, the supervisor")
+async def _snapshots(_paths: Paths) -> Finding:
+    scope = _PTRACE_SCOPE.read_text().strip() if _PTRACE_SCOPE.exists() else "0"
+    if scope not in {"0", "1"} and os.geteuid() != 0:
+        return Finding(
+            "snapshots", "warning",
+            f"ptrace scope {scope}: QEMU's memory cannot be read; snapshots are complete dumps and take seconds",
+            "sysctl kernel.yama.ptrace_scope=1",
+        )  # fmt: skip
+    if has_soft_dirty():
+        return Finding("snapshots", "ok", "incremental, by soft-dirty bits of the page table")
+    release = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+    if release >= _WRITE_PROTECTION_FLOOR:
+        return Finding("snapshots", "ok", "incremental, by write protection of QEMU's memory")
     return Finding(
-        "ptrace", "warning", f"scope {scope}: QEMU's memory cannot be read; snapshots will use QEMU's own dump",
-        "sysctl kernel.yama.ptrace_scope=1",
+        "snapshots", "warning", "by comparing all that a VM wrote since it was made: the pause grows with that",
+        "Use a kernel with CONFIG_MEM_SOFT_DIRTY, or Linux 6.7 or newer.",
     )  # fmt: skip
 
 

@@ -43,11 +43,13 @@ class New:
         folder: Where to put ``device-state``, ``memory.delta`` and, if the disk was written, ``disk.qcow2``; further
             layers below that are ``disk-1.qcow2`` and so on.
         notes: What is said of it; may be replaced as long as it is not stored.
+        is_dump: What is put there is a dump of QEMU's own.
     """
 
     id: str
     folder: Path
     notes: Notes
+    is_dump: bool = False
     _stored: Stored | None = field(default=None, init=False)
 
     @property
@@ -123,7 +125,7 @@ class Tree:
         """
         shelf, name = self._shelf, new_id()
         with storing(shelf.folder):
-            self._check_free(notes.label, self.contents())
+            check_free(notes.label, self.contents())
             with self._using(parent), shelf.scratch(name, for_qemu=True) as folder:
                 new = New(name, folder, notes)
                 yield new
@@ -136,7 +138,7 @@ class Tree:
         size = shelf.fill(new.folder, manifest, new.notes)
         with shelf.locked():
             contents = shelf.read(self.id)
-            self._check_free(new.notes.label, contents)
+            check_free(new.notes.label, contents)
             if manifest.parent and manifest.parent not in {one.id for one in contents.sound}:
                 raise SnapshotError(f"The snapshot {manifest.parent}, which the new one descends from, is gone.")
             self._quota.make_room(size)
@@ -155,12 +157,6 @@ class Tree:
             yield
         finally:
             self.unpin(snapshot.id)
-
-    def _check_free(self, label: str, contents: Contents) -> None:
-        if label:
-            holder = contents.labels.get(check_label(label))
-            if holder:
-                raise SnapshotError(f"The label {label!r} is taken by the snapshot {holder}.", "Choose another label.")
 
     def remove(self, snapshot: str) -> None:
         """Remove a snapshot; what descends from it stays as it is.
@@ -213,7 +209,7 @@ class Tree:
             contents = self._shelf.read(self.id)
             stored = find(contents, snapshot)
             if label != stored.notes.label:
-                self._check_free(label, contents)
+                check_free(label, contents)
             values = stored.notes.model_dump() | {"label": label} | ({} if text is None else {"text": text})
             self._shelf.write_notes(stored.snapshot.folder, Notes.model_validate(values))
 
@@ -263,7 +259,7 @@ def _describe_new(new: New, parent: Snapshot) -> Manifest:
     manifest = Manifest(
         image=golden.manifest.image, hypervisor=golden.manifest.hypervisor, hardware=golden.manifest.hardware,
         created=new.notes.created, golden=golden.id, base=golden.identity,
-        parent="" if parent.parent is None else parent.id, delta=_DELTA, own_layers=layers,
+        parent="" if parent.parent is None else parent.id, is_dump=new.is_dump, delta=_DELTA, own_layers=layers,
         files={name: describe(new.folder / name) for name in sorted(modes)},
     )  # fmt: skip
     Delta.open(new.folder / _DELTA, memory_size(manifest))
@@ -274,6 +270,16 @@ def _depth(layer: str) -> int:
     """Return how deep in the chain a disk layer is: ``disk.qcow2`` is on top, then comes ``disk-1.qcow2``."""
     match = LAYER_NAME.fullmatch(layer)
     return int(match[1] or 0) if match else 0
+
+
+def check_free(label: str, contents: Contents) -> None:
+    """Check that a new label is valid and free; an empty one always is.
+
+    Raises:
+        SnapshotError: it is not; the message names who has it.
+    """
+    if label and (holder := contents.labels.get(check_label(label))):
+        raise SnapshotError(f"The label {label!r} is taken by the snapshot {holder}.", "Choose another label.")
 
 
 def find(contents: Contents, reference: str, current: str = "") -> Stored:

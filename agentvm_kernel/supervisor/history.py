@@ -105,7 +105,7 @@ class History:
         try:
             async with _in_threads(tree.new(before, notes, pinned=True)) as new:
                 capture = await self._capturer.capture(vm)
-                new.notes = notes.model_copy(update={"pause_ms": capture.pause * 1000})
+                new.is_dump, new.notes = capture.is_dump, notes.model_copy(update={"pause_ms": capture.pause * 1000})
                 if running is not None:
                     running.set_result(_preview(new, lease.current, capture))
                 await asyncio.to_thread(_hand_over, capture, new.folder)

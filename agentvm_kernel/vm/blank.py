@@ -11,8 +11,7 @@ from pathlib import Path
 
 from agentvm_kernel.errors import SnapshotError
 from agentvm_kernel.vm.content import Content
-from agentvm_kernel.vm.delta import PAGE
-from agentvm_kernel.vm.disk import create_overlay, give_to
+from agentvm_kernel.vm.disk import create_overlay, give_to, virtual_size
 from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
 from agentvm_kernel.vm.memory import GuestMemory
 from agentvm_kernel.vm.snapshot import Snapshot
@@ -20,6 +19,9 @@ from agentvm_kernel.vm.spec import DomainSpec, Hardware
 from agentvm_kernel.vm.tracking import Tracker, find_tracker
 
 _log = logging.getLogger(__name__)
+
+DUMP_VARIABLE = "AGENTVM_DUMP"
+"""Environment variable that makes snapshots complete dumps, as on a host where QEMU's memory cannot be reached."""
 
 
 class Blank:
@@ -41,19 +43,21 @@ class Blank:
     def reach_memory(self) -> None:
         """Get hold of its memory, if the host allows it."""
         spec = self.machine.spec
+        if os.environ.get(DUMP_VARIABLE):
+            return
         try:
             self.tracker = find_tracker(GuestMemory(self.machine.pid, spec.memory, spec.hardware.memory_mib << 20))
         except SnapshotError as error:
             _log.warning("snapshots will be complete dumps: %s", error)
 
-    async def fill(self, snapshot: Snapshot) -> Content:
+    async def fill(self, snapshot: Snapshot) -> Content | None:
         """Make it a snapshot: the memory that differs, the disk, the device state. It stays paused.
 
         Args:
             snapshot: Of the same golden snapshot as its own.
 
         Returns:
-            The snapshot's memory.
+            The snapshot's memory; ``None`` for a dump, whose memory only QEMU reads.
 
         Raises:
             SnapshotError: it is of another golden snapshot, or damaged.
@@ -61,6 +65,10 @@ class Blank:
         """
         if snapshot.golden.id != self.base.golden.id:
             raise SnapshotError(f"The snapshot {snapshot.id} descends from another golden snapshot.")
+        if snapshot.manifest.is_dump:
+            await self.machine.attach_disk((self.overlay, *snapshot.disks))
+            await self.machine.load(snapshot.device_state, is_dump=True)
+            return None
         content, _ = await asyncio.gather(
             asyncio.to_thread(self._write_memory, snapshot),
             self.machine.attach_disk((self.overlay, *snapshot.disks)),
@@ -124,4 +132,4 @@ async def start_blank(
 def _make_placeholder(path: Path, hardware: Hardware) -> None:
     """Make what QEMU takes for the disk until it is given the real one: as large, and without content."""
     path.touch(mode=0o600)
-    os.truncate(path, hardware.disk_gb * 10**9 // PAGE * PAGE)
+    os.truncate(path, virtual_size(hardware.disk_gb))

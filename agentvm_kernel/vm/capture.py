@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agentvm_kernel.errors import DiskFullError, SnapshotError
+from agentvm_kernel.errors import DiskFullError
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.content import Content, changed_blocks
 from agentvm_kernel.vm.delta import PAGE, Run, merge_runs, write_delta
@@ -35,6 +35,7 @@ class Capture:
         device_state: QEMU's device state.
         delta: The pages' content.
         layers: The disk layers that were frozen, topmost first; none if the disk was not written.
+        is_dump: The device state is a dump of QEMU's own, with all memory in it.
     """
 
     pause: float
@@ -42,6 +43,7 @@ class Capture:
     device_state: Path
     delta: Path
     layers: tuple[Path, ...]
+    is_dump: bool = False
 
     @property
     def written(self) -> int:
@@ -72,10 +74,10 @@ class Capturer:
             SnapshotError: it could not be saved; the VM runs on, and the next snapshot will hold what this one would.
         """
         tracker, content = vm.tracker, vm.content
-        if tracker is None or content is None:
-            raise SnapshotError("The memory of QEMU is not accessible.", "See `agentvm doctor`.")
         async with self._turn:
             vm.captures += 1
+            if tracker is None or content is None:
+                return await self._dump(vm)
             state = vm.folder / f"device-state-{vm.captures}"
             delta = vm.folder / f"memory-{vm.captures}.delta"
             await self._prepare_overlay(vm)
@@ -97,6 +99,24 @@ class Capturer:
             capture = Capture(pause, vm.unsaved_runs, state, delta, tuple(vm.unsaved_layers))
             vm.unsaved_runs, vm.unsaved_layers = [], []
             return capture
+
+    async def _dump(self, vm: VM) -> Capture:
+        """Let QEMU write everything: where its memory cannot be reached, and of a VM that came from a dump."""
+        state, delta = vm.folder / f"device-state-{vm.captures}", vm.folder / f"memory-{vm.captures}.delta"
+        await self._prepare_overlay(vm)
+        began = time.perf_counter()
+        await vm.pause()
+        try:
+            # First the disk: at the end of a migration QEMU lets go of it until it runs on.
+            await self._freeze_disk(vm)
+            await vm.machine.dump(state)
+        finally:
+            await vm.machine.resume()
+        pause = time.perf_counter() - began
+        write_delta(delta, [], [])
+        capture = Capture(pause, [], state, delta, tuple(vm.unsaved_layers), is_dump=True)
+        vm.unsaved_layers = []
+        return capture
 
     async def _prepare_overlay(self, vm: VM) -> None:
         """Have an overlay at hand for the case that the disk was written."""

@@ -102,11 +102,12 @@ def write_delta(path: Path, runs: Sequence[Run], data: Iterable[bytes | bytearra
         index = array("Q", [value for run in runs for value in run])
         file.write(_HEADER.pack(_MAGIC, len(runs), blocks) + index.tobytes())
         for piece in data:
-            _write_sparse(file, memoryview(piece))
+            write_sparse(file, memoryview(piece))
         file.truncate(_HEADER.size + len(runs) * 16 + blocks * BLOCK)
 
 
-def _write_sparse(file: BinaryIO, piece: memoryview) -> None:
+def write_sparse(file: BinaryIO, piece: memoryview) -> None:
+    """Write to a file, but leave a hole where all is zero; the caller truncates the file to its size."""
     for start in range(0, len(piece), _HOLE):
         part = piece[start : start + _HOLE]
         if part == _ZEROS[: len(part)]:

@@ -21,11 +21,9 @@ async def create_overlay(overlay: Path, size_gb: int, base: Path | None = None) 
         HostError: qemu-img is not installed.
         VMError: it failed; most often the disk is full.
     """
-    # qemu-img wants whole sectors.
-    size = size_gb * 10**9 // 4096 * 4096
     # lazy_refcounts would only help a host that crashes; 64 KiB clusters are QEMU's default.
     below = [] if base is None else ["-F", "raw", "-b", str(base)]
-    arguments = ["create", "-q", "-f", "qcow2", *below, str(overlay), str(size)]
+    arguments = ["create", "-q", "-f", "qcow2", *below, str(overlay), str(virtual_size(size_gb))]
     try:
         process = await asyncio.create_subprocess_exec(
             "qemu-img", *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
@@ -37,6 +35,11 @@ async def create_overlay(overlay: Path, size_gb: int, base: Path | None = None) 
     if process.returncode:
         text = output.decode(errors="replace").strip()
         raise VMError(f"The disk overlay {overlay} could not be created: {text}", "Is the disk full?")
+
+
+def virtual_size(size_gb: int) -> int:
+    """Return the size in bytes that the guest sees of a disk of some GB: whole sectors."""
+    return size_gb * 10**9 // 4096 * 4096
 
 
 def give_to(path: Path, owner: tuple[int, int] | None) -> None:

@@ -38,12 +38,21 @@ class Machine(ABC):
         """Stop the guest's CPUs."""
 
     @abstractmethod
-    async def load(self, device_state: Path) -> None:
-        """Load a device state into a machine that was started empty; it stays paused."""
+    async def load(self, device_state: Path, *, is_dump: bool = False) -> None:
+        """Load a device state into a machine that was started empty; it stays paused.
+
+        Args:
+            device_state: The file.
+            is_dump: It is a complete dump, with the memory in it.
+        """
 
     @abstractmethod
     async def save(self, device_state: Path) -> None:
         """Write the device state of a paused machine, without its memory."""
+
+    @abstractmethod
+    async def dump(self, path: Path) -> None:
+        """Write the device state and all memory of a paused machine, for hosts where its memory cannot be read."""
 
     @abstractmethod
     async def attach_disk(self, chain: tuple[Path, ...]) -> None:

@@ -49,6 +49,7 @@ class Manifest(BaseModel):
         files: Digests of its files; of a golden snapshot none.
         base: Identity of the golden snapshot, see ``Snapshot.identity``.
         delta: Name of the file with the memory written since the parent; another one after a merge.
+        is_dump: Its device state is a dump of QEMU's own, with all memory in it; the delta is empty.
         own_layers: Names of its own disk layers, topmost first: those written since the parent.
     """
 
@@ -65,6 +66,7 @@ class Manifest(BaseModel):
     files: dict[str, FileDigest] = {}
     base: str = ""
     delta: str = "memory.delta"
+    is_dump: bool = False
     own_layers: tuple[str, ...] = ()
 
 

@@ -63,8 +63,12 @@ class FakeMachine(Machine):
     async def pause(self) -> None:
         self.calls.append("pause")
 
-    async def load(self, device_state: Path) -> None:
+    async def load(self, device_state: Path, *, is_dump: bool = False) -> None:
         self.calls.append(f"load {device_state.name}")
+
+    async def dump(self, path: Path) -> None:
+        self.calls.append("dump")
+        path.write_text("dump")
 
     async def save(self, device_state: Path) -> None:
         self.calls.append("save")
