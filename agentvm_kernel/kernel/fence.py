@@ -132,8 +132,7 @@ class Lane:
 
     async def _is_next(self, request: Request) -> bool:
         """Take the first request from the queue once the guest is quiet, if nothing that went before took it away."""
-        for earlier in self._out:
-            await earlier.over()
+        await asyncio.gather(*(earlier.over() for earlier in self._out))
         if not self._waiting or self._waiting[0] is not request:
             return False
         self._waiting.popleft()

@@ -42,6 +42,7 @@ class Request:
         busy_shown: The host has published `busy` for it, so the guest's own is not wanted.
         replied: The client has its reply, or needs none.
         idle: The client has its `idle`.
+        idle_lost: It did not come in time.
         keep_idle: The host keeps `idle` back until it has taken a snapshot.
         idle_kept: It has done so.
         hold: The host keeps the reply and `idle` to itself: the request is the stub of a host magic.
@@ -64,6 +65,7 @@ class Request:
     busy_shown: bool = False
     replied: bool = False
     idle: bool = False
+    idle_lost: bool = False
     keep_idle: bool = False
     idle_kept: bool = False
     hold: bool = False
@@ -120,9 +122,11 @@ class Request:
         """Return when the guest is done with it: idle, or replied so long ago that its `idle` must be lost."""
         if not self.replied:
             await self.answered.wait()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS):
-                await self.finished.wait()
+        if not self.idle_lost:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self.finished.wait()
+            self.idle_lost = not self.finished.is_set()
 
     def expect_input(self, host_id: str, guest_header: bytes) -> bool:
         """Note that the guest asks the user for input; false if it has asked far too often without an answer."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from kernel_harness import TIMEOUT, ScriptedSupervisor, outputs, parts_of, running, types
+
+from agentvm_kernel.kernel import requests
 
 
 async def test_a_host_magic_waits_for_the_idle_of_what_went_before_not_its_reply(tmp_path: Path) -> None:
@@ -133,3 +136,21 @@ async def test_a_silent_error_does_not_abort(tmp_path: Path, status: str) -> Non
         guest.say("shell", parts_of("execute_reply", {"status": status}, quiet.header))
         guest.status(quiet, "idle")
         assert (await guest.execute()).content["code"] == "# %vm"
+
+
+async def test_idles_that_are_lost_are_waited_for_once_and_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_LAST_WORDS", 0.3)
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        for number in range(40):
+            client.execute(f"flood {number}")
+            asked = await guest.asked()
+            guest.reply(asked, {"status": "ok", "execution_count": number})
+            await client.get_shell_msg(timeout=TIMEOUT)
+        for _ in range(40):
+            client.execute("%vm")
+            async with asyncio.timeout(TIMEOUT / 2):
+                await guest.execute()
+            await client.get_shell_msg(timeout=TIMEOUT)
