@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from agentvm_kernel.errors import LinkError, ProtocolError, VMEndedError
 from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.link.endpoint import Endpoint
+from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.supervisor.messages import Granted
 
 CHANNELS: Final = ("shell", "control", "stdin", "iopub")
@@ -49,7 +50,7 @@ class Link(Protocol):
 class Connect(Protocol):
     """Dials a guest."""
 
-    async def __call__(self, endpoint: Endpoint, *, key: bytes, epoch: int) -> Link:
+    async def __call__(self, endpoint: Endpoint, *, key: bytes, epoch: int, limits: Limits | None = None) -> Link:
         """Return the established link."""
 
 

@@ -12,11 +12,11 @@ from typing import Protocol, TypeVar
 
 from agentvm_kernel.errors import AgentVMError, SupervisorError, VMEndedError
 from agentvm_kernel.kernel.endings import best_reason, ended_error, lease_end, never, watched
+from agentvm_kernel.kernel.forkpoint import ForkPoint, ForkSupervisor
 from agentvm_kernel.kernel.guest import CHANNELS, Agent, Connect, Guest, Link
-from agentvm_kernel.supervisor.client import Forks, Lease
+from agentvm_kernel.supervisor.client import Lease
 from agentvm_kernel.supervisor.messages import (
     Ended,
-    ForkRequest,
     Granted,
     LeaseRequest,
     Replaced,
@@ -39,7 +39,7 @@ class State(Enum):
     ENDED = "ended"
 
 
-class Supervisor(Protocol):
+class Supervisor(ForkSupervisor, Protocol):
     """What a machine needs of the supervisor; `SupervisorClient` is the real one."""
 
     def lease(self, request: LeaseRequest) -> AbstractAsyncContextManager[Lease]:
@@ -56,15 +56,6 @@ class Supervisor(Protocol):
 
     async def rollback(self, lease: str, to: str) -> Replaced:
         """Put a clone of a snapshot in the VM's place."""
-
-    def forks(self, lease: str, request: ForkRequest) -> AbstractAsyncContextManager[Forks]:
-        """Clone the VM several times."""
-
-    async def rest_fork(self, lease: str, fork: int) -> None:
-        """Keep a fork whose work is done."""
-
-    async def end_fork(self, lease: str, fork: int) -> None:
-        """End a fork."""
 
     async def adopt(self, lease: str, fork: int) -> Replaced:
         """Put a fork in the VM's place."""
@@ -222,11 +213,52 @@ class Machine:
         """Take a fork in the VM's place; as `rollback` does a snapshot's clone."""
         return await self._operate(self._replace("Adopting the fork", lambda t: t.supervisor.adopt(t.lease, fork)))
 
+    async def fork(self, work: Callable[[ForkSupervisor, str], Coroutine[object, object, _T]]) -> _T:
+        """Let forks of the VM run; the VM is held only until it is saved.
+
+        Args:
+            work: Asks the supervisor for forks of the lease of that id, and runs them.
+
+        Raises:
+            AgentVMError: what the work raises.
+        """
+        running: asyncio.Task[_T] | None = None
+        unwanted = asyncio.Event()
+        try:
+            running = await self._operate(self._fork_point(work, unwanted))
+            self.task = "Running the forks"
+            return await self._outcome(running)
+        finally:
+            self.task = ""
+            unwanted.set()
+            if running is not None:
+                running.cancel()
+
+    async def _fork_point(
+        self, work: Callable[[ForkSupervisor, str], Coroutine[object, object, _T]], unwanted: asyncio.Event
+    ) -> asyncio.Task[_T]:
+        async with self._held_for("Saving the virtual machine") as tenure, tenure.link.hold():
+            taken = self.watcher.snapshot_begins() if self.watcher else None
+            point = ForkPoint(tenure.supervisor)
+            running = self._begin(work(point, tenure.lease))
+            await asyncio.wait((running, point.saved), return_when=asyncio.FIRST_COMPLETED)
+        if taken and point.saved.done() and point.saved.result():
+            taken(point.saved.result(), False)
+        if unwanted.is_set():
+            running.cancel()
+        return running
+
     async def _operate(self, work: Coroutine[object, object, _T]) -> _T:
         """Let an operation on the lease go on to its end, whatever becomes of its caller."""
+        return await self._outcome(self._begin(work))
+
+    def _begin(self, work: Coroutine[object, object, _T]) -> asyncio.Task[_T]:
         operation = asyncio.create_task(work)
         self._operations.add(operation)
         operation.add_done_callback(self._operated)
+        return operation
+
+    async def _outcome(self, operation: asyncio.Task[_T]) -> _T:
         await asyncio.wait([operation])
         if operation.cancelled():
             raise self.error or VMEndedError("The VM was given back.")

@@ -22,6 +22,7 @@ from agentvm_kernel.link.endpoint import UnixEndpoint
 from agentvm_kernel.magics import Registry
 from agentvm_kernel.supervisor.messages import (
     Ended,
+    ForkRequest,
     Granted,
     LeaseRequest,
     Progress,
@@ -92,6 +93,8 @@ class ScriptedSupervisor:
         self.go_on.set()
         self.at_work = asyncio.Event()
         self.working = 0
+        self.forking = False
+        self.fork_events: asyncio.Queue[object] = asyncio.Queue()
 
     async def __aenter__(self) -> ScriptedSupervisor:
         return self
@@ -173,6 +176,25 @@ class ScriptedSupervisor:
     async def adopt(self, lease: str, fork: int) -> Replaced:
         await self._work(f"adopt {fork}")
         return self._replaced(self.taken[-1])
+
+    @asynccontextmanager
+    async def forks(self, lease: str, request: ForkRequest) -> AsyncIterator[AsyncIterator[object]]:
+        self.asked.append(f"forks {request.count} {request.randomness}")
+        self.forking = True
+        try:
+            yield self._fork_events()
+        finally:
+            self.forking = False
+
+    async def _fork_events(self) -> AsyncIterator[object]:
+        while event := await self.fork_events.get():
+            yield event
+
+    async def rest_fork(self, lease: str, fork: int) -> None:
+        self.asked.append(f"rest {fork}")
+
+    async def end_fork(self, lease: str, fork: int) -> None:
+        self.asked.append(f"end {fork}")
 
     def _replaced(self, snapshot: SnapshotInfo) -> Replaced:
         self.current = snapshot.id
@@ -341,7 +363,7 @@ class InProcessKernel:
         self.machine = Machine(LeaseRequest(owner="test"), lambda: supervisor, self._connect)
         self.router = Router(self.sockets, self.machine, Registry())
 
-    async def _connect(self, endpoint: object, *, key: bytes, epoch: int) -> MemoryLink:
+    async def _connect(self, endpoint: object, *, key: bytes, epoch: int, limits: object = None) -> MemoryLink:
         self.links.append(MemoryLink())
         return self.links[-1]
 
