@@ -269,8 +269,23 @@ async def test_every_text_can_be_written_to_a_file() -> None:
 
 async def test_messages_of_any_kind_count_as_a_flood() -> None:
     noise = ("iopub", "other:stream", {"text": "x" * 1000})
-    cell = await told(*[noise] * 20, timeout=30, limits=OutputLimits(taken=10_000))
+    cell = await told(*[noise] * 20, timeout=3600, limits=OutputLimits(taken=10_000))
     assert cell.status == "flood"
+
+
+async def test_what_arrives_just_after_the_news_of_the_death_is_kept() -> None:
+    link = ScriptedLink(("iopub", "stream", {"name": "stdout", "text": "last words"}))
+    death = json.dumps({"event": "kernel_died", "exit_code": 1}).encode()
+    async with running(link, never()) as runner:
+        link.streams["agent"].messages.put_nowait([death])
+        cell_started = asyncio.get_running_loop().create_future()
+        say, link.script = link.script, cell_started.set_result  # type: ignore[method-assign]
+        task = asyncio.create_task(runner.run("code", timeout=30))
+        number = await cell_started
+        await asyncio.sleep(0.05)
+        say(number)
+        cell = await task
+    assert (cell.status, cell.stdout) == ("died", "last words")
 
 
 async def test_a_guest_that_closes_a_stream_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
