@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_YEAR_9999 = 253_370_764_800  # beyond, Python has no dates
+
 Kind = Literal["manual", "auto", "fork"]
 
 
@@ -47,4 +49,4 @@ class Notes(BaseModel):
     cell: Cell = Cell()
     busy: bool = False
     pause_ms: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    created: float = Field(default_factory=time.time, ge=0, allow_inf_nan=False)
+    created: float = Field(default_factory=time.time, ge=0, le=_YEAR_9999)

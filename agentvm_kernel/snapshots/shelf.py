@@ -171,8 +171,12 @@ class Shelf:
                 self.disk.write(folder / _TREE_FILE, _as_json(_TreeFile(notebook=notebook)))
                 self.protect(folder / _TREE_FILE)
                 self._let_pass(folder)
-                self.disk.rename(folder, target)
-                self.disk.sync(self.folder)
+                try:
+                    self.disk.rename(folder, target)
+                    self.disk.sync(self.folder)
+                except OSError:
+                    self.sweep_tree(target.name)
+                    raise
         return target
 
     def put(self, folder: Path, target: Path) -> None:

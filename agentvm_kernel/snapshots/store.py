@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from agentvm_kernel.durable import Disk
+from agentvm_kernel.snapshots.importing import Importer
 from agentvm_kernel.snapshots.prune import Plan, carry_out, plan_removal
 from agentvm_kernel.snapshots.quota import Quota, prunable
 from agentvm_kernel.snapshots.reading import FindGolden, Stored
@@ -42,6 +43,7 @@ class SnapshotStore:
         self.quota = quota
         self._shelf = Shelf(folder, owner, find_golden, disk or Disk())
         self._quota = Quota(self._shelf, quota)
+        self._importer = Importer(self._shelf, self._quota, find_golden)
 
     def open(self) -> list[str]:
         """Clean up after killed processes; at any time, but above all when the supervisor starts.
@@ -84,6 +86,21 @@ class SnapshotStore:
         """Bytes that all snapshots take."""
         with self._shelf.frozen():
             return self._shelf.used()
+
+    def import_archive(self, path: Path, notebook: str = "") -> list[Stored]:
+        """Take in the snapshots of a file that may come from anybody.
+
+        Args:
+            path: The file.
+            notebook: Name of the notebook that they are to belong to; empty for the one that the file names.
+
+        Returns:
+            The snapshots, oldest first; they have new ids.
+
+        Raises:
+            SnapshotError: something in the file is wrong, or this host lacks what it builds on; nothing was changed.
+        """
+        return self._importer.run(path, notebook)
 
     def prune(self, wanted: Callable[[Stored], bool], *, dry_run: bool = False) -> Plan:
         """Remove unlabelled snapshots that are not in use.
