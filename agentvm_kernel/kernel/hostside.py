@@ -63,7 +63,8 @@ class HostSide:
         if self._machine.guest is None:
             return await self.perform_at_once(request, magic)
         content = json.loads(request.message.content)
-        content["code"] = "\n".join(f"# {line}" for line in request.code.strip().splitlines())
+        lines = request.code.strip().replace("\0", "\N{REPLACEMENT CHARACTER}").splitlines()  # Python takes no NUL
+        content["code"] = "\n".join(f"# {line}" for line in lines)
         request.message.content = encode(content)
         request.hold = True
         await self._forward(request)
