@@ -10,3 +10,4 @@ class Benchmark(enum.StrEnum):
     CLONE = "clone"
     SNAPSHOT = "snapshot"
     ROLLBACK = "rollback"
+    TIMETRAVEL = "timetravel"

@@ -80,7 +80,7 @@ def run(wanted: Wanted, say: Say) -> list[Figure]:
         asyncio.run(ours.prepare(say))
         asyncio.run(ours.filled())
         say("starting kernels", None)
-        with _notebook(ours) as (manager, through), kernel() as plain, client_of(plain) as host:
+        with notebook(ours) as (manager, through), kernel() as plain, client_of(plain) as host:
             asyncio.run(ours.filled())
             runners = _runners(through, host)
             _take_turns(runners, wanted.repeat or _REPEAT, say)
@@ -89,7 +89,8 @@ def run(wanted: Wanted, say: Say) -> list[Figure]:
 
 
 @contextmanager
-def _notebook(ours: Bed) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+def notebook(ours: Bed) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    """Start the notebook kernel, and connect a client to it."""
     with kernel("agentvm", env=ours.environment) as manager, client_of(manager) as client:
         yield manager, client
 

@@ -107,12 +107,13 @@ class Tree:
         return find(self.contents(), reference, current)
 
     @contextmanager
-    def new(self, parent: Snapshot, notes: Notes, *, pinned: bool = False) -> Iterator[New]:
+    def new(self, parent: Snapshot, notes: Notes, *, name: str = "", pinned: bool = False) -> Iterator[New]:
         """Provide an empty folder that becomes a snapshot when the block ends well, and vanishes when it does not.
 
         Args:
             parent: What the snapshot descends from: golden, or of this tree.
             notes: What is said of it.
+            name: Its id, from ``new_id``; by default a new one.
             pinned: Count it as in use from the moment that it is there; the caller unpins it.
 
         Yields:
@@ -123,7 +124,7 @@ class Tree:
             DiskFullError: there is no room on the disk.
             QuotaError: there is no room for this user, even after pruning.
         """
-        shelf, name = self._shelf, new_id()
+        shelf, name = self._shelf, name or new_id()
         with storing(shelf.folder):
             check_free(notes.label, self.contents())
             with self._using(parent), shelf.scratch(name, for_qemu=True) as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -10,11 +11,12 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.snapshots.notes import Cell, Notes
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
-from agentvm_kernel.snapshots.tree import New
+from agentvm_kernel.snapshots.tree import check_free, new_id
 from agentvm_kernel.supervisor import messages
 from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.lease import Lease
@@ -24,6 +26,7 @@ from agentvm_kernel.vm.delta import PAGE
 from agentvm_kernel.vm.snapshot import Snapshot
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class History:
@@ -73,18 +76,33 @@ class History:
         # A client that goes away must not stop it half-way.
         task = asyncio.create_task(self._take_turn(lease, request, running))
         self._storing.add(task)
-        task.add_done_callback(self._storing.discard)
+        task.add_done_callback(self._stored)
         if not request.wait_stored:
             await asyncio.wait((task, running), return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 return running.result()
         return await asyncio.shield(task)
 
+    def _stored(self, task: asyncio.Task[SnapshotInfo]) -> None:
+        self._storing.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits, or asks next
+
     async def _take_turn(
         self, lease: Lease, request: SnapshotRequest, running: asyncio.Future[SnapshotInfo]
     ) -> SnapshotInfo:
         async with lease.turn:
-            return await self.take(lease, request, running)
+            failure, lease.failure = lease.failure, None
+            if failure is not None and not request.wait_stored:
+                raise failure
+            try:
+                return await self.take(lease, request, running)
+            except AgentVMError as error:
+                if running.done():
+                    # Nobody waits for it any more: whoever asks next is told.
+                    _log.warning("a snapshot could not be kept: %s", error)
+                    lease.failure = error
+                raise
 
     async def take(
         self, lease: Lease, request: SnapshotRequest, running: asyncio.Future[SnapshotInfo] | None = None
@@ -101,17 +119,24 @@ class History:
             label=request.label, text=request.text, kind=request.kind, busy=request.busy,
             cell=Cell.model_validate(request.cell.model_dump()),
         )  # fmt: skip
-        before, capture = vm.snapshot, None
+        if request.label:
+            await asyncio.to_thread(lambda: check_free(request.label, tree.contents()))
+        before, name = vm.snapshot, new_id()
+
+        def resumed(pause: float, written: int) -> None:
+            if running is not None:
+                running.set_result(_preview(name, _with_pause(notes, pause), lease.current, written))
+
+        capture = await self._capturer.capture(vm, resumed)
+        notes = _with_pause(notes, capture.pause)
         try:
-            async with _in_threads(tree.new(before, notes, pinned=True)) as new:
-                capture = await self._capturer.capture(vm)
-                new.is_dump, new.notes = capture.is_dump, notes.model_copy(update={"pause_ms": capture.pause * 1000})
-                if running is not None:
-                    running.set_result(_preview(new, lease.current, capture))
+            async with _in_threads(tree.new(before, notes, name=name, pinned=True)) as new:
+                new.is_dump = capture.is_dump
                 await asyncio.to_thread(_hand_over, capture, new.folder)
         except BaseException:
-            if capture is not None:
-                vm.take_back(capture.runs, capture.layers)
+            vm.take_back(capture.runs, capture.layers)
+            for file in (capture.device_state, capture.delta):
+                file.unlink(missing_ok=True)
             raise
         await asyncio.to_thread(vm.descend, new.stored.snapshot)
         await asyncio.to_thread(unpin, lease, before)
@@ -163,11 +188,14 @@ def describe(stored: Stored) -> SnapshotInfo:
     )  # fmt: skip
 
 
-def _preview(new: New, parent: str, capture: Capture) -> SnapshotInfo:
-    notes = new.notes
+def _with_pause(notes: Notes, seconds: float) -> Notes:
+    return notes.model_copy(update={"pause_ms": seconds * 1000})
+
+
+def _preview(name: str, notes: Notes, parent: str, written: int) -> SnapshotInfo:
     return SnapshotInfo(
-        id=new.id, parent=parent, label=notes.label, text=notes.text, kind=notes.kind, created=notes.created, size=0,
-        written=capture.written, busy=notes.busy, pause_ms=notes.pause_ms, stored=False,
+        id=name, parent=parent, label=notes.label, text=notes.text, kind=notes.kind, created=notes.created, size=0,
+        written=written, busy=notes.busy, pause_ms=notes.pause_ms, stored=False,
         cell=messages.Cell.model_validate(notes.cell.model_dump()),
     )  # fmt: skip
 

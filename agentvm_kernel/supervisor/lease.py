@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from agentvm_kernel.config import Profile
+from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.snapshots.tree import Tree
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest
@@ -58,12 +59,14 @@ class Lease:
         granted: What the session was told of it.
         forks: Clones of the VM, by number.
         turn: Held by who changes the VM or saves it: one at a time.
+        failure: Why the last snapshot could not be kept, if nobody has been told yet.
     """
 
     def __init__(self, terms: Terms, vm: VM, granted: Granted, audit: AuditLog) -> None:
         self.terms = terms
         self.forks: dict[int, Fork] = {}
         self.turn = asyncio.Lock()
+        self.failure: AgentVMError | None = None
         self._audit = audit
         self._guest_reason = ""
         self._refusals = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,9 @@ from agentvm_kernel.vm.tracking import Tracker
 
 _KEPT: Final = 16 << 20
 _SLACK: Final = 4 << 20  # what a running VM may write between the look and the pause
+
+
+OnResume = Callable[[float, int], None]
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,6 @@ class Capture:
     layers: tuple[Path, ...]
     is_dump: bool = False
 
-    @property
-    def written(self) -> int:
-        """Bytes of memory written since the last snapshot."""
-        return sum(count for _, count in self.runs) * PAGE
-
 
 class Capturer:
     """Takes snapshots of VMs, one at a time: they share the buffer.
@@ -63,12 +61,12 @@ class Capturer:
         self._buffer = Buffer(_KEPT)
         self._turn = asyncio.Lock()
 
-    async def capture(self, vm: VM, *, resume: bool = True) -> Capture:
+    async def capture(self, vm: VM, on_resume: OnResume = lambda _pause, _written: None) -> Capture:
         """Save what a VM wrote.
 
         Args:
             vm: A running VM.
-            resume: Let it run on afterwards.
+            on_resume: Called as soon as it runs on, with the pause in seconds and the bytes of memory that were saved.
 
         Raises:
             SnapshotError: it could not be saved; the VM runs on, and the next snapshot will hold what this one would.
@@ -77,7 +75,7 @@ class Capturer:
         async with self._turn:
             vm.captures += 1
             if tracker is None or content is None:
-                return await self._dump(vm)
+                return await self._dump(vm, on_resume)
             state = vm.folder / f"device-state-{vm.captures}"
             delta = vm.folder / f"memory-{vm.captures}.delta"
             await self._prepare_overlay(vm)
@@ -89,18 +87,19 @@ class Capturer:
                 await asyncio.to_thread(self._copy_pages, vm, tracker)
                 await self._freeze_disk(vm)
             finally:
-                if resume:
-                    await vm.machine.resume()
+                await vm.machine.resume()
             pause = time.perf_counter() - began
+            on_resume(pause, _size(vm.unsaved_runs))
             try:
                 await asyncio.to_thread(self._write_delta, vm.unsaved_runs, content, delta)
             finally:
                 self._buffer.shrink()
             capture = Capture(pause, vm.unsaved_runs, state, delta, tuple(vm.unsaved_layers))
             vm.unsaved_runs, vm.unsaved_layers = [], []
+            await self._prepare_overlay(vm)
             return capture
 
-    async def _dump(self, vm: VM) -> Capture:
+    async def _dump(self, vm: VM, on_resume: OnResume) -> Capture:
         """Let QEMU write everything: where its memory cannot be reached, and of a VM that came from a dump."""
         state, delta = vm.folder / f"device-state-{vm.captures}", vm.folder / f"memory-{vm.captures}.delta"
         await self._prepare_overlay(vm)
@@ -113,13 +112,14 @@ class Capturer:
         finally:
             await vm.machine.resume()
         pause = time.perf_counter() - began
+        on_resume(pause, 0)
         write_delta(delta, [], [])
         capture = Capture(pause, [], state, delta, tuple(vm.unsaved_layers), is_dump=True)
         vm.unsaved_layers = []
         return capture
 
     async def _prepare_overlay(self, vm: VM) -> None:
-        """Have an overlay at hand for the case that the disk was written."""
+        """Have an overlay at hand for the case that the disk was written; for the next snapshot, after this one."""
         if vm.spare_overlay is None:
             overlay = vm.folder / f"disk-{vm.captures + 1}.qcow2"
             await create_overlay(overlay, vm.snapshot.hardware.disk_gb)
