@@ -47,6 +47,9 @@ class LaneHost(Protocol):
     async def interrupted(self, request: Request) -> None:
         """Answer a request that an interrupt ended."""
 
+    async def broken(self, request: Request, failure: BaseException) -> None:
+        """Answer a request whose host magic failed on something that was not foreseen."""
+
     async def abort(self, request: Request) -> None:
         """Answer a request that is not carried out because an earlier one failed."""
 
@@ -144,7 +147,10 @@ class Lane:
             await asyncio.wait([self._magic])
             if self._magic.cancelled():
                 await self._end_interrupted(request)
-            elif not self._magic.result() and request.stop_on_error:
+                return
+            if failure := self._magic.exception():
+                await self._host.broken(request, failure)
+            if (failure or not self._magic.result()) and request.stop_on_error:
                 await self.fail_fast()
         finally:
             self._magic = None

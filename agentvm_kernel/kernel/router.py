@@ -251,6 +251,12 @@ class Router:
         """Answer a request that an interrupt ended."""
         await self._answers.fail(request, KeyboardInterrupt(), remedy=False)
 
+    async def broken(self, request: Request, failure: BaseException) -> None:
+        """Answer a request whose host magic failed on something that was not foreseen."""
+        log.error("a host magic failed", exc_info=failure)
+        error = AgentVMError(f"The magic failed on something that was not foreseen ({type(failure).__name__}).")
+        await self._answers.fail(request, error, remedy=False)
+
     async def abort(self, request: Request) -> None:
         """Answer a request that is not carried out because an earlier one failed."""
         await self._answers.abort(request)

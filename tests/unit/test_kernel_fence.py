@@ -9,6 +9,7 @@ import pytest
 from kernel_harness import TIMEOUT, ScriptedSupervisor, outputs, parts_of, running, types
 
 from agentvm_kernel.kernel import requests
+from agentvm_kernel.magics import vm
 
 
 async def test_a_host_magic_waits_for_the_idle_of_what_went_before_not_its_reply(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ async def test_a_silent_error_does_not_abort(tmp_path: Path, status: str) -> Non
 async def test_idles_that_are_lost_are_waited_for_once_and_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "_LAST_WORDS", 0.3)
+    monkeypatch.setattr(requests, "_LAST_WORDS", 0.5)
     async with running(tmp_path) as kernel, kernel.client() as client:
         guest = await kernel.guest()
         for number in range(40):
@@ -149,8 +150,28 @@ async def test_idles_that_are_lost_are_waited_for_once_and_together(
             asked = await guest.asked()
             guest.reply(asked, {"status": "ok", "execution_count": number})
             await client.get_shell_msg(timeout=TIMEOUT)
-        for _ in range(40):
-            client.execute("%vm")
-            async with asyncio.timeout(TIMEOUT / 2):
+        async with asyncio.timeout(TIMEOUT / 2):
+            for _ in range(40):
+                client.execute("%vm")
                 await guest.execute()
-            await client.get_shell_msg(timeout=TIMEOUT)
+                await client.get_shell_msg(timeout=TIMEOUT)
+
+
+async def test_a_magic_that_fails_unforeseen_is_an_error_and_the_lane_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        monkeypatch.setattr(vm, "run", fail)
+        client.execute("%vm")
+        client.execute("behind")
+        await kernel.held(1)
+        await guest.execute()
+        replies = [await client.get_shell_msg(timeout=TIMEOUT) for _ in range(2)]
+        assert "(ZeroDivisionError)" in replies[0]["content"]["evalue"]
+        assert replies[1]["content"]["status"] == "aborted"
+        client.execute("later")
+        assert (await guest.asked()).content["code"] == "later"
