@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from agentvm_kernel.kernel.host import Host
-from agentvm_kernel.magics import adopt, rollback, snapshot, snapshots, timetravel, undo, vm
+from agentvm_kernel.magics import adopt, fork, rollback, snapshot, snapshots, timetravel, undo, vm
 from agentvm_kernel.magics.call import Call, UsageError, find_call
 
 
@@ -27,6 +27,7 @@ _FAMILIES: Final[dict[str, Family]] = {
     "rollback": rollback,
     "timetravel": timetravel,
     "undo": undo,
+    "%fork": fork,
     "adopt": adopt,
 }
 _DISCARDS: Final = frozenset({("vm", "restart"), ("rollback", ""), ("undo", ""), ("adopt", "")})

@@ -86,6 +86,17 @@ def test_cells_are_undone(nb: Notebook) -> None:
     assert text(nb, "%timetravel off").startswith("Time travel is off")
 
 
+def test_forks_run_a_cell_and_one_is_adopted(nb: Notebook) -> None:
+    shown = text(nb, "%%fork 2\nfruit = 'pear'\nprint('picked')\nfruit * 2")
+    lines = shown.splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["1", "ok"], ["2", "ok"]]
+    assert lines[1].endswith("'pearpear'")
+    assert shown.count("picked") == 2
+    assert nb.run("'fruit' in globals()").result == "False"
+    assert text(nb, "%adopt 2").startswith("Fork 2 is the notebook's VM now (")
+    assert nb.run("fruit").result == "'pear'"
+
+
 def test_nbclient_runs_a_notebook_that_travels_in_time(kernel_environment: Mapping[str, str]) -> None:  # noqa: F811
     sources = [
         "%timetravel on",

@@ -1,0 +1,82 @@
+"""`%%fork`: run a cell in several clones of the present."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Final, Literal, cast
+
+from agentvm_kernel.kernel.execution import LINK_LIMITS
+from agentvm_kernel.kernel.forks import ForkProgress, ForkResult, run_forks
+from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.magics.call import Call, UsageError
+from agentvm_kernel.magics.outcome import draw
+from agentvm_kernel.supervisor.messages import ForkRequest
+
+HELP = """%%fork N [--randomness diverge|common] [--timeout S]
+
+Run the lines below in N clones of the notebook's VM at the same time, each a machine of its own, and show what came of
+each. The notebook's VM stays as it is; %adopt K goes on in fork K.
+
+  N             1 to 64; what does not fit into this host at once waits
+  --randomness  diverge (default): random numbers differ between the forks; common: random, NumPy and torch give the
+                same in all of them, for comparing in pairs
+  --timeout S   seconds after which a fork's cell is interrupted; 300 by default
+
+Example:
+
+  %%fork 4 --timeout 60
+  import random
+  score = random.random()
+  score"""
+
+_VALID: Final = "%%fork N [--randomness diverge|common] [--timeout S], N from 1 to 64, S from 1 to 86400"
+_TIMEOUT: Final = 300
+_MOST_FORKS: Final = 64
+_MOST_SECONDS: Final = 86_400
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+
+
+async def run(call: Call, host: Host) -> Mapping[str, str]:
+    """Carry out a call.
+
+    Raises:
+        UsageError: there is no such call, or there are no lines below.
+        AgentVMError: there could be no forks at all.
+    """
+    read = call.read(_VALID, most=1, texts={"--randomness", "--timeout"})
+    count = _number(call, "".join(read.words), _MOST_FORKS)
+    timeout = _number(call, read.texts.get("--timeout", str(_TIMEOUT)), _MOST_SECONDS)
+    randomness = read.texts.get("--randomness", "diverge")
+    if randomness not in {"diverge", "common"}:
+        raise call.wrong(_VALID)
+    if not call.body.strip():
+        raise UsageError("%%fork needs the lines to run below it.", "%%fork? has an example.")
+    request = ForkRequest(
+        count=count, randomness=cast("Literal['diverge', 'common']", randomness), cell=host.timeline.cell
+    )
+    return draw(await _forked(host, request, call.body, timeout))
+
+
+async def _forked(host: Host, request: ForkRequest, code: str, timeout: float) -> list[ForkResult]:
+    machine = host.machine
+
+    def show(progress: ForkProgress) -> None:
+        machine.stage, machine.done = progress.stage, None
+        if progress.running or progress.finished:
+            machine.stage = f"{progress.running} running, {progress.finished} of {progress.count} done"
+            machine.done = progress.finished / progress.count
+
+    connect = partial(machine.connect, limits=LINK_LIMITS)
+    return await machine.fork(
+        lambda supervisor, lease: run_forks(
+            supervisor, lease, connect, request, code, timeout=timeout, on_progress=show
+        )
+    )
+
+
+def _number(call: Call, text: str, most: int) -> int:
+    if not _NUMBER.fullmatch(text) or int(text) > most:
+        raise call.wrong(_VALID)
+    return int(text)
