@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -21,11 +22,13 @@ from agentvm_kernel.bench import Benchmark
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.host import install_packages
+from agentvm_kernel.snapshots.command import snapshot_app
 from agentvm_kernel.supervisor.client import SupervisorClient
 
 app = typer.Typer(help="Run every notebook in a virtual machine of its own.", no_args_is_help=True)
 image_app = typer.Typer(help="Guest images: build, list, remove.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
+app.add_typer(snapshot_app, name="snapshot")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Flavour = Annotated[str, typer.Argument(help="minimal or standard.")]
@@ -40,9 +43,10 @@ def main() -> None:
     try:
         app()
     except AgentVMError as error:
-        _err.print(f"[red]{error.code}:[/] {error.message}", highlight=False)
+        # What is in a message may come from anywhere, so it is no markup.
+        _err.print(f"[red]{error.code}:[/]", escape(error.message), highlight=False)
         if error.hint:
-            _err.print(error.hint, highlight=False)
+            _err.print(escape(error.hint), highlight=False)
         sys.exit(1)
 
 

@@ -15,7 +15,16 @@ from pathlib import Path
 
 from agentvm_kernel.errors import SnapshotError
 from agentvm_kernel.snapshots.pins import is_used
-from agentvm_kernel.snapshots.reading import DEVICE_STATE, MANIFEST, NOTES, Contents, Stored, allocated, memory_size
+from agentvm_kernel.snapshots.reading import (
+    DELTA_NAME,
+    DEVICE_STATE,
+    MANIFEST,
+    NOTES,
+    Contents,
+    Stored,
+    allocated,
+    memory_size,
+)
 from agentvm_kernel.snapshots.shelf import Shelf
 from agentvm_kernel.vm.delta import Delta, Run, delta_size, merge_deltas, merge_runs
 from agentvm_kernel.vm.snapshot import FileDigest, Manifest, Snapshot
@@ -23,7 +32,6 @@ from agentvm_kernel.vm.snapshot import FileDigest, Manifest, Snapshot
 _log = logging.getLogger(__name__)
 
 _FS_BLOCK = 4096
-_DELTA_NAMES = ("memory.delta", "memory-merged.delta")
 
 
 @dataclass
@@ -214,7 +222,7 @@ def _merge(shelf: Shelf, child: Stored, gone: tuple[Stored, ...]) -> list[str]:
         return []
     try:
         layers = _link_layers(shelf, child, gone)
-        delta = _DELTA_NAMES[old.delta == _DELTA_NAMES[0]]
+        delta = _next_name(old.delta)
         in_order = [_delta(one) for one in (*reversed(gone), child)]
         shelf.disk.make(folder / delta, lambda path: merge_deltas(in_order, path))
         shelf.protect(folder / delta)
@@ -234,6 +242,12 @@ def _merge(shelf: Shelf, child: Stored, gone: tuple[Stored, ...]) -> list[str]:
     for each in doomed:
         shelf.disk.remove_tree(each)
     return [one.id for one in gone[: len(doomed)]]
+
+
+def _next_name(delta: str) -> str:
+    """Return a name for a merged delta; none is used twice, so that whoever still reads an old one can tell."""
+    match = DELTA_NAME.fullmatch(delta)
+    return f"memory-{int(match[1] or 0) + 1 if match else 1}.delta"
 
 
 def _link_layers(shelf: Shelf, child: Stored, gone: tuple[Stored, ...]) -> dict[str, FileDigest]:

@@ -18,7 +18,7 @@ from agentvm_kernel.vm.snapshot import Manifest, Snapshot
 
 MANIFEST, NOTES, DEVICE_STATE = "manifest.json", "notes.json", "device-state"
 ID = re.compile(r"[0-9a-f]{12}")
-DELTA_NAME = re.compile(r"memory(-merged)?\.delta")
+DELTA_NAME = re.compile(r"memory(?:-([1-9][0-9]{0,8}))?\.delta")
 LAYER_NAME = re.compile(r"disk(?:-([1-9][0-9]{0,3}))?\.qcow2")
 
 _SECTOR = 512  # st_blocks is in units of this, whatever the file system's blocks are

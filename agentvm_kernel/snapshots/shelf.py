@@ -216,6 +216,7 @@ class Shelf:
     def recover(self) -> list[str]:
         """Remove what a killed process left half done; the caller holds the lock. Returns a line for each."""
         lines = []
+        self._let_pass(self.folder)  # it may have been made when QEMU ran under another user
         with self.thawed():
             for path in sorted(self.folder.iterdir()):
                 if path.name.startswith(_NEW) and not is_used(path):

@@ -84,6 +84,8 @@ class SnapshotStore:
     @property
     def used(self) -> int:
         """Bytes that all snapshots take."""
+        if not self._shelf.folder.is_dir():
+            return 0
         with self._shelf.frozen():
             return self._shelf.used()
 

@@ -267,7 +267,7 @@ def test_cleaning_up_can_itself_be_killed_at_any_step(tmp_path: Path) -> None:
     for path in leftovers:
         path.mkdir()
         (path / "memory.delta").write_bytes(b"half")
-    garbage = store.tree("n").find("one").snapshot.folder / "memory-merged.delta"
+    garbage = store.tree("n").find("one").snapshot.folder / "memory-1.delta"
     garbage.write_bytes(b"half")
     (snapshots / ("f" * 16)).mkdir()
     counted = tmp_path / "counted"

@@ -24,8 +24,8 @@ from fake_snapshots import (
 )
 
 from agentvm_kernel.errors import SnapshotError
-from agentvm_kernel.snapshots import Cell, Notes, SnapshotStore, Tree
-from agentvm_kernel.vm.snapshot import Snapshot
+from agentvm_kernel.snapshots import Cell, Notes, SnapshotStore, Tree, prune
+from agentvm_kernel.vm.snapshot import FileDigest, Snapshot
 
 
 @pytest.fixture
@@ -125,7 +125,14 @@ def test_files_are_for_their_user_only(tree: Tree, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's QEMU runs under another user")
-def test_qemus_group_reaches_only_what_qemu_reads(tmp_path: Path) -> None:
+def test_qemus_group_reaches_only_what_qemu_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = []
+
+    def describe(path: Path) -> FileDigest:
+        owners.append(path.parent.stat().st_uid)
+        return prune.describe(path)
+
+    monkeypatch.setattr("agentvm_kernel.snapshots.tree.describe", describe)
     tree = make_store(tmp_path, owner=(1234, 4321)).tree("n")
     with tree.new(golden_of(tmp_path), Notes()) as new:
         assert new.folder.stat().st_uid == 1234
@@ -133,6 +140,7 @@ def test_qemus_group_reaches_only_what_qemu_reads(tmp_path: Path) -> None:
         os.chown(new.folder / "device-state", 1234, 4321)
         write_blocks(new.folder / "memory.delta", {})
         (new.folder / "disk.qcow2").write_bytes(b"layer")
+    assert set(owners) == {0}  # QEMU's user cannot put other files there once they are looked at
     folder = new.stored.snapshot.folder
     modes = {
         path.name: (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) for path in folder.iterdir()
