@@ -10,4 +10,5 @@ class Benchmark(enum.StrEnum):
     CLONE = "clone"
     SNAPSHOT = "snapshot"
     ROLLBACK = "rollback"
+    FORK = "fork"
     TIMETRAVEL = "timetravel"

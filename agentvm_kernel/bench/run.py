@@ -7,7 +7,7 @@ import os
 import signal
 from dataclasses import dataclass
 
-from agentvm_kernel.bench import Benchmark, clone, history, kernel, timetravel
+from agentvm_kernel.bench import Benchmark, clone, fork, history, kernel, timetravel
 from agentvm_kernel.bench.bed import Say, Wanted
 from agentvm_kernel.bench.figures import Figure
 
@@ -51,6 +51,8 @@ def run(name: Benchmark | None, wanted: Wanted, say: Say) -> Result:
             figures += asyncio.run(history.run_snapshot(wanted, say))
         if name in {None, Benchmark.ROLLBACK}:
             figures += asyncio.run(history.run_rollback(wanted, say))
+        if name in {None, Benchmark.FORK}:
+            figures += asyncio.run(fork.run(wanted, say))
         if name in {None, Benchmark.TIMETRAVEL}:
             figures += timetravel.run(wanted, say)
     finally:

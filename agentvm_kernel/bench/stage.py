@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from agentvm_kernel.bench.bed import PROFILE, Say, Wanted, bench_settings, libvirt_root, temporary_paths
 from agentvm_kernel.bench.workshop import OwnSnapshot
-from agentvm_kernel.config import Profile, Settings, load_settings
+from agentvm_kernel.config import Pool, Profile, load_settings
 from agentvm_kernel.errors import AgentVMError, VMEndedError
 from agentvm_kernel.kernel.execution import Runner, running
 from agentvm_kernel.link.connection import Link, connect
@@ -88,18 +88,21 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(wanted: Wanted, say: Say, profile: Profile | None = None) -> AsyncIterator[Stage]:
+async def stage(
+    wanted: Wanted, say: Say, profile: Profile | None = None, pool: Pool | None = None
+) -> AsyncIterator[Stage]:
     """Run a supervisor in this process, with temporary folders, and lease a VM.
 
     Args:
         wanted: Image and profile.
         say: Told what is going on.
         profile: Resources, instead of the wanted profile's.
+        pool: What to keep ready, instead of what the user has configured.
     """
     with temporary_paths() as paths:
         settings = bench_settings(load_settings(type(paths).of_user()), wanted)
-        if profile is not None:
-            settings = Settings.model_validate(settings.model_dump() | {"profiles": {PROFILE: profile}})
+        changes = {"profiles": {PROFILE: profile} if profile else settings.profiles, "pool": pool or settings.pool}
+        settings = settings.model_copy(update=changes)
         prepare_folders(paths)
         supervisor = Supervisor(paths, settings, LibvirtHypervisor(settings.uri, libvirt_root(), paths.tag))
         await supervisor.open()

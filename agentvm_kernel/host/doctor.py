@@ -18,6 +18,7 @@ from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.image.store import ImageStore
 from agentvm_kernel.vm.accelerator import QEMU, probe
+from agentvm_kernel.vm.libvirt_connection import EMBED
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 from agentvm_kernel.vm.pagemap import has_soft_dirty
 
@@ -29,6 +30,7 @@ _SETUP = "Run `agentvm setup`."
 _WRITE_PROTECTION_FLOOR = (6, 7)
 _NEEDED_GB = 6
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+_SYSTEM_FOLDER = Path("/var/lib/libvirt/qemu")
 _VHOST_VSOCK = Path("/dev/vhost-vsock")
 
 
@@ -152,14 +154,11 @@ async def _vsock(_paths: Paths) -> Finding:
     return Finding("vsock", "ok", f"{_VHOST_VSOCK}: vsock carries the link")
 
 
-async def _snapshots(_paths: Paths) -> Finding:
-    scope = _PTRACE_SCOPE.read_text().strip() if _PTRACE_SCOPE.exists() else "0"
-    if scope not in {"0", "1"} and os.geteuid() != 0:
-        return Finding(
-            "snapshots", "warning",
-            f"ptrace scope {scope}: QEMU's memory cannot be read; snapshots are complete dumps and take seconds",
-            "sysctl kernel.yama.ptrace_scope=1",
-        )  # fmt: skip
+async def _snapshots(paths: Paths) -> Finding:
+    obstacle, remedy = _memory_obstacle(load_settings(paths).uri)
+    if obstacle:
+        detail = f"{obstacle}: QEMU's memory cannot be read; snapshots are complete dumps and take seconds"
+        return Finding("snapshots", "warning", detail, remedy)
     if has_soft_dirty():
         return Finding("snapshots", "ok", "incremental, by soft-dirty bits of the page table")
     release = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
@@ -169,6 +168,19 @@ async def _snapshots(_paths: Paths) -> Finding:
         "snapshots", "warning", "by comparing all that a VM wrote since it was made: the pause grows with that",
         "Use a kernel with CONFIG_MEM_SOFT_DIRTY, or Linux 6.7 or newer.",
     )  # fmt: skip
+
+
+def _memory_obstacle(uri: str) -> tuple[str, str]:
+    """Return why this user cannot read QEMU's memory, and the remedy; empty if nothing is known to be in the way."""
+    if os.geteuid() == 0:
+        return "", ""
+    scope = _PTRACE_SCOPE.read_text().strip() if _PTRACE_SCOPE.exists() else "0"
+    # Under scope 1 only descendants may be read: the embedded driver's QEMUs are, a daemon's are not.
+    if scope not in ({"0", "1"} if uri == EMBED else {"0"}):
+        return f"ptrace scope {scope}", f'sysctl kernel.yama.ptrace_scope={1 if uri == EMBED else 0}, or uri = "embed".'
+    if "system" in uri and not os.access(_SYSTEM_FOLDER, os.X_OK):
+        return f"{_SYSTEM_FOLDER} is closed, so QEMU has another group", f"As root: chmod o+x {_SYSTEM_FOLDER}"
+    return "", ""
 
 
 async def _image_tools(_paths: Paths) -> Finding:
