@@ -7,6 +7,7 @@ the disk if it was written. Files are written after it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from agentvm_kernel.vm.delta import PAGE, Run, merge_runs, write_delta
 from agentvm_kernel.vm.disk import create_overlay, give_to
 from agentvm_kernel.vm.memory import Buffer
 from agentvm_kernel.vm.tracking import Tracker
+
+_log = logging.getLogger(__name__)
 
 _KEPT: Final = 16 << 20
 _SLACK: Final = 4 << 20  # what a running VM may write between the look and the pause
@@ -96,7 +99,10 @@ class Capturer:
                 self._buffer.shrink()
             capture = Capture(pause, vm.unsaved_runs, state, delta, tuple(vm.unsaved_layers))
             vm.unsaved_runs, vm.unsaved_layers = [], []
-            await self._prepare_overlay(vm)
+            try:
+                await self._prepare_overlay(vm)
+            except AgentVMError as error:  # this snapshot is taken; the next one will try again
+                _log.warning("no overlay for the next snapshot of %s: %s", vm.id, error)
             return capture
 
     async def _dump(self, vm: VM, on_resume: OnResume) -> Capture:
@@ -121,7 +127,8 @@ class Capturer:
     async def _prepare_overlay(self, vm: VM) -> None:
         """Have an overlay at hand for the case that the disk was written; for the next snapshot, after this one."""
         if vm.spare_overlay is None:
-            overlay = vm.folder / f"disk-{vm.captures + 1}.qcow2"
+            vm.overlays += 1
+            overlay = vm.folder / f"disk-{vm.overlays}.qcow2"
             await create_overlay(overlay, vm.snapshot.hardware.disk_gb)
             give_to(overlay, self._owner)
             await vm.machine.prepare_overlay(overlay)

@@ -62,6 +62,7 @@ class VM:
         unsaved_layers: Disk layers, topmost first, of which the same is true.
         disk_writes: How many writes its disk had seen when it was last frozen.
         captures: How many snapshots were tried.
+        overlays: How many overlays were made for its disk.
         epoch: Number of this clone.
         key: The link's shared key.
         created: Seconds since the epoch.
@@ -80,6 +81,7 @@ class VM:
         self.unsaved_layers: list[Path] = []
         self.disk_writes = 0
         self.captures = 0
+        self.overlays = 1
         self.epoch = secrets.randbelow(2**32 - 1) + 1
         self.key = secrets.token_bytes(_KEY_BYTES)
         self.created = time.time()
