@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agentvm_kernel.errors import DiskFullError
+from agentvm_kernel.errors import AgentVMError, DiskFullError
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.content import Content, changed_blocks
 from agentvm_kernel.vm.delta import PAGE, Run, merge_runs, write_delta
