@@ -107,7 +107,8 @@ class FakeSupervisor:
             await stack.aclose()
 
     async def _status(self, _: web.Request) -> web.Response:
-        return web.json_response({"fake": True, "leases": self.leases})
+        notebooks = [lease.wanted.notebook for lease in self._leases.values()]
+        return web.json_response({"fake": True, "leases": self.leases, "notebooks": notebooks})
 
     async def _lease(self, request: web.Request) -> web.StreamResponse:
         wanted = LeaseRequest.model_validate_json(await request.read())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from jupyter_client import BlockingKernelClient
 from kernel_client import TIMEOUT, notebook, wait_until
 from kernel_fixtures import kernel_environment  # noqa: F401
 
+from agentvm_kernel.config import Paths
 from agentvm_kernel.kernel.app import AgentVMKernelApp
+from agentvm_kernel.supervisor.client import SupervisorClient
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -131,6 +134,24 @@ def test_a_killed_kernel_gives_its_vm_back(kernel_environment: Mapping[str, str]
         agent = nb.control("usage_request", {})["pid"] if nb.run("1").status == "ok" else 0
         os.kill(nb.pid, signal.SIGKILL)
         wait_until(lambda: not alive(int(agent)), "the guest's end")
+
+
+def test_snapshots_belong_to_the_notebook_that_jupyter_names_else_to_the_kernel(
+    kernel_environment: Mapping[str, str],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in kernel_environment.items():
+        monkeypatch.setenv(name, value)
+    paths = Paths.of_user()
+
+    async def notebooks() -> list[str]:
+        async with SupervisorClient(paths, start=False) as client:
+            return list((await client.status())["notebooks"])  # type: ignore[call-overload]
+
+    for session in ("/home/ada/study.ipynb", ""):
+        with notebook({**kernel_environment, "JPY_SESSION_NAME": session}) as nb:
+            assert nb.run("1").status == "ok"
+            assert (session or Path(nb.manager.connection_file).stem) in asyncio.run(notebooks())
 
 
 def test_flags_and_aliases_are_those_of_jupyter(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:

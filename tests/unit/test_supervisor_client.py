@@ -85,7 +85,7 @@ async def test_leaving_the_lease_gives_the_vm_back(paths: Paths) -> None:
 
 async def test_status_is_what_the_supervisor_says(paths: Paths) -> None:
     async with FakeSupervisor(paths), SupervisorClient(paths, start=False) as client:
-        assert await client.status() == {"fake": True, "leases": 0}
+        assert await client.status() == {"fake": True, "leases": 0, "notebooks": []}
 
 
 async def test_nobody_there_is_an_error_when_none_may_be_started(paths: Paths) -> None:
