@@ -182,7 +182,6 @@ class _GuestOfSession:
         """Let the machine go on: what was received can still be read."""
 
     async def guest_ended(self, error: AgentVMError) -> None:
-        self.runner = None
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(error)
 

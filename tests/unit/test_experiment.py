@@ -32,10 +32,10 @@ async def supervisor(paths: Paths) -> AsyncIterator[FakeSupervisor]:
 @pytest.mark.usefixtures("supervisor")
 async def test_cells_follow_one_another_in_one_vm(paths: Paths) -> None:
     async with Session(paths=paths) as session:
-        await session.run("x = 20")
-        with_error, value = await asyncio.gather(session.run("x = 21; 1 / 0"), session.run("2 * x"))
-        assert with_error.status == "error"
-        assert value.result == "42"
+        await session.run("x = 0")
+        cells = await asyncio.gather(*(session.run("x += 1; print('x is', flush=True); x") for _ in range(21)))
+        assert [(cell.stdout, cell.result) for cell in cells] == [("x is\n", str(number)) for number in range(1, 22)]
+        assert (await session.run("1 / 0")).status == "error"
         assert (await session.run("import time; time.sleep(60)", timeout=0.5)).status == "timeout"
         assert (await session.run("x")).result == "21"
 

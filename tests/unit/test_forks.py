@@ -16,8 +16,8 @@ from agentvm_kernel.kernel import execution
 from agentvm_kernel.kernel.execution import LINK_LIMITS
 from agentvm_kernel.kernel.forkpoint import ForkEvent
 from agentvm_kernel.kernel.forks import ForkProgress, ForkResult, run_forks
-from agentvm_kernel.link.connection import connect
-from agentvm_kernel.link.endpoint import UnixEndpoint
+from agentvm_kernel.link.connection import Link, connect
+from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
 from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Granted, Progress
 
 CONNECT = partial(connect, limits=LINK_LIMITS)
@@ -158,6 +158,20 @@ async def test_forks_that_have_to_wait_run_as_others_are_done() -> None:
         results = await run(supervisor, 3, NUMBER + "n")
         assert [result.cell.result for result in results] == ["1", "2", "3"]
         assert supervisor.most == 1
+
+
+async def test_no_link_to_a_fork_is_left_open() -> None:
+    links: list[Link] = []
+
+    async def connected(endpoint: Endpoint, *, key: bytes, epoch: int) -> Link:
+        links.append(await CONNECT(endpoint, key=key, epoch=epoch))
+        return links[-1]
+
+    async with FakeSupervisor() as supervisor:
+        await run_forks(supervisor, "l1", connected, ForkRequest(count=1), "1", timeout=60)
+        assert set(supervisor.resting) == {1}
+        async with asyncio.timeout(5):
+            await links[0].wait_closed()
 
 
 async def test_what_the_supervisor_says_of_a_lost_fork_is_its_reason() -> None:
