@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Final, Literal, cast
 
@@ -17,7 +19,7 @@ from agentvm_kernel.supervisor.messages import ForkRequest
 HELP = """%%fork N [--randomness diverge|common] [--timeout S]
 
 Run the lines below in N clones of the notebook's VM at the same time, each a machine of its own, and show what came of
-each. The notebook's VM stays as it is; %adopt K goes on in fork K.
+each. The notebook's VM stays as it is; %adopt K goes on in fork K, %adopt max in the one with the greatest result.
 
   N             1 to 64; what does not fit into this host at once waits
   --randomness  diverge (default): random numbers differ between the forks; common: random, NumPy and torch give the
@@ -33,6 +35,7 @@ Example:
 
 _VALID: Final = "%%fork N [--randomness diverge|common] [--timeout S], N from 1 to 64, S from 1 to 86400"
 _TIMEOUT: Final = 300
+_LONGEST: Final = 40
 _MOST_FORKS: Final = 64
 _MOST_SECONDS: Final = 86_400
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
@@ -56,7 +59,20 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     request = ForkRequest(
         count=count, randomness=cast("Literal['diverge', 'common']", randomness), cell=host.timeline.cell
     )
-    return draw(await _forked(host, request, call.body, timeout))
+    results = await _forked(host, request, call.body, timeout)
+    host.timeline.scores = scores(results)
+    return draw(results)
+
+
+def scores(results: Iterable[ForkResult]) -> dict[int, float]:
+    """Return the results of the forks that are kept and gave a finite number."""
+    found = {}
+    for one in results:
+        with suppress(ValueError):
+            number = float(one.cell.result) if len(one.cell.result) <= _LONGEST else math.nan
+            if one.kept and math.isfinite(number):
+                found[one.fork] = number
+    return found
 
 
 async def _forked(host: Host, request: ForkRequest, code: str, timeout: float) -> list[ForkResult]:
