@@ -17,7 +17,7 @@ in the notebook's own VM since the fork is left behind, as by %rollback.
 
   min, max   the fork whose result is the least, or the greatest, number
 
-Examples:
+Example:
 
   %adopt 3
   %adopt min"""
