@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from agentvm_kernel.errors import QuotaError, SnapshotError
 from agentvm_kernel.snapshots.archive import DESCRIPTION, Description, Entry
-from agentvm_kernel.snapshots.label import check_label
 from agentvm_kernel.snapshots.notes import Notes
 from agentvm_kernel.snapshots.prune import describe
 from agentvm_kernel.snapshots.qcow2 import isolate_layer
@@ -193,8 +192,6 @@ def _builds_on(manifest: Manifest) -> tuple[object, ...]:
 def _check_sizes(entry: Entry) -> None:
     manifest = entry.manifest
     check_names(manifest)
-    if entry.notes.label:
-        check_label(entry.notes.label)
     memory = memory_size(manifest)
     # The worst that can be: every other block, so that each is a run of its own, and the others besides.
     most = {DEVICE_STATE: _MOST_DEVICE_STATE, manifest.delta: delta_size([(0, memory // BLOCK)]) + memory // BLOCK * 16}

@@ -229,6 +229,32 @@ def test_no_name_but_the_expected_one_is_accepted(
     refuse(store, tmp_path / "bad.tar", r"belongs|other than a plain file", tmp_path)
 
 
+def test_headers_with_a_second_name_or_a_wrong_sum_are_refused(
+    exported: Path, store: SnapshotStore, tmp_path: Path
+) -> None:
+    content = bytearray((exported / "plain.tar").read_bytes())
+    content[345:348] = b"a/b"
+    (tmp_path / "bad.tar").write_bytes(content)
+    refuse(store, tmp_path / "bad.tar", "no snapshot archive, or it is damaged", tmp_path)
+    content[148:156] = b"%06o\0 " % (sum(content[:148]) + sum(content[156:512]) + 8 * 32)
+    (tmp_path / "bad.tar").write_bytes(content)
+    refuse(store, tmp_path / "bad.tar", "other than a plain file", tmp_path)
+
+
+def test_golden_snapshots_are_looked_for_by_ids_only(exported: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def change(description: dict[str, Any], _files: dict[str, bytes]) -> None:
+        for one in description["snapshots"]:
+            one["manifest"]["golden"] = "../../elsewhere"
+
+    path = changed(exported, tmp_path / "bad.tar", change)
+    store = SnapshotStore(tmp_path / "state", quota=10**9, owner=None, find_golden=asked.append)  # type: ignore[arg-type]
+    with pytest.raises(SnapshotError, match="does not have"):
+        store.import_archive(path)
+    assert asked == []
+
+
 def test_duplicate_missing_swapped_and_additional_members_are_refused(
     exported: Path, store: SnapshotStore, tmp_path: Path
 ) -> None:
