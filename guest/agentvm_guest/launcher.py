@@ -8,6 +8,7 @@ generators.
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import platform
@@ -53,6 +54,9 @@ def renew(randomness: str, seed: bytes) -> list[str]:
         The names of those that were renewed.
     """
     done = []
+    if randomness == "common" and "numpy" in sys.modules:
+        # NumPy may load it only at its first use, which would then seed it differently in each clone.
+        importlib.import_module("numpy.random")
     if randomness != "keep":
         done = reseed(seed if randomness == "common" else os.urandom(_SEED))
     if (ssl := sys.modules.get("ssl")) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import random
 import socket
 import ssl
@@ -11,6 +12,7 @@ import threading
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from agentvm_guest import launcher
@@ -93,6 +95,23 @@ def test_generators_differ_unless_a_common_seed_is_given_and_openssls_always_doe
     assert len(set(generators.ssl)) == 5
     assert all(0 <= word < 1 << 32 for words in generators.numpy for word in words)
     assert all(0 <= number < 1 << 63 for number in generators.torch)
+
+
+@pytest.mark.usefixtures("random_state")
+def test_a_generator_that_numpy_has_not_loaded_yet_is_common_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").touch()
+    (tmp_path / "numpy" / "random.py").write_text("seeds = []\nseed = seeds.append\n")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "numpy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "numpy" not in launcher.renew("common", bytes(64))
+    monkeypatch.setitem(sys.modules, "numpy", importlib.import_module("numpy"))
+    assert "numpy" not in launcher.renew("diverge", b"")
+    assert "numpy" in launcher.renew("common", bytes(64))
+    monkeypatch.delitem(sys.modules, "numpy.random")
 
 
 @pytest.mark.usefixtures("random_state")
