@@ -194,10 +194,9 @@ def _descend(one: _Alone, parent: Stored | None, goldens: dict[str, Snapshot | s
         raise SnapshotError(golden)
     if golden.identity != one.manifest.base:
         raise SnapshotError(f"its golden snapshot {golden.id[:12]} was made anew, with another memory")
-    above = golden if parent is None else parent.snapshot
-    if above.golden.id != golden.id:
+    if parent is not None and parent.snapshot.manifest.golden != golden.id:
         raise SnapshotError("its parent descends from another golden snapshot")
-    snapshot = Snapshot(one.folder.name, one.folder, one.manifest, above)
+    snapshot = Snapshot(one.folder.name, one.folder, one.manifest, parent.snapshot if parent else golden)
     return Stored(snapshot, one.notes, one.size, one.written)
 
 

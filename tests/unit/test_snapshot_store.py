@@ -422,6 +422,19 @@ def test_snapshots_of_a_golden_one_that_was_made_anew_are_damaged(tree: Tree, tm
     assert tree.snapshots() == []
 
 
+def test_parent_of_another_golden_snapshot_is_damage(tree: Tree, tmp_path: Path) -> None:
+    first = take(tree, golden_of(tmp_path))
+    child = take(tree, first.snapshot)
+    (tmp_path / "golden" / GOLDEN).rename(tmp_path / "golden" / ("b" * 32))
+    make_golden(tmp_path / "golden")
+    other = Snapshot.load(tmp_path / "golden" / ("b" * 32))
+    assert other is not None
+    path = child.snapshot.folder / "manifest.json"
+    path.chmod(0o600)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"golden": other.id, "base": other.identity}))
+    assert [one.reason for one in tree.damaged()] == ["its parent descends from another golden snapshot"]
+
+
 def test_parents_in_a_circle_are_damaged(tree: Tree, tmp_path: Path) -> None:
     first = take(tree, golden_of(tmp_path))
     second = take(tree, first.snapshot)
