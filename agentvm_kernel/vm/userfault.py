@@ -93,6 +93,7 @@ class _Thread:
         self._memory = Path(f"/proc/{tid}/mem").open("r+b", buffering=0)  # noqa: SIM115 - closed by close()
         self._memory.seek(registers.rip - len(_SYSCALL))
         if self._memory.read(len(_SYSCALL)) != _SYSCALL:
+            self.close()
             raise OSError(errno.EBUSY, "it does not wait in a system call")
 
     def close(self) -> None:
