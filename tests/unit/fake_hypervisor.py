@@ -129,10 +129,13 @@ class FakeHypervisor(Hypervisor):
     def domain_name(self, vm: str) -> str:
         return f"fake-{vm}"
 
+    def make_machine(self, spec: DomainSpec, pid: int) -> FakeMachine:
+        return FakeMachine(spec, pid)
+
     async def start(self, spec: DomainSpec) -> FakeMachine:
         if self.failures:
             raise HypervisorError(self.failures.pop(0))
-        machine = FakeMachine(spec, 1000 + len(self.machines))
+        machine = self.make_machine(spec, 1000 + len(self.machines))
         machine.lies = self.lies
         machine.is_mute = self.is_mute
         await machine.listen()
