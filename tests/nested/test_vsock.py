@@ -28,9 +28,12 @@ from agentvm_kernel.link.endpoint import VsockEndpoint
 from agentvm_kernel.link.frame import PROOF, encode_frame
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.proof import HostHandshake
+from agentvm_kernel.snapshots.notes import Notes
+from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.vm.accelerator import probe
 from agentvm_kernel.vm.blank import start_blank
-from agentvm_kernel.vm.clone import VM, become
+from agentvm_kernel.vm.capture import Capturer
+from agentvm_kernel.vm.clone import VM, Randomness, become
 from agentvm_kernel.vm.golden import Source, golden_id, make_golden
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 from agentvm_kernel.vm.snapshot import Snapshot
@@ -234,3 +237,47 @@ async def test_after_a_refusal_the_owner_is_served_again(vms: list[VM], links: l
     link = await dial(vms[0])
     assert (await ask(link, "facts"))["hostname"] == vms[0].id
     await link.close()
+
+
+@on_module_loop
+async def test_a_clone_goes_back_to_its_own_snapshot(
+    folder: Path, hypervisor: LibvirtHypervisor, golden: Snapshot, vms: list[VM]
+) -> None:
+    vm = vms[1]
+    link = await dial(vm)
+    store = SnapshotStore(
+        folder / "snapshots", quota=1 << 30, owner=hypervisor.owner, find_golden={golden.id: golden}.get
+    )
+    store.open()
+    capturer = Capturer(hypervisor.owner)
+    for state in ("first", "second"):
+        await run_cell(link, f"state = {state!r}; open('/tmp/state', 'w').write(state)")
+        async with link.hold():
+            capture = await capturer.capture(vm)
+        with store.tree("nested").new(vm.snapshot, Notes(label=state)) as new:
+            capture.device_state.rename(new.folder / "device-state")
+            capture.delta.rename(new.folder / "memory.delta")
+            for layer in capture.layers:
+                os.link(layer, new.folder / "disk.qcow2")
+        vm.descend(new.stored.snapshot)
+        assert vm.tracker is not None
+        say(f"{state}: {vm.tracker.name}, pause {capture.pause * 1000:.1f} ms, {capture.delta.name}")
+    await link.close()
+    first, second = store.tree("nested").snapshots()
+    assert second.written < first.written, "only what was written since the first is in the second"
+    for stored, state in ((first, "first"), (second, "second")):
+        blank = await start_blank(hypervisor, golden, folder / f"vm-{state}", hypervisor.domain_name(f"vm-{state}"))
+        clone = await become(blank, f"vm-{state}", stored.snapshot, Randomness("keep"))
+        try:
+            back = await dial(clone)
+            assert await run_cell(back, "print(state, open('/tmp/state').read())") == f"{state} {state}\n"
+            await back.close()
+        finally:
+            await clone.end()
+    store.close()
+
+
+@on_module_loop
+async def test_this_kernel_tells_what_was_written(vms: list[VM]) -> None:
+    assert vms[1].tracker is not None
+    assert vms[1].tracker.is_exact, vms[1].tracker.name
