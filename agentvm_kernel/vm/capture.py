@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -119,7 +120,8 @@ class Capturer:
             await vm.machine.resume()
         pause = time.perf_counter() - began
         on_resume(pause, 0)
-        write_delta(delta, [], [])
+        with _writing(delta):
+            write_delta(delta, [], [])
         capture = Capture(pause, [], state, delta, tuple(vm.unsaved_layers), is_dump=True)
         vm.unsaved_layers = []
         return capture
@@ -154,16 +156,22 @@ class Capturer:
 
     def _write_delta(self, runs: list[Run], content: Content, path: Path) -> None:
         """Write what differs from the VM's last snapshot; runs after the pause."""
-        with self._buffer.view(_size(runs)) as pages:
-            try:
-                changed, parts = changed_blocks(content, runs, pages)
-                write_delta(path, changed, parts)
-                del parts
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                raise DiskFullError(
-                    f"There is no room for a snapshot: {error.strerror}.", "Free some space in the state folder."
-                ) from error
+        with self._buffer.view(_size(runs)) as pages, _writing(path):
+            changed, parts = changed_blocks(content, runs, pages)
+            write_delta(path, changed, parts)
+            del parts
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what it means that a file cannot be written, and leave no half of it."""
+    try:
+        yield
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise DiskFullError(
+            f"There is no room for a snapshot: {error.strerror}.", "Free some space in the state folder."
+        ) from error
 
 
 def _size(runs: Sequence[Run]) -> int:

@@ -140,15 +140,16 @@ class Buffer:
     def reserve(self, size: int) -> None:
         """Make room; what it held is lost."""
         if size > self.size:
-            self._map.close()
-            self.size = -(-size // PAGE) * PAGE
-            self._map = self._new(self.size)
+            self._replace(-(-size // PAGE) * PAGE)
 
     def shrink(self) -> None:
         """Give back what was reserved beyond what is kept."""
         if self.size > self._keep:
-            self._map.close()
-            self._map, self.size = self._new(self._keep), self._keep
+            self._replace(self._keep)
+
+    def _replace(self, size: int) -> None:
+        # The old one is not closed: a failed write's traceback may hold views of it. It goes with the last of them.
+        self._map, self.size = self._new(size), size
 
     @property
     def address(self) -> int:
