@@ -24,8 +24,9 @@ from agentvm_kernel.kernel.forks import ForkResult, OnProgress, run_forks
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.link.connection import connect
+from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import Cell, ForkRequest, LeaseRequest, SnapshotInfo, SnapshotRequest
+from agentvm_kernel.supervisor.messages import ForkRequest, LeaseRequest, SnapshotInfo, SnapshotRequest
 
 __all__ = ["CellResult", "ForkResult", "Session"]
 

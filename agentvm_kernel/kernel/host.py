@@ -10,7 +10,8 @@ from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine, State
 from agentvm_kernel.kernel.requests import Request, RequestTable
 from agentvm_kernel.kernel.timeline import Timeline, beginning
-from agentvm_kernel.supervisor.messages import Cell, Replaced, SnapshotInfo, SnapshotKind, SnapshotRequest
+from agentvm_kernel.snapshots.notes import Cell
+from agentvm_kernel.supervisor.messages import Replaced, SnapshotInfo, SnapshotKind, SnapshotRequest
 
 _T = TypeVar("_T")
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from agentvm_kernel.errors import SnapshotError
 from agentvm_kernel.kernel.comms import Comms
-from agentvm_kernel.supervisor.messages import Cell
+from agentvm_kernel.snapshots.notes import Cell
 
 _REMEMBERED: Final = 10_000
 _CODE: Final = 200

@@ -12,7 +12,8 @@ from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics import show
 from agentvm_kernel.magics.call import Call, UsageError
 from agentvm_kernel.snapshots.label import RULE, check_label
-from agentvm_kernel.supervisor.messages import Cell, RollbackPlan, SnapshotInfo
+from agentvm_kernel.snapshots.notes import Cell
+from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo
 
 HELP = """%rollback [LABEL | ID | ~N] [--dry-run]
 

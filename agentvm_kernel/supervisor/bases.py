@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +49,22 @@ class Bases:
             return
         task = self._making[key] = asyncio.create_task(self._make(key, snapshot))
         task.add_done_callback(lambda _: self._making.pop(key, None))
+
+    def renew(self, lease: Lease, snapshots: Mapping[str, Snapshot]) -> None:
+        """Take note of the files that a lease's snapshots have now: some may have been merged or removed.
+
+        Args:
+            lease: The lease.
+            snapshots: All of its tree.
+        """
+        base = self._bases.get(lease.terms.id)
+        if base is None:
+            return
+        if base.id in snapshots:
+            self._bases[lease.terms.id] = snapshots[base.id]
+            self._pool.renew_base(snapshots[base.id])
+        else:
+            self.drop(lease.terms.id)
 
     async def _make(self, key: str, snapshot: Snapshot) -> None:
         size = snapshot.golden.memory.stat().st_blocks * 512 + distance(snapshot.golden, snapshot)

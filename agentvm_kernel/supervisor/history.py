@@ -6,26 +6,28 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.snapshots.notes import Cell, Notes
+from agentvm_kernel.snapshots.notes import Notes
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
-from agentvm_kernel.snapshots.tree import check_free, new_id
-from agentvm_kernel.supervisor import messages
+from agentvm_kernel.snapshots.tree import Tree, check_free, new_id
 from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo, SnapshotRequest, SnapshotTree
 from agentvm_kernel.vm.capture import Capture, Capturer
+from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.delta import PAGE
 from agentvm_kernel.vm.snapshot import Snapshot
 
 _T = TypeVar("_T")
+_THREADS = 32
 _log = logging.getLogger(__name__)
 
 
@@ -44,19 +46,37 @@ class History:
         self._capturer = capturer
         self._bases = bases
         self._audit = audit
+        # Of its own: what waits for the store's lock must not take the threads of who holds it.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="snapshots")
         self._storing: set[asyncio.Task[SnapshotInfo]] = set()
 
     async def close(self) -> None:
         """Wait until what was captured is stored."""
         await asyncio.gather(*self._storing, return_exceptions=True)
+        self._threads.shutdown()
+
+    async def _call(self, function: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    @asynccontextmanager
+    async def _in_threads(self, manager: AbstractContextManager[_T]) -> AsyncIterator[_T]:
+        """Enter and leave a context that blocks without blocking the event loop."""
+        value = await self._call(manager.__enter__)
+        try:
+            yield value
+        except BaseException as error:
+            if not await self._call(manager.__exit__, type(error), error, error.__traceback__):
+                raise
+        else:
+            await self._call(manager.__exit__, None, None, None)
 
     async def tree(self, lease: Lease) -> SnapshotTree:
         """Return the snapshots of a lease's notebook."""
         tree = lease.terms.tree
-        snapshots = await asyncio.to_thread(tree.snapshots)
+        snapshots = await self._call(tree.snapshots)
         return SnapshotTree(
             notebook=tree.id, current=lease.current, snapshots=tuple(describe(stored) for stored in snapshots),
-            quota=self._store.quota, used=await asyncio.to_thread(lambda: self._store.used),
+            quota=self._store.quota, used=await self._call(lambda: self._store.used),
         )  # fmt: skip
 
     async def snapshot(self, lease: Lease, request: SnapshotRequest) -> SnapshotInfo:
@@ -115,12 +135,9 @@ class History:
             running: Gets what is known as soon as the VM runs on.
         """
         vm, tree = lease.vm, lease.terms.tree
-        notes = Notes(
-            label=request.label, text=request.text, kind=request.kind, busy=request.busy,
-            cell=Cell.model_validate(request.cell.model_dump()),
-        )  # fmt: skip
+        notes = Notes(label=request.label, text=request.text, kind=request.kind, busy=request.busy, cell=request.cell)
         if request.label:
-            await asyncio.to_thread(lambda: check_free(request.label, tree.contents()))
+            await self._call(lambda: check_free(request.label, tree.contents()))
         before, name = vm.snapshot, new_id()
 
         def resumed(pause: float, written: int) -> None:
@@ -130,28 +147,34 @@ class History:
         capture = await self._capturer.capture(vm, resumed)
         notes = _with_pause(notes, capture.pause)
         try:
-            async with _in_threads(tree.new(before, notes, name=name, pinned=True)) as new:
+            async with self._in_threads(tree.new(before, notes, name=name, pinned=True)) as new:
                 new.is_dump = capture.is_dump
-                await asyncio.to_thread(_hand_over, capture, new.folder)
+                await self._call(_hand_over, capture, new.folder)
         except BaseException:
             vm.take_back(capture.runs, capture.layers)
             for file in (capture.device_state, capture.delta):
                 file.unlink(missing_ok=True)
             raise
-        await asyncio.to_thread(vm.descend, new.stored.snapshot)
-        await asyncio.to_thread(unpin, lease, before)
+        await self._call(self._descend, vm, tree, name)
+        await self._call(unpin, lease, before)
         self._bases.consider(lease)
         info = describe(new.stored)
         self._audit.record("snapshot_created", vm=vm.id, snapshot=info.id, tree=tree.id, label=info.label)
         return info
 
+    def _descend(self, vm: VM, tree: Tree, name: str) -> None:
+        # Found anew: another notebook's pruning may have merged what lies before it, and renamed files.
+        with self._store.frozen():
+            vm.descend(tree.find(name).snapshot)
+
     async def plan(self, lease: Lease, to: str) -> RollbackPlan:
         """Say what a rollback would do."""
         tree = lease.terms.tree
-        target = await asyncio.to_thread(tree.find, to, lease.current)
-        by_id = {stored.id: stored for stored in await asyncio.to_thread(tree.snapshots)}
+        target = await self._call(tree.find, to, lease.current)
+        by_id = {stored.id: stored for stored in await self._call(tree.snapshots)}
         kept = {older.id for older in target.snapshot.lineage}
-        left = [by_id[older.id] for older in lease.vm.snapshot.lineage[:0:-1] if older.id not in kept]
+        mine = [older.id for older in lease.vm.snapshot.lineage[:0:-1]]
+        left = [by_id[one] for one in mine if one not in kept and one in by_id]
         tracker = lease.vm.tracker
         written = sum(count for _, count in tracker.look()) * PAGE if tracker else 0
         return RollbackPlan(
@@ -166,9 +189,11 @@ class History:
         Raises:
             SnapshotError: there is no such snapshot.
         """
-        async with _in_threads(self._store.frozen()):
-            stored = await asyncio.to_thread(lease.terms.tree.find, to, lease.current)
-            await asyncio.to_thread(lease.terms.tree.pin, stored.id)
+        async with self._in_threads(self._store.frozen()):
+            tree = lease.terms.tree
+            stored = await self._call(tree.find, to, lease.current)
+            await self._call(tree.pin, stored.id)
+            self._bases.renew(lease, {one.id: one.snapshot for one in await self._call(tree.snapshots)})
             yield stored
 
 
@@ -184,7 +209,7 @@ def describe(stored: Stored) -> SnapshotInfo:
     return SnapshotInfo(
         id=stored.id, parent=stored.parent, label=notes.label, text=notes.text, kind=notes.kind,
         created=notes.created, size=stored.size, written=stored.written, busy=notes.busy, pause_ms=notes.pause_ms,
-        cell=messages.Cell.model_validate(notes.cell.model_dump()),
+        cell=notes.cell,
     )  # fmt: skip
 
 
@@ -196,7 +221,7 @@ def _preview(name: str, notes: Notes, parent: str, written: int) -> SnapshotInfo
     return SnapshotInfo(
         id=name, parent=parent, label=notes.label, text=notes.text, kind=notes.kind, created=notes.created, size=0,
         written=written, busy=notes.busy, pause_ms=notes.pause_ms, stored=False,
-        cell=messages.Cell.model_validate(notes.cell.model_dump()),
+        cell=notes.cell,
     )  # fmt: skip
 
 
@@ -206,16 +231,3 @@ def _hand_over(capture: Capture, folder: Path) -> None:
     capture.delta.rename(folder / "memory.delta")
     for number, layer in enumerate(capture.layers):
         os.link(layer, folder / (f"disk-{number}.qcow2" if number else "disk.qcow2"))
-
-
-@asynccontextmanager
-async def _in_threads(manager: AbstractContextManager[_T]) -> AsyncIterator[_T]:
-    """Enter and leave a context that blocks without blocking the event loop."""
-    value = await asyncio.to_thread(manager.__enter__)
-    try:
-        yield value
-    except BaseException as error:
-        if not await asyncio.to_thread(manager.__exit__, type(error), error, error.__traceback__):
-            raise
-    else:
-        await asyncio.to_thread(manager.__exit__, None, None, None)

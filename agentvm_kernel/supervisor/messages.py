@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from agentvm_kernel.link.endpoint import UnixEndpoint, VsockEndpoint
+from agentvm_kernel.snapshots.notes import Cell, Kind
 
 API_VERSION = 1
 
@@ -106,22 +107,8 @@ lease_event_adapter: TypeAdapter[Progress | Granted | Ended] = TypeAdapter(Lease
 
 
 Label = Annotated[str, Field(max_length=64)]
-SnapshotKind = Literal["manual", "auto", "fork"]
+SnapshotKind = Kind
 Randomness = Literal["keep", "diverge", "common"]
-
-
-class Cell(Message):
-    """The cell that led to a snapshot.
-
-    Attributes:
-        run: Number of the run within the kernel process; it never goes back.
-        count: The guest's execution count, as the guest claims it.
-        code: The beginning of its code.
-    """
-
-    run: int = Field(default=0, ge=0)
-    count: int | None = Field(default=None, ge=0)
-    code: str = Field(default="", max_length=2000)
 
 
 class SnapshotRequest(Message):

@@ -131,6 +131,11 @@ class Pool:
         self._stocks[snapshot.id] = Stock(snapshot, memory)
         self._wanted.set()
 
+    def renew_base(self, snapshot: Snapshot) -> None:
+        """Take note of the files that a base's snapshot and its ancestors have now."""
+        if stock := self._stocks.get(snapshot.id):
+            stock.snapshot = snapshot
+
     def drop_base(self, snapshot: Snapshot) -> None:
         """Keep none any more."""
         if stock := self._stocks.pop(snapshot.id, None):
@@ -254,6 +259,7 @@ class Pool:
             if blank.machine.ended.done():
                 self._retire(blank)
                 continue
+            blank.base = stock.snapshot
             return await become(blank, blank.machine.spec.folder.name, snapshot, randomness)
         blank = await self._start_blank(stock)
         return await become(blank, blank.machine.spec.folder.name, snapshot, randomness)

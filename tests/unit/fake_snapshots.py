@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agentvm_kernel.durable import Disk
-from agentvm_kernel.snapshots import Notes, SnapshotStore, Stored, Tree
+from agentvm_kernel.snapshots.notes import Notes
+from agentvm_kernel.snapshots.reading import Stored
+from agentvm_kernel.snapshots.store import SnapshotStore
+from agentvm_kernel.snapshots.tree import Tree
 from agentvm_kernel.vm.delta import BLOCK, Delta, Layers, merge_runs, write_delta
 from agentvm_kernel.vm.snapshot import Manifest, Snapshot, write_manifest
 

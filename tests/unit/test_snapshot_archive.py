@@ -29,9 +29,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentvm_kernel.errors import DiskFullError, QuotaError, SnapshotError
-from agentvm_kernel.snapshots import SnapshotStore
 from agentvm_kernel.snapshots.exporting import export_snapshot
 from agentvm_kernel.snapshots.qcow2 import isolate_layer
+from agentvm_kernel.snapshots.store import SnapshotStore
 
 DISK_BYTES = 2 * 10**9 // 4096 * 4096
 

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from agentvm_kernel import cli
 from agentvm_kernel.errors import AgentVMError, ConfigError, SnapshotError
-from agentvm_kernel.snapshots import Cell, Notes, SnapshotStore, Tree
+from agentvm_kernel.snapshots.notes import Cell, Notes
+from agentvm_kernel.snapshots.store import SnapshotStore
+from agentvm_kernel.snapshots.tree import Tree
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from faulty_disk import FaultyDisk, Killed, PowerCut
 
 from agentvm_kernel.durable import Disk
 from agentvm_kernel.errors import DiskFullError, SnapshotError
-from agentvm_kernel.snapshots import Notes, SnapshotStore
+from agentvm_kernel.snapshots.notes import Notes
+from agentvm_kernel.snapshots.store import SnapshotStore
 
 Content = tuple[str, dict[int, int], list[bytes], str]
 """Label, memory, disk layers and device state of a snapshot."""

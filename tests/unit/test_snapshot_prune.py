@@ -21,8 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentvm_kernel.errors import QuotaError, SnapshotError
-from agentvm_kernel.snapshots import SnapshotStore, Stored, Tree
 from agentvm_kernel.snapshots.quota import readable_size
+from agentvm_kernel.snapshots.reading import Stored
+from agentvm_kernel.snapshots.store import SnapshotStore
+from agentvm_kernel.snapshots.tree import Tree
 
 BIG: Blocks = dict.fromkeys(range(400), 7)  # about 100 kB
 

@@ -24,7 +24,10 @@ from fake_snapshots import (
 )
 
 from agentvm_kernel.errors import SnapshotError
-from agentvm_kernel.snapshots import Cell, Notes, SnapshotStore, Tree, prune
+from agentvm_kernel.snapshots import prune
+from agentvm_kernel.snapshots.notes import Cell, Notes
+from agentvm_kernel.snapshots.store import SnapshotStore
+from agentvm_kernel.snapshots.tree import Tree
 from agentvm_kernel.vm.snapshot import FileDigest, Snapshot
 
 

@@ -14,10 +14,10 @@ from aiohttp import web
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ApiError, SupervisorError
 from agentvm_kernel.link.endpoint import UnixEndpoint
+from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor import client as module
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import (
-    Cell,
     ForkEnded,
     ForkGranted,
     ForkRequest,
