@@ -106,9 +106,13 @@ def image_list(as_json: Json = False) -> None:
 
 
 @image_app.command("rm")
-def image_rm(digest: Annotated[str, typer.Argument(help="Digest, or its beginning.")]) -> None:
+def image_rm(
+    digest: Annotated[str, typer.Argument(help="Digest, or its beginning.")],
+    force: Annotated[bool, typer.Option("--force", help="Even if snapshots of notebooks build on it.")] = False,
+) -> None:
     """Remove an image and its golden snapshots."""
     from agentvm_kernel.image.store import ImageStore  # noqa: PLC0415 - not needed by other commands
+    from agentvm_kernel.snapshots.command import count_built_on  # noqa: PLC0415
     from agentvm_kernel.supervisor.catalogue import remove_snapshots_of  # noqa: PLC0415
 
     paths = Paths.of_user()
@@ -116,6 +120,11 @@ def image_rm(digest: Annotated[str, typer.Argument(help="Digest, or its beginnin
     found = [image for image in store.images() if image.digest.startswith(digest)]
     if len(found) != 1:
         raise AgentVMError(f"{len(found)} images begin with {digest!r}.", "See `agentvm image list`.")
+    if not force and (number := count_built_on(found[0].digest)):
+        raise AgentVMError(
+            f"{number} snapshots of notebooks build on this image, and could not be gone back to any more.",
+            "Look at them with `agentvm snapshot list`, or use --force.",
+        )
     store.remove(found[0].digest)
     remove_snapshots_of(paths.cache, found[0].digest)
     print(f"Removed {found[0].digest[:12]} ({found[0].flavour}).")

@@ -54,6 +54,15 @@ def _store(*, changing: bool = False) -> SnapshotStore:
     return store
 
 
+def count_built_on(image: str) -> int:
+    """Return how many snapshots of notebooks build on an image.
+
+    Args:
+        image: Its digest.
+    """
+    return sum(one.snapshot.manifest.image == image for tree in _store().trees() for one in tree.snapshots())
+
+
 def _trees(store: SnapshotStore, notebook: str) -> list[Tree]:
     trees = store.trees()
     if not notebook:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from agentvm_kernel import cli
 from agentvm_kernel.errors import AgentVMError, ConfigError, SnapshotError
+from agentvm_kernel.image.store import Image, ImageStore
 from agentvm_kernel.snapshots.notes import Cell, Notes
 from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.snapshots.tree import Tree
@@ -223,3 +224,19 @@ def test_errors_are_two_lines_and_no_markup(
     assert caught.value.code == 1
     assert "There is no snapshot '[/]x[red]'" in capsys.readouterr().err
     assert issubclass(SnapshotError, AgentVMError)
+
+
+def test_an_image_that_snapshots_build_on_is_not_removed_by_accident(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = golden_of(tmp_path).manifest.image
+    removed: list[str] = []
+    image = Image(digest, "minimal", tmp_path)
+    monkeypatch.setattr(ImageStore, "images", lambda _self: [image])
+    monkeypatch.setattr(ImageStore, "remove", lambda _self, name: removed.append(name))
+    result = CliRunner().invoke(cli.app, ["image", "rm", digest])
+    assert isinstance(result.exception, AgentVMError)
+    assert "4 snapshots" in result.exception.message
+    assert removed == []
+    assert CliRunner().invoke(cli.app, ["image", "rm", digest, "--force"]).exit_code == 0
+    assert removed == [digest]
