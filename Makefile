@@ -29,11 +29,12 @@ $(VENV)/.installed: pyproject.toml $(wildcard kernelspec/*)
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-lint: setup  ## Style, types and security.
+lint: setup  ## Style, types, security, and that the documents can be built.
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml agentvm_kernel guest
+	@$(BIN)/mkdocs build --quiet --strict
 
 image: setup
 	@$(BIN)/agentvm image build minimal
