@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from agentvm_kernel.errors import AgentVMError, SnapshotError
+from agentvm_kernel.supervisor.budget import slots
 from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.history import unpin
 from agentvm_kernel.supervisor.lease import Fork, Lease
 from agentvm_kernel.supervisor.messages import (
     ForkEnded,
@@ -24,10 +24,6 @@ from agentvm_kernel.vm.clone import VM, Randomness
 from agentvm_kernel.vm.snapshot import Snapshot
 
 _SEED_BYTES = 64
-_RUNNING_PER_CORE = 4
-# What an idle fork takes of its own, and room for what its cell does.
-_MEMORY_PER_FORK = 128 << 20
-_SHARE_OF_MEMORY = 0.7
 
 
 class Forks:
@@ -93,8 +89,12 @@ class Forks:
         lease, supervisor = self._lease, self._supervisor
         began = time.monotonic()
         async with supervisor.history.found(lease, snapshot.id) as stored:
-            vm = await supervisor.pool.clone(stored.snapshot, self._randomness)
-        fork = lease.forks[number] = Fork(vm)
+            try:
+                vm = await supervisor.pool.clone(stored.snapshot, self._randomness)
+            except BaseException:
+                unpin(lease, stored.snapshot)
+                raise
+            fork = lease.forks[number] = Fork(vm)
         granted = supervisor.grant(lease, vm, (time.monotonic() - began) * 1000)
         self._emit(ForkGranted(fork=number, granted=granted))
         return fork
@@ -128,17 +128,6 @@ async def rest(lease: Lease, number: int) -> None:
     await fork.vm.pause()
     fork.is_resting = True
     fork.settled.set()
-
-
-def slots() -> int:
-    """Return how many forks this host can run at the same time, by its cores and free memory; at least one."""
-    free = next(
-        int(line.split()[1]) << 10
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemAvailable:")
-    )
-    by_memory = int(free * _SHARE_OF_MEMORY / _MEMORY_PER_FORK)
-    return max(1, min(by_memory, _RUNNING_PER_CORE * len(os.sched_getaffinity(0))))
 
 
 def _sentence(vm: VM) -> str:

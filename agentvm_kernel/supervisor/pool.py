@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agentvm_kernel import config
 from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.supervisor.budget import room
 from agentvm_kernel.vm.blank import Blank, start_blank
 from agentvm_kernel.vm.clone import VM, Randomness, become
 from agentvm_kernel.vm.complete import distance
@@ -207,9 +208,11 @@ class Pool:
     async def drain(self) -> None:
         """Fill up, and then end all blanks and refill none until the next clone; for benchmarks."""
         await self.wait_all_filled()
+        self._is_quiet += 1  # unlike quiet(), it does not ask for a refill in the end
         for stock in self._stocks.values():
             while stock.blanks:
                 await stock.blanks.popleft().end()
+        self._is_quiet -= 1
 
     def nearest_distance(self, snapshot: Snapshot) -> int:
         """Return the bytes of memory in which a snapshot differs from the stock it would be cloned from."""
@@ -288,7 +291,10 @@ class Pool:
             self._retire(blank)
 
     async def _add_one(self) -> bool:
-        """Add what is most wanted; say whether anything was."""
+        """Add what is most wanted; say whether anything was. A host that is short of memory keeps nothing ready."""
+        if room() < 1:
+            _log.warning("too little memory is available to keep VMs ready")
+            return False
         for stock in reversed(self._stocks.values()):
             if self._lacks_warm(stock):
                 vm = await self._clone(stock)

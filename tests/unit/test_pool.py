@@ -157,3 +157,13 @@ async def test_one_who_gives_up_waiting_leaves_no_vm(
         await asyncio.gather(waiting, return_exceptions=True)
     await pool.wait_filled(snapshot)
     assert not pool.leased
+
+
+async def test_a_host_short_of_memory_keeps_nothing_ready_and_still_serves(
+    pool: Pool, snapshot: Snapshot, hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentvm_kernel.supervisor.pool.room", lambda: 0)
+    vm = await pool.acquire(snapshot)
+    await pool.release(vm)
+    await pool.close()
+    assert len(hypervisor.machines) == 1 + 1, "the golden snapshot's boot and the VM that was asked for"
