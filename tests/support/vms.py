@@ -1,14 +1,71 @@
-"""The tests' own supervisor, seen from outside: its processes, its end."""
+"""The tests' own supervisors: their folders, their processes, their end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import pytest
+
 from agentvm_kernel.config import Paths
+from agentvm_kernel.errors import SupervisorError
 from agentvm_kernel.supervisor.client import SupervisorClient
+
+CONFIG = """\
+image = "minimal"
+profile = "test"
+idle_exit = 120
+
+[profiles.test]
+vcpus = 1
+memory_mib = 512
+disk_gb = 4
+"""
+
+
+@contextmanager
+def own_supervisor(
+    config: str = "", disk: Callable[[Path], AbstractContextManager[None]] = lambda _: nullcontext()
+) -> Iterator[Paths]:
+    """Folders of a supervisor that ends with the context and must leave nothing behind; images are the user's.
+
+    Args:
+        config: What its configuration has besides the tests' own.
+        disk: Puts a file system under its state folder.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="avm-"))
+    # Root's QEMUs run as another user, who has to pass through.
+    folder.chmod(0o711)
+    (folder / "config.toml").write_text(CONFIG + config)
+    (folder / "s").mkdir(mode=0o711)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGENTVM_STATE_DIR", str(folder / "s"))
+        patch.setenv("AGENTVM_CONFIG", str(folder / "config.toml"))
+        paths = Paths.of_user()
+    with disk(paths.state):
+        yield paths
+        try:
+            asyncio.run(shut_down(paths))
+        except SupervisorError as error:
+            assert "not running" in str(error)  # noqa: PT017 - an idle supervisor has left by itself
+        assert qemus(paths.tag) == []
+    shutil.rmtree(folder)
+
+
+def environment_of(paths: Paths) -> dict[str, str]:
+    """The environment of kernel processes that use a supervisor."""
+    return {
+        "AGENTVM_STATE_DIR": str(paths.state),
+        "AGENTVM_CONFIG": str(paths.config),
+        "AGENTVM_IMAGE": "minimal",
+        "AGENTVM_PROFILE": "test",
+    }
 
 
 def qemus(tag: str) -> list[int]:
