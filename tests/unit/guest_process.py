@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -48,7 +47,9 @@ class GuestProcess:
         command = [sys.executable, "-I", "-S", "-c", _CHILD, str(backing), str(parts)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self._process.pid
-        self._hear()
+        if not self._hears():
+            self.end()
+            raise HypervisorError(f"QEMU could not be started over {backing}")
         self.wait_blocked()
 
     def _say(self, line: str) -> None:
@@ -56,9 +57,9 @@ class GuestProcess:
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
 
-    def _hear(self) -> None:
+    def _hears(self) -> bool:
         assert self._process.stdout is not None
-        assert self._process.stdout.readline()
+        return bool(self._process.stdout.readline())
 
     def wait_blocked(self) -> None:
         """Wait until it waits for its standard input, as QEMU's main thread waits for events (proc(5), syscall)."""
@@ -67,7 +68,7 @@ class GuestProcess:
 
     def write(self, place: int, content: bytes) -> None:
         self._say(f"write {place} {content.hex()}")
-        self._hear()
+        assert self._hears()
 
     def touch(self, *pages: int, value: int = 7) -> None:
         """Write one byte into each of some pages."""
@@ -93,6 +94,7 @@ class MemoryMachine(FakeMachine):
         super().__init__(spec, pid)
         self.writes = 0
         self.faults: set[str] = set()
+        self.common_faults: set[str] = set()
         self.process: GuestProcess | None = None
         if spec.boot is None:
             self.process = GuestProcess(spec.memory)
@@ -105,8 +107,10 @@ class MemoryMachine(FakeMachine):
         return self.process
 
     def _step(self, name: str) -> None:
-        if name in self.faults:
-            self.faults.remove(name)
+        for faults in (self.faults, self.common_faults):
+            if name not in faults:
+                continue
+            faults.remove(name)
             self.calls.append(f"{name} failed")
             raise HypervisorError(f"QEMU refused to {name}")
 
@@ -139,17 +143,23 @@ class MemoryMachine(FakeMachine):
 
 
 class MemoryHypervisor(FakeHypervisor):
-    """Starts machines that have a memory."""
+    """Starts machines that have a memory.
+
+    Attributes:
+        faults: Steps that fail in whichever machine takes them next.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: set[str] = set()
 
     def make_machine(self, spec: DomainSpec, pid: int) -> MemoryMachine:
-        return MemoryMachine(spec, pid)
+        machine = MemoryMachine(spec, pid)
+        machine.common_faults = self.faults
+        return machine
 
     def of(self, pid: int) -> MemoryMachine:
         """Return the machine of a process."""
         machine = next(machine for machine in self.machines if machine.pid == pid)
         assert isinstance(machine, MemoryMachine)
         return machine
-
-    async def gone(self, machine: FakeMachine) -> None:
-        """Wait until a machine is gone."""
-        await asyncio.wait_for(asyncio.shield(machine.ended), 30)

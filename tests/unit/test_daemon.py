@@ -11,49 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 from fake_hypervisor import FakeHypervisor
+from supervisor_bed import FakeStore, first_grant, make_paths, serving
 
-from agentvm_kernel.config import Paths, Profile, Settings
+from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, ApiError, SupervisorError
-from agentvm_kernel.image.store import Image
 from agentvm_kernel.supervisor import api, catalogue
-from agentvm_kernel.supervisor.api import make_app
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor, choose_transport
 from agentvm_kernel.supervisor.daemon import AlreadyRunningError, only_one, prepare_folders
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
 from agentvm_kernel.vm.spec import Transport
 
-SETTINGS = Settings(
-    image="minimal", profile="tiny", accelerator="tcg", transport="serial",
-    profiles={"tiny": Profile(vcpus=1, memory_mib=256, disk_gb=4)},
-)  # fmt: skip
-
-
-class FakeStore:
-    """A store with one image, which it builds on demand."""
-
-    def __init__(self, cache: Path) -> None:
-        self.folder = cache / "image"
-        self.builds = 0
-
-    def find(self, flavour: str) -> Image | None:
-        return Image("d" * 64, flavour, self.folder) if self.folder.exists() else None
-
-    def build(self, flavour: str, progress: object) -> Image:
-        assert callable(progress)
-        progress("installing packages", 0.5)
-        self.folder.mkdir(parents=True)
-        image = Image("d" * 64, flavour, self.folder)
-        for path in (image.kernel, image.initramfs, image.rootfs):
-            path.write_bytes(b"\0" * 512)
-        return image
-
 
 @pytest.fixture
 def paths(short_tmp: Path) -> Paths:
-    return Paths(short_tmp / "c", short_tmp / "s", short_tmp / "s/run", short_tmp / "config.toml")
+    return make_paths(short_tmp)
 
 
 @pytest.fixture
@@ -66,15 +39,8 @@ async def supervisor(
     paths: Paths, hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Supervisor]:
     monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
-    prepare_folders(paths)
-    supervisor = Supervisor(paths, SETTINGS, hypervisor)
-    await supervisor.open()
-    runner = web.AppRunner(make_app(supervisor, asyncio.Event()), handler_cancellation=True, shutdown_timeout=1)
-    await runner.setup()
-    await web.UnixSite(runner, str(paths.socket)).start()
-    yield supervisor
-    await supervisor.close()
-    await runner.cleanup()
+    async with serving(paths, hypervisor) as supervisor:
+        yield supervisor
     assert not hypervisor.running
 
 
@@ -113,13 +79,6 @@ async def test_closing_the_connection_releases_the_vm(
         assert len(supervisor.leases) == 1
     await asyncio.wait_for(asyncio.shield(machine.ended), 10)
     assert not supervisor.leases
-
-
-async def first_grant(lease: object) -> Granted:
-    async for event in lease:  # type: ignore[attr-defined]
-        if isinstance(event, Granted):
-            return event
-    raise AssertionError("no grant")
 
 
 async def test_the_guest_agents_death_is_the_reason_shown(client: SupervisorClient, hypervisor: FakeHypervisor) -> None:

@@ -1,0 +1,522 @@
+"""Snapshots, rollbacks and forks over the supervisor's API, with child processes' memory in place of VMs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from guest_process import MemoryHypervisor, MemoryMachine
+from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
+
+from agentvm_kernel import config
+from agentvm_kernel.config import Settings, SnapshotSettings
+from agentvm_kernel.errors import ApiError, DiskFullError, SupervisorError
+from agentvm_kernel.snapshots.pins import is_used
+from agentvm_kernel.supervisor import bases, catalogue, forks, history
+from agentvm_kernel.supervisor.answers import Forks
+from agentvm_kernel.supervisor.client import SupervisorClient
+from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.lease import Lease
+from agentvm_kernel.supervisor.messages import (
+    Ended,
+    ForkEnded,
+    ForkGranted,
+    ForkRequest,
+    LeaseRequest,
+    Progress,
+    SnapshotInfo,
+    SnapshotRequest,
+)
+from agentvm_kernel.vm.delta import PAGE
+from agentvm_kernel.vm.memory import Buffer, GuestMemory
+
+COLD = SETTINGS.model_copy(update={"pool": config.Pool(warm=0, blanks=1)})
+
+
+@dataclass
+class Session:
+    """A client with a lease."""
+
+    supervisor: Supervisor
+    hypervisor: MemoryHypervisor
+    client: SupervisorClient
+    id: str
+    events: AsyncIterator[object]
+
+    @property
+    def lease(self) -> Lease:
+        return self.supervisor.lease(self.id)
+
+    @property
+    def machine(self) -> MemoryMachine:
+        return self.hypervisor.of(self.lease.vm.pid)
+
+    async def snapshot(self, label: str = "", **fields: bool) -> SnapshotInfo:
+        return await self.client.snapshot(self.id, SnapshotRequest(label=label, **fields))
+
+    def forks(self, count: int, randomness: str = "diverge") -> Forks:
+        return self.client.forks(self.id, ForkRequest(count=count, randomness=randomness))
+
+    def used(self) -> set[str]:
+        """Return the ids of the snapshots that are in use."""
+        folder = self.supervisor._paths.state / "snapshots" / self.lease.terms.tree.id
+        return {path.name for path in folder.iterdir() if path.is_dir() and is_used(path)}
+
+
+@asynccontextmanager
+async def leased(folder: Path, hypervisor: MemoryHypervisor, settings: Settings = COLD) -> AsyncIterator[Session]:
+    paths = make_paths(folder)
+    async with (
+        serving(paths, hypervisor, settings) as supervisor,
+        SupervisorClient(paths, start=False) as client,
+        client.lease(LeaseRequest(notebook="n.ipynb")) as events,
+    ):
+        granted = await first_grant(events)
+        await supervisor.pool.wait_all_filled()
+        yield Session(supervisor, hypervisor, client, granted.lease, events)
+    assert not hypervisor.running
+
+
+@pytest.fixture
+def hypervisor(monkeypatch: pytest.MonkeyPatch) -> MemoryHypervisor:
+    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
+    return MemoryHypervisor()
+
+
+@pytest.fixture
+async def session(short_tmp: Path, hypervisor: MemoryHypervisor) -> AsyncIterator[Session]:
+    async with leased(short_tmp, hypervisor) as session:
+        yield session
+
+
+def byte_of(machine: MemoryMachine, page: int) -> int:
+    """Return what ``GuestProcess.touch`` wrote into a page."""
+    buffer = Buffer(PAGE)
+    GuestMemory(machine.pid, machine.spec.memory, machine.spec.hardware.memory_mib << 20).read([(page, 1)], buffer)
+    return buffer.view(PAGE)[page % PAGE]
+
+
+def is_awake(machine: MemoryMachine) -> bool:
+    moves = [call for call in machine.calls if call in {"pause", "resume"}]
+    return not machine.ended.done() and moves[-1] == "resume"
+
+
+async def until_gone(machine: MemoryMachine) -> None:
+    await asyncio.wait_for(asyncio.shield(machine.ended), 30)
+
+
+async def test_snapshots_are_a_line_and_the_last_is_current(session: Session) -> None:
+    assert (await session.client.snapshots(session.id)).current == ""
+    session.machine.guest.touch(1, 2)
+    first = await session.snapshot("a")
+    second = await session.snapshot()
+    tree = await session.client.snapshots(session.id)
+    assert tree.snapshots == (first, second)
+    assert (first.parent, second.parent, tree.current) == ("", first.id, second.id)
+    assert (first.label, first.written, second.written) == ("a", 2 * 256, 0)
+    assert tree.used == first.size + second.size
+    assert first.pause_ms > 0
+    assert session.used() == {second.id}
+    assert is_awake(session.machine)
+
+
+@pytest.mark.parametrize(("label", "says"), [("a", "taken"), ("../x", "label")])
+async def test_label_that_cannot_be_had_costs_no_pause(session: Session, label: str, says: str) -> None:
+    first = await session.snapshot("a")
+    calls = list(session.machine.calls)
+    with pytest.raises(ApiError, match=says) as caught:
+        await session.snapshot(label)
+    assert caught.value.code == "snapshot"
+    assert session.machine.calls == calls
+    assert (await session.client.snapshots(session.id)).snapshots == (first,)
+
+
+async def test_snapshot_that_qemu_refuses_leaves_the_vm_running(session: Session) -> None:
+    session.machine.guest.touch(1)
+    for wait_stored in (True, False):
+        session.machine.faults.add("save")
+        with pytest.raises(ApiError, match="refused to save"):
+            await session.snapshot(wait_stored=wait_stored)
+        assert is_awake(session.machine)
+    assert (await session.snapshot()).written == 256
+
+
+async def test_snapshot_of_no_lease_is_refused(session: Session) -> None:
+    with pytest.raises(ApiError, match="no lease"):
+        await session.client.snapshot("nobody", SnapshotRequest())
+
+
+async def test_rollback_gives_the_memory_of_then_and_the_old_vm_is_gone(session: Session) -> None:
+    session.machine.guest.touch(1, value=7)
+    first = await session.snapshot("a")
+    session.machine.guest.touch(1, value=9)
+    second = await session.snapshot("b")
+    session.machine.guest.touch(1, value=11)
+    old = session.machine
+    replaced = await session.client.rollback(session.id, "~1")
+    assert replaced.snapshot == first
+    assert (replaced.granted.lease, replaced.granted.snapshot) == (session.id, first.id)
+    assert replaced.granted.pid == session.machine.pid != old.pid
+    await until_gone(old)
+    assert byte_of(session.machine, 1) == 7
+    assert [request["op"] for request in session.machine.ops] == ["identity"]
+    assert session.machine.ops[0]["randomness"] == "keep"
+    assert session.used() == {first.id}
+    assert byte_of(session.hypervisor.of((await session.client.rollback(session.id, second.id)).granted.pid), 1) == 9
+    assert session.used() == {second.id}
+    assert (await session.client.snapshots(session.id)).snapshots == (first, second)
+
+
+async def test_lease_ends_with_the_vm_it_has_now(session: Session) -> None:
+    await session.snapshot("a")
+    await session.client.rollback(session.id, "a")
+    session.machine.die("QEMU was killed by SIGKILL")
+    ended = await anext(session.events)
+    assert isinstance(ended, Ended)
+    assert ended.reason == "QEMU was killed by SIGKILL."
+
+
+@pytest.mark.parametrize("to", ["nothing", "~7", "x" * 300])
+async def test_unknown_reference_costs_no_pause(session: Session, to: str) -> None:
+    await session.snapshot("a")
+    calls, machine = list(session.machine.calls), session.machine
+    for ask in (session.client.rollback, session.client.plan_rollback):
+        with pytest.raises(ApiError, match="no snapshot") as caught:
+            await ask(session.id, to)
+        assert caught.value.code == "snapshot"
+    assert session.machine is machine
+    assert machine.calls == calls
+
+
+async def test_rollback_without_a_snapshot_says_what_to_do(session: Session) -> None:
+    with pytest.raises(ApiError, match="no snapshot to go back to") as caught:
+        await session.client.rollback(session.id, "")
+    assert "%snapshot" in caught.value.hint
+
+
+@pytest.mark.parametrize("step", ["pause", "load"])
+async def test_failed_rollback_leaves_the_old_vm_awake(session: Session, step: str) -> None:
+    await session.snapshot("a")
+    second = await session.snapshot("b")
+    machine = session.machine
+    session.hypervisor.faults.add(step)
+    with pytest.raises(ApiError, match=f"refused to {step}"):
+        await session.client.rollback(session.id, "a")
+    assert session.machine is machine
+    assert is_awake(machine)
+    assert machine.ops[-1]["op"] == "clock"
+    assert session.used() == {second.id}
+    assert (await session.client.rollback(session.id, "a")).snapshot.label == "a"
+
+
+async def test_plan_says_what_would_be_left(session: Session) -> None:
+    first, second, third = [await session.snapshot(label) for label in "abc"]
+    session.machine.guest.touch(1, 5, 6)
+    plan = await session.client.plan_rollback(session.id, "a")
+    assert plan.target == first
+    assert plan.left == (third, second)
+    assert plan.written == 3 * PAGE
+    assert plan.seconds >= 0
+    await session.client.rollback(session.id, "a")
+    assert (await session.client.plan_rollback(session.id, "c")).left == ()
+
+
+async def test_snapshot_not_waited_for_is_there_in_the_end(session: Session) -> None:
+    session.machine.guest.touch(1)
+    early = await session.snapshot("a", wait_stored=False)
+    assert not early.stored
+    later = await session.snapshot()
+    stored, _ = (await session.client.snapshots(session.id)).snapshots
+    assert (stored.id, stored.label, stored.parent, later.parent) == (early.id, "a", early.parent, early.id)
+    assert stored.pause_ms == early.pause_ms
+
+
+async def test_failure_to_store_in_the_background_is_told_to_who_asks_next(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DiskFullError("There is no room.")
+
+    session.machine.guest.touch(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "_hand_over", fail)
+        await session.snapshot("a", wait_stored=False)
+        with pytest.raises(ApiError, match="no room") as caught:
+            await session.snapshot("b", wait_stored=False)
+    assert caught.value.code == "disk_full"
+    session.machine.guest.touch(2)
+    info = await session.snapshot("c", wait_stored=False)
+    await session.client.rollback(session.id, "c")
+    assert (await session.client.snapshots(session.id)).snapshots[0].written == 2 * 256
+    assert [byte_of(session.machine, page) for page in (1, 2)] == [7, 7]
+    assert session.used() == {info.id}
+    assert not list(session.machine.spec.folder.glob("*.delta"))
+
+
+async def test_snapshot_over_the_quota_is_refused_and_what_it_held_is_not_lost(
+    short_tmp: Path, hypervisor: MemoryHypervisor
+) -> None:
+    small = COLD.model_copy(update={"snapshots": SnapshotSettings(quota_gb=1e-9)})
+    async with leased(short_tmp, hypervisor, small) as session:
+        session.machine.guest.touch(1)
+        session.machine.writes = 1
+        with pytest.raises(ApiError) as caught:
+            await session.snapshot()
+        assert caught.value.code == "quota"
+        assert is_awake(session.machine)
+        assert session.lease.vm.unsaved_runs == [(1, 1)]
+        assert [layer.name for layer in session.lease.vm.unsaved_layers] == ["disk-1.qcow2"]
+
+
+async def grants(events: Forks, count: int) -> dict[int, ForkGranted]:
+    found: dict[int, ForkGranted] = {}
+    while len(found) < count:
+        event = await anext(events)
+        assert isinstance(event, Progress | ForkGranted), event
+        if isinstance(event, ForkGranted):
+            found[event.fork] = event
+    return found
+
+
+@pytest.mark.parametrize("randomness", ["common", "diverge"])
+async def test_forks_are_clones_of_the_vm_as_it_is(session: Session, randomness: str) -> None:
+    session.machine.guest.touch(1)
+    async with session.forks(3, randomness) as events:
+        granted = await grants(events, 3)
+        assert sorted(granted) == [1, 2, 3]
+        machines = [session.hypervisor.of(one.granted.pid) for one in granted.values()]
+        assert [byte_of(machine, 1) for machine in machines] == [7, 7, 7]
+        (point,) = (await session.client.snapshots(session.id)).snapshots
+        assert {one.granted.snapshot for one in granted.values()} == {point.id}
+        assert point.kind == "fork"
+        seeds = {machine.ops[0].get("seed") for machine in machines}
+        assert {machine.ops[0]["randomness"] for machine in machines} == {randomness}
+        assert (seeds == {None}) == (randomness == "diverge")
+        assert len(seeds) == 1
+        assert len({str(machine.ops[0]["entropy"]) for machine in machines}) == 3
+        assert is_awake(session.machine)
+    for machine in machines:
+        await until_gone(machine)
+    assert session.lease.forks == {}
+    assert session.used() == {point.id}  # by the VM itself
+
+
+async def test_only_as_many_forks_run_as_there_are_slots(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "slots", lambda: 1)
+    async with session.forks(3) as events:
+        (first,) = await grants(events, 1)
+        await session.client.rest_fork(session.id, first)
+        (second,) = await grants(events, 1)
+        assert set(session.lease.forks) == {first, second}
+        await session.client.end_fork(session.id, second)
+        (third,) = await grants(events, 1)
+        assert set(session.lease.forks) == {first, third}
+        await session.client.rest_fork(session.id, third)
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+    assert set(session.lease.forks) == {first, third}
+
+
+def test_this_host_has_a_slot() -> None:
+    assert forks.slots() >= 1
+
+
+async def test_fork_that_dies_is_told_of(session: Session) -> None:
+    async with session.forks(1) as events:
+        granted = (await grants(events, 1))[1]
+        session.hypervisor.of(granted.granted.pid).die("the VM powered itself off")
+        ended = await anext(events)
+        assert isinstance(ended, ForkEnded)
+        assert (ended.fork, ended.code, ended.reason) == (1, "vm_ended", "The VM powered itself off.")
+    assert session.lease.forks == {}
+    with pytest.raises(ApiError, match="no fork 1"):
+        await session.client.rest_fork(session.id, 1)
+
+
+async def test_forks_of_a_vm_that_cannot_be_saved_do_not_begin(session: Session) -> None:
+    session.machine.faults.add("save")
+    async with session.forks(2) as events:
+        told = [event async for event in events if not isinstance(event, Progress)]
+    assert [(event.fork, event.reason) for event in told if isinstance(event, ForkEnded)] == [
+        (0, "QEMU refused to save")
+    ]
+    assert is_awake(session.machine)
+
+
+async def test_fork_that_cannot_be_made_leaves_the_others_and_no_pin(session: Session) -> None:
+    session.hypervisor.faults.add("load")
+    async with session.forks(2) as events:
+        told = [event for event in [await anext(events) for _ in range(3)] if not isinstance(event, Progress)]
+        assert {type(event) for event in told} == {ForkEnded, ForkGranted}
+    await session.snapshot()
+    point, last = (await session.client.snapshots(session.id)).snapshots
+    assert session.used() == {last.id}
+    assert point.kind == "fork"
+
+
+async def test_adopted_fork_becomes_the_vm_and_the_others_end(session: Session) -> None:
+    async with session.forks(3) as events:
+        granted = await grants(events, 3)
+        for number in (1, 2):
+            await session.client.rest_fork(session.id, number)
+    machines = {number: session.hypervisor.of(one.granted.pid) for number, one in granted.items()}
+    await until_gone(machines[3])
+    assert machines[1].calls[-1] == "pause"
+    machines[2].guest.touch(3)
+    old = session.machine
+    replaced = await session.client.adopt(session.id, 2)
+    assert replaced.granted.pid == session.machine.pid == machines[2].pid
+    assert replaced.granted.snapshot == replaced.snapshot.id
+    assert is_awake(machines[2])
+    for machine in (old, machines[1]):
+        await until_gone(machine)
+    assert session.lease.forks == {}
+    assert session.used() == {replaced.snapshot.id}
+    assert (await session.snapshot()).written == 256
+
+
+async def test_only_a_resting_fork_can_be_adopted(session: Session) -> None:
+    machine = session.machine
+    with pytest.raises(ApiError, match="no fork 1") as caught:
+        await session.client.adopt(session.id, 1)
+    assert "%%fork" in caught.value.hint
+    async with session.forks(2) as events:
+        await grants(events, 2)
+        with pytest.raises(ApiError, match="no fork 1"):
+            await session.client.adopt(session.id, 1)
+        await session.client.rest_fork(session.id, 2)
+        with pytest.raises(ApiError) as caught:
+            await session.client.adopt(session.id, 1)
+        assert caught.value.hint == "There are: 2."
+    assert session.machine is machine
+    assert is_awake(machine)
+
+
+async def test_forks_end_when_others_are_asked_for(session: Session) -> None:
+    async with session.forks(1) as events:
+        first = session.hypervisor.of((await grants(events, 1))[1].granted.pid)
+        await session.client.rest_fork(session.id, 1)
+    assert not first.ended.done()
+    async with session.forks(1) as events:
+        second = session.hypervisor.of((await grants(events, 1))[1].granted.pid)
+        await until_gone(first)
+        assert not second.ended.done()
+    await session.client.end_fork(session.id, 9)  # nothing happens
+
+
+async def test_end_of_the_lease_ends_everything(short_tmp: Path, hypervisor: MemoryHypervisor) -> None:
+    paths = make_paths(short_tmp)
+    async with serving(paths, hypervisor, COLD) as supervisor, SupervisorClient(paths, start=False) as client:
+        async with client.lease(LeaseRequest(notebook="n.ipynb")) as events:
+            session = Session(supervisor, hypervisor, client, (await first_grant(events)).lease, events)
+            async with session.forks(2) as running:
+                granted = await grants(running, 2)
+                await session.client.rest_fork(session.id, 1)
+            lease = session.lease
+        for machine in (hypervisor.of(lease.vm.pid), *(hypervisor.of(one.granted.pid) for one in granted.values())):
+            await until_gone(machine)
+        async with lease.turn:
+            (stored,) = lease.terms.tree.snapshots()
+        assert not is_used(stored.snapshot.folder)
+        with pytest.raises(SupervisorError, match="no lease"):
+            await client.snapshots(session.id)
+
+
+async def test_far_notebook_gets_a_complete_file_for_as_long_as_it_is_leased(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bases, "_FAR", 20_000)
+    folder = session.supervisor._paths.state / "memory"
+    await session.snapshot("near")
+    await session.supervisor.settled(session.lease)
+    assert list(folder.iterdir()) == []
+    session.machine.guest.write(0, b"x" * 30_000)
+    far = await session.snapshot("far")
+    await session.supervisor.settled(session.lease)
+    assert [path.name for path in folder.iterdir()] == [f"{far.id}.memory"]
+    assert session.supervisor.pool.counts()[far.id] == {"warm": 0, "blanks": 1}
+    session.machine.guest.touch(9, value=5)
+    assert session.supervisor.pool.nearest_distance(session.lease.vm.snapshot) == 0
+    await session.snapshot("child")
+    await session.client.rollback(session.id, "child")
+    assert session.machine.spec.memory == folder / f"{far.id}.memory"
+    assert [byte_of(session.machine, page) for page in (0, 9)] == [ord("x"), 5]
+    await session.client.rollback(session.id, "near")
+    assert [byte_of(session.machine, page) for page in (0, 9)] == [0, 0]
+    await session.client.rollback(session.id, "far")
+    session.machine.guest.write(100_000, b"y" * 30_000)
+    farther = await session.snapshot("farther")
+    await session.supervisor.settled(session.lease)
+    assert [path.name for path in folder.iterdir()] == [f"{farther.id}.memory"]
+    assert far.id not in session.supervisor.pool.counts()
+    lease = session.lease
+    await session.supervisor.release(lease)
+    assert list(folder.iterdir()) == []
+    assert farther.id not in session.supervisor.pool.counts()
+
+
+async def test_no_complete_file_where_there_is_no_room(
+    short_tmp: Path, hypervisor: MemoryHypervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bases, "_FAR", 1)
+    small = COLD.model_copy(update={"snapshots": SnapshotSettings(complete_gb=0)})
+    async with leased(short_tmp, hypervisor, small) as session:
+        session.machine.guest.touch(1)
+        await session.snapshot("far")
+        await session.supervisor.settled(session.lease)
+        assert list((session.supervisor._paths.state / "memory").iterdir()) == []
+        assert "no room for a complete memory file" in caplog.text
+        await session.client.rollback(session.id, "far")
+        assert byte_of(session.machine, 1) == 7
+
+
+async def test_complete_file_that_fails_is_no_failure_of_the_snapshot(
+    session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise DiskFullError("There is no room.")
+
+    monkeypatch.setattr(bases, "_FAR", 1)
+    monkeypatch.setattr(bases, "make_complete", fail)
+    session.machine.guest.touch(1)
+    await session.snapshot("far")
+    await session.supervisor.settled(session.lease)
+    assert "There is no room." in caplog.text
+    assert (await session.client.rollback(session.id, "far")).snapshot.label == "far"
+
+
+async def test_drained_pool_makes_clones_from_scratch(session: Session) -> None:
+    await session.snapshot("a")
+    await session.supervisor.pool.drain()
+    (counts,) = session.supervisor.pool.counts().values()
+    assert counts["blanks"] == 0
+    before = len(session.hypervisor.machines)
+    await session.client.rollback(session.id, "a")
+    assert session.machine is session.hypervisor.machines[before]
+
+
+async def test_quiet_pool_starts_nothing_until_the_last_has_finished(session: Session) -> None:
+    pool = session.supervisor.pool
+    await session.snapshot("a")
+    with pool.quiet():
+        await session.client.rollback(session.id, "a")
+        (counts,) = pool.counts().values()
+        assert counts["blanks"] == 0
+        await asyncio.wait([asyncio.ensure_future(pool.wait_all_filled())], timeout=0.05)
+        assert counts["blanks"] == 0
+    await pool.wait_all_filled()
+    (counts,) = pool.counts().values()
+    assert counts["blanks"] == 1
+
+
+async def test_dead_blank_is_not_used(session: Session) -> None:
+    await session.snapshot("a")
+    dead = [machine for machine in session.hypervisor.running if machine is not session.machine]
+    for machine in dead:
+        machine.die("QEMU was killed by SIGKILL")
+    await session.client.rollback(session.id, "a")
+    assert session.machine not in dead
