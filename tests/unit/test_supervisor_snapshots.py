@@ -321,10 +321,6 @@ async def test_only_as_many_forks_run_as_there_are_slots(session: Session, monke
     assert set(session.lease.forks) == {first, third}
 
 
-def test_this_host_has_a_slot() -> None:
-    assert forks.slots() >= 1
-
-
 async def test_fork_that_dies_is_told_of(session: Session) -> None:
     async with session.forks(1) as events:
         granted = (await grants(events, 1))[1]
