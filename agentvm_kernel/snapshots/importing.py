@@ -160,7 +160,7 @@ class Importer:
         return Manifest(
             image=golden.manifest.image, hypervisor=golden.manifest.hypervisor, hardware=golden.manifest.hardware,
             created=entry.notes.created, golden=golden.id, base=golden.identity, parent=parent,
-            delta=entry.manifest.delta, own_layers=entry.manifest.own_layers,
+            is_dump=entry.manifest.is_dump, delta=entry.manifest.delta, own_layers=entry.manifest.own_layers,
             files={name: describe(folder / name) for name in entry.manifest.files},
         )  # fmt: skip
 

@@ -73,10 +73,12 @@ def take(
     disk: bytes = b"",
     created: float | None = None,
     text: str = "",
+    is_dump: bool = False,
 ) -> Stored:
     """Take a snapshot as the supervisor does."""
     notes = Notes(label=label, text=text) if created is None else Notes(label=label, text=text, created=created)
     with tree.new(parent, notes) as new:
+        new.is_dump = is_dump
         (new.folder / "device-state").write_text(f"device state of {label}")
         write_blocks(new.folder / "memory.delta", {0: 1} if blocks is None else blocks)
         if disk:

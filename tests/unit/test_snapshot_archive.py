@@ -390,6 +390,14 @@ def test_no_description_but_a_true_one_is_accepted(
     refuse(store, changed(exported, tmp_path / "bad.tar", apply), match, tmp_path)
 
 
+def test_a_dump_is_still_one_when_it_comes_back(store: SnapshotStore, tmp_path: Path) -> None:
+    tree = store.tree("dumps")
+    taken = take(tree, golden_of(tmp_path), "dump", is_dump=True)
+    export_snapshot(store, tree, taken.id, tmp_path / "dump.tar")
+    (came,) = store.import_archive(tmp_path / "dump.tar", notebook="elsewhere")
+    assert came.snapshot.manifest.is_dump
+
+
 def test_an_unchanged_archive_is_accepted_by_the_same_way(exported: Path, store: SnapshotStore, tmp_path: Path) -> None:
     path = changed(exported, tmp_path / "good.tar", lambda _description, _files: None)
     assert len(store.import_archive(path)) == 3
