@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -116,8 +116,7 @@ async def serve(paths: Paths, ready_fd: int | None, foreground: bool) -> None:
         await web.UnixSite(runner, str(paths.socket)).start()
     _log.info("serving on %s, accelerator %s: %s", paths.socket, supervisor.accelerator, supervisor.accelerator_reason)
     if ready_fd is not None:
-        os.write(ready_fd, b"1")
-        os.close(ready_fd)
+        _tell(ready_fd, b"1")
     try:
         await _wait_for_end(supervisor, stop, None if foreground else settings.idle_exit)
     finally:
@@ -169,5 +168,11 @@ def run(ready_fd: int | None = None, foreground: bool = False) -> int:
 def _report(ready_fd: int | None, error: AgentVMError) -> None:
     if ready_fd is not None:
         line = json.dumps({"code": error.code, "message": error.message, "hint": error.hint})
-        os.write(ready_fd, line.encode() + b"\n")
-        os.close(ready_fd)
+        _tell(ready_fd, line.encode() + b"\n")
+
+
+def _tell(ready_fd: int, what: bytes) -> None:
+    """Tell whoever started this process, if it still waits."""
+    with suppress(BrokenPipeError):
+        os.write(ready_fd, what)
+    os.close(ready_fd)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import SupervisorError
+from agentvm_kernel.errors import ApiError, SupervisorError
 from agentvm_kernel.supervisor.answers import described_error
 
 _MAX_ANSWER: Final = 64 * 1024
@@ -30,17 +30,27 @@ async def start_supervisor(paths: Paths) -> None:
     paths.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _start_lock(paths) as lock:
         await _take(lock)
-        if await _answers(paths):
-            return
-        receiver, sender = os.pipe()
-        try:
+        patience = asyncio.get_running_loop().time() + _START_TIMEOUT
+        while not await _answers(paths):
             try:
-                await _spawn(paths, sender)
-            finally:
-                os.close(sender)
-            await _wait_ready(receiver, paths)
+                await _start(paths)
+                break
+            except ApiError as error:
+                # Another one has the supervisors' lock and does not serve: it is on its way in, or out.
+                if error.code != "already_running" or asyncio.get_running_loop().time() > patience:
+                    raise
+
+
+async def _start(paths: Paths) -> None:
+    receiver, sender = os.pipe()
+    try:
+        try:
+            await _spawn(paths, sender)
         finally:
-            os.close(receiver)
+            os.close(sender)
+        await _wait_ready(receiver, paths)
+    finally:
+        os.close(receiver)
 
 
 @contextmanager

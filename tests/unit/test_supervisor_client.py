@@ -239,6 +239,19 @@ async def test_a_supervisor_is_started_once_for_two_who_ask(
     assert starts.read_text() == "x\n"
 
 
+async def test_one_that_is_on_its_way_out_is_waited_for(
+    paths: Paths, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = json.dumps({"code": "already_running", "message": "A supervisor of this user is already running."})
+    twice = f"if open({str(short_tmp / 'starts')!r}).read().count('x') < 3:\n"
+    twice += f"    os.write(fd, {error!r}.encode() + b'\\n')\n    raise SystemExit\n"
+    starts = instead(monkeypatch, short_tmp, twice + LISTEN)
+    async with SupervisorClient(paths) as client:
+        assert await client.status() == {"mine": True}
+        await client.shutdown()
+    assert starts.read_text() == "x\n" * 3
+
+
 async def test_a_supervisor_that_cannot_start_says_why(
     paths: Paths, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
