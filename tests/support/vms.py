@@ -49,12 +49,14 @@ def own_supervisor(
         patch.setenv("AGENTVM_CONFIG", str(folder / "config.toml"))
         paths = Paths.of_user()
     with disk(paths.state):
-        yield paths
         try:
-            asyncio.run(shut_down(paths))
-        except SupervisorError as error:
-            assert "not running" in str(error)  # noqa: PT017 - an idle supervisor has left by itself
-        assert qemus(paths.tag) == []
+            yield paths
+        finally:
+            try:
+                asyncio.run(shut_down(paths))
+            except SupervisorError as error:
+                assert "not running" in str(error)  # noqa: PT017 - an idle supervisor has left by itself
+            assert qemus(paths.tag) == []
     shutil.rmtree(folder)
 
 
