@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import random
 import signal
@@ -100,6 +101,8 @@ def test_memory_file_that_is_not_mapped_is_refused(guest: GuestProcess, backing:
         GuestMemory(guest.pid, backing, SIZE + PAGE)
     with pytest.raises(SnapshotError, match="not accessible"):
         GuestMemory(guest.pid, tmp_path / "missing", SIZE)
+    with other.open("r+b") as file, mmap.mmap(file.fileno(), 0), pytest.raises(SnapshotError, match="private view"):
+        GuestMemory(os.getpid(), other, SIZE)
 
 
 def test_process_that_is_gone_is_an_error_everywhere(memory: GuestMemory, guest: GuestProcess, backing: Path) -> None:

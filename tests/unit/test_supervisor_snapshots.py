@@ -248,13 +248,13 @@ async def test_failure_to_store_in_the_background_is_told_to_who_asks_next(
         with pytest.raises(ApiError, match="no room") as caught:
             await session.snapshot("b", wait_stored=False)
     assert caught.value.code == "disk_full"
+    assert not list(session.machine.spec.folder.glob("*.delta"))
     session.machine.guest.touch(2)
     info = await session.snapshot("c", wait_stored=False)
     await session.client.rollback(session.id, "c")
     assert (await session.client.snapshots(session.id)).snapshots[0].written == 2 * 256
     assert [byte_of(session.machine, page) for page in (1, 2)] == [7, 7]
     assert session.used() == {info.id}
-    assert not list(session.machine.spec.folder.glob("*.delta"))
 
 
 async def test_snapshot_over_the_quota_is_refused_and_what_it_held_is_not_lost(
