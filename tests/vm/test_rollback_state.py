@@ -88,18 +88,17 @@ TRIPS = {
         ("/tmp/here", ["mark"]),
     ),
     "deleted files": Trip(
-        "import os, pathlib\n"
+        "import os, pathlib, subprocess\n"
         "tree = pathlib.Path('/home/agent/tree')\n"
         "for n in range(40):\n"
         "    (tree / str(n % 4)).mkdir(parents=True, exist_ok=True)\n"
         "    (tree / str(n % 4) / str(n)).write_text(str(n) * 5000)\n"
-        "os.sync()",
+        "os.sync()\n"
+        "subprocess.run('echo 3 | sudo tee /proc/sys/vm/drop_caches', shell=True, check=True)",
         "import shutil\n"
         "shutil.rmtree(tree)\n"
         "pathlib.Path('/home/agent/fill').write_bytes(os.urandom(8 << 20))\n"
-        "os.sync()\n"
-        "subprocess = __import__('subprocess')\n"
-        "subprocess.run('echo 3 | sudo tee /proc/sys/vm/drop_caches', shell=True, check=True)",
+        "os.sync()",
         "(sum((tree / str(n % 4) / str(n)).read_text() == str(n) * 5000 for n in range(40)), os.path.exists('fill'))",
         (40, False),
     ),
