@@ -183,9 +183,13 @@ class Supervisor:
                     f"There is no fork {fork} to adopt.", f"There are: {known}." if known else "Run %%fork first."
                 )
             vm = chosen.vm
-            await vm.wake()
-            del lease.forks[fork]
             stored = await asyncio.to_thread(lease.terms.tree.find, vm.snapshot.id)
+            try:
+                await vm.wake()
+            except AgentVMError:
+                self.end_fork(lease, fork)
+                raise
+            del lease.forks[fork]
             replaced = await self._replace(lease, vm, stored, began)
             self.end_forks(lease)
             return replaced

@@ -67,6 +67,7 @@ class Forks:
         lease, supervisor = self._lease, self._supervisor
         async with lease.turn:
             supervisor.end_forks(lease)
+            lease.forking = self
             self._emit(Progress(stage="saving the virtual machine"))
             asked = SnapshotRequest(kind="fork", cell=self._request.cell)
             await supervisor.history.take(lease, asked)
@@ -94,6 +95,10 @@ class Forks:
             except BaseException:
                 unpin(lease, stored.snapshot)
                 raise
+            if lease.forking is not self:
+                supervisor.pool.retire(vm)
+                unpin(lease, stored.snapshot)
+                raise SnapshotError("Another fork request came after this one.")
             fork = lease.forks[number] = Fork(vm)
         granted = supervisor.grant(lease, vm, (time.monotonic() - began) * 1000)
         self._emit(ForkGranted(fork=number, granted=granted))

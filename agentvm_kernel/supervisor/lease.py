@@ -58,6 +58,7 @@ class Lease:
         vm: The VM that it has now.
         granted: What the session was told of it.
         forks: Clones of the VM, by number.
+        forking: Who makes them: the last that was asked to.
         turn: Held by who changes the VM or saves it: one at a time.
         failure: Why the last snapshot could not be kept, if nobody has been told yet.
     """
@@ -65,6 +66,7 @@ class Lease:
     def __init__(self, terms: Terms, vm: VM, granted: Granted, audit: AuditLog) -> None:
         self.terms = terms
         self.forks: dict[int, Fork] = {}
+        self.forking: object = None
         self.turn = asyncio.Lock()
         self.failure: AgentVMError | None = None
         self._audit = audit

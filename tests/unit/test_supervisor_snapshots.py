@@ -404,6 +404,33 @@ async def test_forks_end_when_others_are_asked_for(session: Session) -> None:
     await session.client.end_fork(session.id, 9)  # nothing happens
 
 
+async def test_a_later_fork_request_takes_the_place_of_one_that_still_waits(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "slots", lambda: 1)
+    async with session.forks(2) as earlier:
+        (number,) = await grants(earlier, 1)
+        async with session.forks(1) as later:
+            granted = (await grants(later, 1))[1]
+            ended = await anext(earlier)
+            assert isinstance(ended, ForkEnded)
+            assert ended.fork != number
+            assert "Another fork request" in ended.reason
+            assert session.lease.forks[1].vm.pid == granted.granted.pid
+
+
+async def test_a_fork_that_does_not_wake_cannot_be_adopted_and_is_gone(session: Session) -> None:
+    async with session.forks(1) as events:
+        machine = session.hypervisor.of((await grants(events, 1))[1].granted.pid)
+        await session.client.rest_fork(session.id, 1)
+    machine.lies = {"ok": False, "error": "no"}
+    with pytest.raises(ApiError, match="clock"):
+        await session.client.adopt(session.id, 1)
+    await until_gone(machine)
+    assert session.lease.forks == {}
+    assert is_awake(session.machine)
+
+
 async def test_end_of_the_lease_ends_everything(short_tmp: Path, hypervisor: MemoryHypervisor) -> None:
     paths = make_paths(short_tmp)
     async with serving(paths, hypervisor, COLD) as supervisor, SupervisorClient(paths, start=False) as client:
