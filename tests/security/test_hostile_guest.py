@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from kernel_client import Notebook, notebook
-from vms import private_kib, supervisor_pid
+from vms import anonymous_kib, supervisor_pid
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.link.limits import Limits
@@ -63,15 +63,15 @@ def test_misbehaviour_ends_the_link_with_a_named_error(
     restarted = victim.run("%vm restart")
     assert restarted.status == "ok", restarted.reply
     assert victim.run("1").status == "ok"
-    before, supervisor_before = private_kib(victim.pid), private_kib(supervisor_pid(vm_paths))
+    before, supervisor_before = anonymous_kib(victim.pid), anonymous_kib(supervisor_pid(vm_paths))
     attack = victim.client.execute(f"MODE = {mode!r}\n{ATTACK}")
     assert bystander.run("marker").result == "42"
     cell = victim.finish(attack)
     assert cell.status == "error"
     text = f"{cell.reply['ename']}: {cell.reply['evalue']}"
     assert re.search(named, text, re.IGNORECASE), text
-    growth = private_kib(victim.pid) - before
+    growth = anonymous_kib(victim.pid) - before
     assert growth < SLACK_KIB + (MESSAGE_KIB if mode == "flood" else 0), f"the kernel process grew by {growth} KiB"
-    assert private_kib(supervisor_pid(vm_paths)) - supervisor_before < SLACK_KIB
+    assert anonymous_kib(supervisor_pid(vm_paths)) - supervisor_before < SLACK_KIB
     assert bystander.run("marker").result == "42"
     print(f"{mode}: {text!r}; kernel process {before} -> {before + growth} KiB")

@@ -93,10 +93,13 @@ def supervisor_pid(paths: Paths) -> int:
     return asyncio.run(ask())
 
 
-def private_kib(pid: int) -> int:
-    """Return the memory that only this process has, KiB (proc(5), smaps_rollup)."""
+def anonymous_kib(pid: int) -> int:
+    """Return the memory that a process has written, KiB (proc(5), smaps_rollup).
+
+    Not its private memory: while it starts another process, the two share all pages for a moment.
+    """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 
 async def shut_down(paths: Paths) -> None:
