@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is not tested.
+settings.register_profile("agentvm", deadline=None)
+settings.load_profile("agentvm")
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ async def test_common_forks_agree_in_user_space_only(session: Session) -> None:
         ("os._exit(7)", "died", 60),
         ("subprocess.run(['sudo', 'poweroff', '-f'])", "died", 60),
         ("time.sleep(600)", "timeout", 4),
-        ("[print('x' * 1_000_000) for _ in range(1_000)]", "flood", 120),
+        ("\n  while True: print('x' * 100_000); time.sleep(0.02)", "flood", 120),
         ("1 / 0", "error", 60),
     ],
 )
@@ -82,7 +82,7 @@ async def test_a_fork_that_misbehaves_costs_only_itself(
         bad = [one for one in results if one.cell.status != "ok"]
         if 0 < len(bad) < 4:
             break
-    assert {one.cell.status for one in bad} == {status}
+    assert {one.cell.status for one in bad} == {status}, [one.cell.reason for one in bad]
     good = [one for one in results if one.cell.status == "ok"]
     assert {one.cell.result for one in good} == {"'kept'"}
     assert all(one.kept for one in good)
