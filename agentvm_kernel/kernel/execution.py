@@ -33,7 +33,7 @@ _GRACE: Final = 5.0
 
 _TEXT_BEGINS: Final = re.compile(
     rb'\s*+\{\s*+"name"\s*+:\s*+"(?P<name>stdout|stderr)"\s*+,\s*+"text"\s*+:\s*+"'
-    rb"(?P<text>(?:[\x20\x21\x23-\x5b\x5d-\x7e]|[\xc2-\xf4][\x80-\xbf]++|\\u[0-9a-fA-F]{4}|\\[^u]){0,262144}+)"
+    rb"(?P<text>(?:[\x20\x21\x23-\x5b\x5d-\x7e]|[\xc2-\xf4][\x80-\xbf]++|\\u[0-9a-fA-F]{4}|\\[^u]){0,262144})"
 )
 """The first characters of a text that is too long to be parsed, in JSON as ipykernel writes it."""
 
