@@ -50,16 +50,18 @@ class Bases:
         task = self._making[key] = asyncio.create_task(self._make(key, snapshot))
         task.add_done_callback(lambda _: self._making.pop(key, None))
 
+    def has(self, lease: Lease) -> bool:
+        """Say whether there is a file for a lease."""
+        return lease.terms.id in self._bases
+
     def renew(self, lease: Lease, snapshots: Mapping[str, Snapshot]) -> None:
         """Take note of the files that a lease's snapshots have now: some may have been merged or removed.
 
         Args:
-            lease: The lease.
+            lease: A lease that has a file.
             snapshots: All of its tree.
         """
-        base = self._bases.get(lease.terms.id)
-        if base is None:
-            return
+        base = self._bases[lease.terms.id]
         if base.id in snapshots:
             self._bases[lease.terms.id] = snapshots[base.id]
             self._pool.renew_base(snapshots[base.id])

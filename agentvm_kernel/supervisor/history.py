@@ -193,7 +193,8 @@ class History:
             tree = lease.terms.tree
             stored = await self._call(tree.find, to, lease.current)
             await self._call(tree.pin, stored.id)
-            self._bases.renew(lease, {one.id: one.snapshot for one in await self._call(tree.snapshots)})
+            if self._bases.has(lease):
+                self._bases.renew(lease, {one.id: one.snapshot for one in await self._call(tree.snapshots)})
             yield stored
 
 
