@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from enum import Enum
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from agentvm_kernel.kernel.requests import Request
+
+PATIENCE: Final = 5.0
+"""Seconds that a magic which throws the VM away waits for a guest that does not answer."""
 
 
 class Way(Enum):
@@ -34,6 +37,9 @@ class LaneHost(Protocol):
 
     def way(self, request: Request) -> Way:
         """How a request is carried out."""
+
+    def discards(self, request: Request) -> bool:
+        """Whether it throws the VM away, with all that the guest still runs."""
 
     async def forward(self, request: Request) -> None:
         """Give it to the guest, or refuse it when there is none."""
@@ -67,6 +73,7 @@ class Lane:
         self._out: list[Request] = []
         self._drainer: asyncio.Task[None] | None = None
         self._magic: asyncio.Task[bool] | None = None
+        self._hurry = asyncio.Event()
 
     @property
     def at_rest(self) -> bool:
@@ -99,6 +106,8 @@ class Lane:
             self._magic.cancel()
             return True
         if self._host.has_guest():
+            # The guest is interrupted; where it does not care (at a breakpoint), what throws it away waits no longer.
+            asyncio.get_running_loop().call_later(PATIENCE, self._hurry.set)
             return False
         request = self.first_execute()
         if request is None:
@@ -135,7 +144,16 @@ class Lane:
 
     async def _is_next(self, request: Request) -> bool:
         """Take the first request from the queue once the guest is quiet, if nothing that went before took it away."""
-        await asyncio.gather(*(earlier.over() for earlier in self._out))
+        self._hurry.clear()
+        quiet = asyncio.gather(*(earlier.over() for earlier in self._out))
+        waits: list[asyncio.Future[Any]] = [quiet]
+        if self._host.discards(request):
+            waits.append(asyncio.ensure_future(self._hurry.wait()))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
         if not self._waiting or self._waiting[0] is not request:
             return False
         self._waiting.popleft()

@@ -6,10 +6,10 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.fence import PATIENCE
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine
@@ -18,9 +18,6 @@ from agentvm_kernel.kernel.progress import ProgressDisplay
 from agentvm_kernel.kernel.requests import Request, RequestTable
 from agentvm_kernel.kernel.timeline import Timeline
 from agentvm_kernel.kernel.wire import encode
-
-_PATIENCE: Final = 5.0
-"""Seconds for which a VM that is about to be thrown away may hang."""
 
 
 class HostSide:
@@ -69,7 +66,7 @@ class HostSide:
         request.hold = True
         await self._forward(request)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE if magic.discards else None):
+            async with asyncio.timeout(PATIENCE if magic.discards else None):
                 await request.over()
         request.replied = request.idle = False
         return await self._run(request, magic)

@@ -197,6 +197,10 @@ class Router:
             return Way.HOST
         return Way.ALONE if self._timeline.travelling and request.lane == "shell" and not request.silent else Way.GUEST
 
+    def discards(self, request: Request) -> bool:
+        """Whether a request throws the VM away."""
+        return request.magic is not None and request.magic.discards
+
     async def forward(self, request: Request) -> None:
         """Give a request to the guest, or refuse it when there is none."""
         guest = self._machine.guest

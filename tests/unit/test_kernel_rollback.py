@@ -27,7 +27,7 @@ from kernel_harness import (
 )
 
 from agentvm_kernel.errors import LinkClosedError, LinkError, SupervisorError
-from agentvm_kernel.kernel import endings, hostside, requests
+from agentvm_kernel.kernel import endings, fence, hostside, requests
 from agentvm_kernel.supervisor.messages import Ended
 
 FIRST = "000000000001"
@@ -334,12 +334,28 @@ async def everything(client: AsyncKernelClient, last: str) -> list[dict[str, obj
 
 
 async def test_a_vm_that_hangs_can_be_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hostside, "_PATIENCE", 0.05)
+    monkeypatch.setattr(hostside, "PATIENCE", 0.05)
     async with with_snapshot(tmp_path) as (kernel, client, guest):
         msg_id = client.execute("%rollback base")
         await guest.asked()
         assert (await replied(client, msg_id))["content"]["status"] == "ok"
         assert types(await outputs(client, msg_id))[-1] == "idle"
+        assert (await cell(client, await replaced(kernel), "x"))["content"]["status"] == "ok"
+
+
+async def test_after_an_interrupt_a_rollback_passes_a_cell_that_does_not_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fence, "PATIENCE", 0.05)
+    monkeypatch.setattr(hostside, "PATIENCE", 0.05)
+    async with with_snapshot(tmp_path) as (kernel, client, guest):
+        stuck = client.execute("breakpoint()")
+        guest.begin(await guest.asked())
+        msg_id = client.execute("%rollback base")
+        await kernel.held(1)
+        await ask(client, "interrupt_request", {}, "control")
+        assert (await replied(client, msg_id))["content"]["status"] == "ok"
+        assert types(await outputs(client, stuck))[-1] == "idle"
         assert (await cell(client, await replaced(kernel), "x"))["content"]["status"] == "ok"
 
 
