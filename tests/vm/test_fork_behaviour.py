@@ -108,3 +108,18 @@ async def test_an_adopted_fork_goes_on_with_its_processes_and_connections(sessio
     await session.adopt(1)
     answer = await session.run("peer.recv(100), child.stdout.readline()")
     assert answer.result == "(b'sent in the fork', b'asked\\n')"
+
+
+async def test_numpys_generator_differs_or_agrees_as_the_forks_do(
+    vm_paths: Paths, vm_environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in vm_environment.items():
+        monkeypatch.setenv(name, value)
+    draw = "(np.random.random(), np.random.default_rng().random())"
+    async with Session(paths=vm_paths, image="standard", notebook="numpy") as session:
+        await session.run("import numpy as np; np.random.seed(3)")
+        apart = [eval(text) for text in values(await session.fork(3, draw))]
+        alike = [eval(text) for text in values(await session.fork(3, draw, randomness="common"))]
+    assert len({one[0] for one in apart}) == 3
+    assert len({one[0] for one in alike}) == 1
+    assert len({one[1] for one in apart + alike}) == 6, "what draws its seed from the kernel always differs"
