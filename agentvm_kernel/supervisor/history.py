@@ -71,9 +71,10 @@ class History:
             await self._call(manager.__exit__, None, None, None)
 
     async def tree(self, lease: Lease) -> SnapshotTree:
-        """Return the snapshots of a lease's notebook."""
+        """Return the snapshots of a lease's notebook, with the one that is just being stored."""
         tree = lease.terms.tree
-        snapshots = await self._call(tree.snapshots)
+        async with lease.turn:
+            snapshots = await self._call(tree.snapshots)
         return SnapshotTree(
             notebook=tree.id, current=lease.current, snapshots=tuple(describe(stored) for stored in snapshots),
             quota=self._store.quota, used=await self._call(lambda: self._store.used),
