@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import nbformat
 from kernel_client import TIMEOUT, Message, Notebook, notebook
@@ -118,7 +119,8 @@ def debug(nb: Notebook, number: int, command: str, arguments: Message | None = N
     return dict(reply.get("body") or {})
 
 
-def test_the_debugger_stops_at_a_breakpoint_and_goes_on(nb: Notebook) -> None:
+def stop_at_breakpoint(nb: Notebook) -> tuple[str, dict[str, Any]]:
+    """Attach the debugger and run a cell into a breakpoint; return the cell's msg_id and the event that tells of it."""
     code = "def f(x):\n    y = x * 2\n    return y\nprint(f(21))"
     arguments = {"clientID": "test", "adapterID": "", "pathFormat": "path", "linesStartAt1": True}
     debug(nb, 1, "initialize", arguments)
@@ -128,7 +130,11 @@ def test_the_debugger_stops_at_a_breakpoint_and_goes_on(nb: Notebook) -> None:
     assert debug(nb, 4, "setBreakpoints", source)["breakpoints"][0]["verified"]
     debug(nb, 5, "configurationDone")
     msg_id = nb.client.execute(code)
-    stopped = nb.wait_for("debug_event", lambda content: content["event"] == "stopped")["content"]
+    return msg_id, nb.wait_for("debug_event", lambda content: content["event"] == "stopped")["content"]
+
+
+def test_the_debugger_stops_at_a_breakpoint_and_goes_on(nb: Notebook) -> None:
+    msg_id, stopped = stop_at_breakpoint(nb)
     thread = {"threadId": stopped["body"]["threadId"]}
     frames = debug(nb, 6, "stackTrace", thread)["stackFrames"]
     assert (frames[0]["name"], frames[0]["line"]) == ("f", 2)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from queue import Empty
 
 import pytest
-from kernel_behaviour import ECHO, debug
+from kernel_behaviour import ECHO, debug, stop_at_breakpoint
 from kernel_client import TIMEOUT, Message, Notebook, notebook
 from travel import back, last_words, named, ok, saved, told, value
 
@@ -135,23 +135,8 @@ def test_a_comm_that_was_saved_stays_open(nb: Notebook) -> None:
     assert answer["content"]["data"] == {"echo": {"n": 5}}
 
 
-def stop_at_breakpoint(nb: Notebook) -> str:
-    """Attach the debugger and run a cell into a breakpoint; return the cell's msg_id."""
-    code = "def f(x):\n    y = x * 2\n    return y\nprint(f(21))"
-    arguments = {"clientID": "test", "adapterID": "", "pathFormat": "path", "linesStartAt1": True}
-    debug(nb, 1, "initialize", arguments)
-    debug(nb, 2, "attach")
-    path = debug(nb, 3, "dumpCell", {"code": code})["sourcePath"]
-    source = {"source": {"path": path}, "breakpoints": [{"line": 2}], "sourceModified": False}
-    assert debug(nb, 4, "setBreakpoints", source)["breakpoints"][0]["verified"]
-    debug(nb, 5, "configurationDone")
-    msg_id = nb.client.execute(code)
-    nb.wait_for("debug_event", lambda content: content["event"] == "stopped")
-    return msg_id
-
-
 def test_an_attached_debugger_is_left_behind(nb: Notebook) -> None:
-    stopped = stop_at_breakpoint(nb)
+    stopped, _ = stop_at_breakpoint(nb)
     returning = nb.client.execute("%rollback start")  # waits for the cell, as every cell does
     debug(nb, 6, "continue", {"threadId": 1})
     assert nb.finish(stopped).text() == "42\n"
@@ -160,7 +145,7 @@ def test_an_attached_debugger_is_left_behind(nb: Notebook) -> None:
     # Nothing is attached to the new machine's debugger, which can be used like any.
     info = nb.control("debug_request", {"type": "request", "seq": 1, "command": "debugInfo"})["body"]
     assert (info["isStarted"], info["breakpoints"]) == (False, [])
-    stopped = stop_at_breakpoint(nb)
+    stopped, _ = stop_at_breakpoint(nb)
     debug(nb, 6, "disconnect", {"restart": False, "terminateDebuggee": False})
     assert nb.finish(stopped).text() == "42\n"
 
