@@ -1,0 +1,113 @@
+"""HTML that wants scripts, in a frame that reaches nothing.
+
+The guest's document goes whole into the ``srcdoc`` of a frame of an opaque origin (``sandbox`` without
+``allow-same-origin``), which stands in the ``srcdoc`` of a second such frame with a document of ours. The outer one's
+policy holds for both: no network but the hosts the user has allowed, and, as ``frame-src`` of a parent governs where
+its children go, the guest's document cannot leave for another address and take data along.
+
+What remains outside is the host's own, the same for every frame: a handler that follows the height which the outer
+frame tells, within bounds, and listens to no other window.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from typing import Final
+
+from agentvm_kernel.firewall.context import Context
+from agentvm_kernel.firewall.reasons import Reason
+
+MAX_CHARACTERS: Final = 32 * 1024 * 1024
+_HEIGHT: Final = 400
+_MIN_HEIGHT: Final = 20
+_MAX_HEIGHT: Final = 4000
+
+_WANTS: Final = re.compile(r"<(?:script|iframe)[\s>/]", re.IGNORECASE)
+_REMOTE: Final = re.compile(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//([^\s/"'<>?#\\]{1,253})""", re.IGNORECASE)
+_HOST: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(?::[0-9]{1,5})?\Z")
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob: data:{hosts}; "
+    "style-src 'unsafe-inline'{hosts}; img-src data: blob:{hosts}; font-src data:{hosts}; "
+    "media-src data: blob:{hosts}; worker-src blob:; "
+    "connect-src data: blob:{hosts}; frame-src 'none'; form-action 'none'; base-uri 'none'; webrtc 'block'"
+)
+
+# Tells the height of the guest's document to the outer frame. The guest can forge it: it is a number within bounds.
+_INNER: Final = (
+    "<script>(()=>{for(const n of ['RTCPeerConnection','webkitRTCPeerConnection'])"
+    "Object.defineProperty(window,n,{value:undefined});"
+    "const tell=()=>{const b=document.body,r=document.documentElement;"
+    "parent.postMessage(Math.ceil(Math.max(b?b.scrollHeight:0,r.getBoundingClientRect().height)),'*')};"
+    "addEventListener('load',tell);const seen=new ResizeObserver(tell);seen.observe(document.documentElement);"
+    "addEventListener('DOMContentLoaded',()=>seen.observe(document.body))})()</script>"
+)
+
+_OUTER: Final = (
+    "<!DOCTYPE html><html><head><meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{policy}\">"
+    "<meta http-equiv='x-dns-prefetch-control' content='off'><meta name='referrer' content='no-referrer'>"
+    "<style>html,body{{margin:0;height:100%;overflow:hidden}}iframe{{border:0;width:100%;height:100%;display:block}}"
+    "</style><script>(()=>{{let last=0;const tell=()=>{{if(last)parent.postMessage(last,'*')}};"
+    "addEventListener('message',e=>{{if(e.source===parent)tell();"
+    "else if(e.source&&e.source===document.querySelector('iframe').contentWindow&&Number.isFinite(e.data))"
+    "{{last=e.data;tell()}}}})}})()</script></head>"
+    '<body><iframe sandbox="allow-scripts" srcdoc="{document}"></iframe></body></html>'
+)
+
+# In a handler a bare name is looked up on the element first: hence "window.".
+FOLLOW: Final = (
+    "const f=this;f.contentWindow.postMessage(0,'*');if(f.agentvm)return;f.agentvm=1;"
+    "window.addEventListener('message',function g(e){"
+    "if(!f.isConnected){window.removeEventListener('message',g);f.agentvm=0;return}"
+    "if(e.source&&e.source===f.contentWindow&&Number.isFinite(e.data))"
+    f"f.style.height=Math.min(Math.max(e.data,{_MIN_HEIGHT}),{_MAX_HEIGHT})+'px'}})"
+)
+"""The handler on the frame in the page: the only script of ours that stands there, and the same for every output."""
+
+
+def needs_frame(html: str) -> bool:
+    """Whether HTML would lose what it is for by cleaning: it has scripts, or a document in a frame of its own."""
+    return _WANTS.search(html) is not None
+
+
+def framed(html: str, context: Context) -> str:
+    """The HTML within its frame.
+
+    Args:
+        html: A document or a part of one, of the guest; goes into the frame as it is.
+        context: Of the message; its ``frame_hosts`` are the hosts the frame may load from.
+
+    Returns:
+        HTML for the page; empty if the document is too large.
+    """
+    if len(html) > MAX_CHARACTERS:
+        context.block(Reason.SIZE, "a document of more than 32 million characters for a frame")
+        return ""
+    hosts = [host for host in context.frame_hosts if _HOST.match(host)]
+    if any(not _allowed(match[1], hosts) for match in _REMOTE.finditer(html)):
+        context.block(Reason.REMOTE, "loading from a host in a frame; [output] frame_hosts allows hosts")
+    policy = _POLICY.format(hosts="".join(f" https://{host}" for host in hosts))
+    document = _OUTER.format(policy=policy, document=escape("<!DOCTYPE html>" + _INNER + html))
+    return (
+        f'<iframe class="agentvm-frame" sandbox="allow-scripts" referrerpolicy="no-referrer" width="100%" '
+        f'height="{_HEIGHT}" frameborder="0" style="border: 0; width: 100%; height: {_HEIGHT}px" '
+        f'onload="{escape(FOLLOW)}" srcdoc="{escape(document)}"></iframe>'
+    )
+
+
+def framed_script(script: str, context: Context) -> str:
+    """JavaScript (``application/javascript``) in a frame, with an ``element`` to draw in, as notebooks have it."""
+    # Two ways in which a script's text could end its element or swallow its end; in JavaScript's strings both are same.
+    text = re.sub(r"<(?=/script|script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
+    return framed(
+        f'<div id="element"></div><script>{{const element=document.getElementById("element");\n{text}\n}}</script>',
+        context,
+    )
+
+
+def _allowed(host: str, hosts: list[str]) -> bool:
+    name = host.lower()
+    return any(
+        name == allowed.lower() or (allowed[0] == "*" and name.endswith(allowed[1:].lower())) for allowed in hosts
+    )

@@ -1,0 +1,184 @@
+"""HTML without scripts, as it may stand in the page of the front end.
+
+nh3 parses, keeps what is on the lists below and writes the tree anew; attributes with a meaning of their own (links,
+images, styles, names) are rewritten on the way. Style sheets are taken out first, cleaned by ``css.py`` and put in
+front, within an element of the class their rules are bound to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import nh3
+
+from agentvm_kernel.firewall.context import Context
+from agentvm_kernel.firewall.css import clean_declarations, clean_stylesheet
+from agentvm_kernel.firewall.latex import neutral
+from agentvm_kernel.firewall.links import SCHEMES, clean_image, clean_link, clean_media
+from agentvm_kernel.firewall.names import SCOPE_PREFIX, prefixed, prefixed_list, words
+from agentvm_kernel.firewall.reasons import Reason
+
+MAX_CHARACTERS: Final = 8 * 1024 * 1024
+
+_TAGS: Final = words(
+    """
+    a abbr address article aside audio b bdi bdo big blockquote br caption center cite code col colgroup dd del details
+    dfn div dl dt em figcaption figure font footer h1 h2 h3 h4 h5 h6 header hr i img ins kbd label li main mark meter
+    nav ol p pre progress q rp rt ruby s samp section small span strike strong sub summary sup table tbody td tfoot th
+    thead time tr tt u ul var video
+    """
+)
+_SHAPES: Final = words(
+    """
+    svg g path rect circle ellipse line polyline polygon text tspan defs linearGradient radialGradient stop clipPath
+    """
+)
+_WITH_CONTENT: Final = {"script", "style", "template", "title", "noscript", "iframe", "object", "textarea", "select"}
+
+_EVERYWHERE: Final = frozenset({"id", "class", "style", "title", "dir", "lang", "align", "valign", "role", "hidden"})
+_ATTRIBUTES: Final[dict[str, frozenset[str]]] = {
+    "a": frozenset({"href"}),
+    "audio": frozenset({"src", "controls", "loop", "muted"}),
+    "col": frozenset({"span", "width"}),
+    "colgroup": frozenset({"span", "width"}),
+    "details": frozenset({"open"}),
+    "div": frozenset({"width", "height"}),
+    "font": frozenset({"color", "size", "face"}),
+    "img": frozenset({"src", "alt", "width", "height"}),
+    "label": frozenset({"for"}),
+    "li": frozenset({"value"}),
+    "meter": frozenset({"value", "min", "max", "low", "high", "optimum"}),
+    "ol": frozenset({"start", "type", "reversed"}),
+    "progress": frozenset({"value", "max"}),
+    "table": frozenset({"border", "cellpadding", "cellspacing", "width", "height", "bgcolor", "rules", "frame"}),
+    "td": frozenset({"colspan", "rowspan", "headers", "width", "height", "bgcolor", "nowrap"}),
+    "th": frozenset({"colspan", "rowspan", "headers", "scope", "width", "height", "bgcolor", "nowrap"}),
+    "time": frozenset({"datetime"}),
+    "tr": frozenset({"bgcolor"}),
+    "video": frozenset({"src", "controls", "loop", "muted", "width", "height"}),
+}
+_SHAPE_ATTRIBUTES: Final = words(
+    """
+    viewBox preserveAspectRatio width height x y x1 y1 x2 y2 cx cy r rx ry fx fy d points transform offset
+    gradientUnits gradientTransform spreadMethod clipPathUnits dx dy rotate textLength lengthAdjust pathLength fill
+    fill-opacity fill-rule stroke stroke-width stroke-opacity stroke-linecap stroke-linejoin stroke-dasharray
+    stroke-dashoffset stroke-miterlimit stop-color stop-opacity opacity clip-path clip-rule font-family font-size
+    font-weight font-style text-anchor dominant-baseline alignment-baseline shape-rendering vector-effect visibility
+    """
+)
+_LOCAL: Final = re.compile(r"url\(\s*['\"]?#([A-Za-z0-9_-]{1,200})['\"]?\s*\)\s*\Z")
+
+_STYLE: Final = re.compile(r"<style\b[^<>]*+>", re.IGNORECASE)
+_STYLE_END: Final = re.compile(r"</style[^<>]*+>?", re.IGNORECASE)
+_SCOPED: Final = re.compile(rf'\s*<div class="{SCOPE_PREFIX}[0-9a-f]{{16}}">(.*)</div>\s*\Z', re.DOTALL)
+_ANCHOR: Final = re.compile(r'<a ((?:[a-z]+="[^"]*" ?)+)>')
+_ATTRIBUTE: Final = re.compile(r'([a-z]+)="([^"]*)"')
+_SEEN: Final = re.compile(
+    r"<\s*(?P<script>script)|(?P<event>[\s/\"']on[a-z]{3,}\s*=)|"
+    r"<\s*(?P<markup>iframe|object|embed|form|input|button|link|meta|base|textarea|select|frame|template|math|applet)\b|"
+    r"(?P<data>\sdata-[a-z])",
+    re.IGNORECASE,
+)
+_FOUND: Final = {
+    "script": (Reason.SCRIPT, "a script"),
+    "event": (Reason.SCRIPT, "a script in an attribute"),
+    "markup": (Reason.MARKUP, "an element that takes input, loads a page or changes this one"),
+    "data": (Reason.MARKUP, "an attribute for scripts of the page"),
+}
+
+
+def clean_html(text: str, context: Context) -> str | None:
+    """HTML that runs nothing, fetches nothing and touches nothing beyond itself.
+
+    Args:
+        text: HTML of the guest.
+        context: Of the message.
+
+    Returns:
+        What may be shown in the page, or None if it is too large or nothing is left of it.
+    """
+    if len(text) > MAX_CHARACTERS:
+        context.block(Reason.SIZE, "HTML of more than 8 million characters")
+        return None
+    for found in {match.lastgroup for match in _SEEN.finditer(text)}:
+        context.block(*_FOUND[found or "script"])
+    text, sheets = _without_sheets(text)
+    if inner := _SCOPED.match(text):
+        text = inner[1]
+    body = neutral(_announced(_cleaner(context).clean(text)), context)
+    sheet = clean_stylesheet(sheets, context) if sheets else None
+    if sheet is not None:
+        body = f'<div class="{sheet[0]}"><style>{sheet[1]}</style>{body}</div>'
+    return body if body.strip() else None
+
+
+def _without_sheets(text: str) -> tuple[str, str]:
+    """The text with its plain ``<style>`` elements taken out, and what was in them; nh3 takes out all others."""
+    rest: list[str] = []
+    sheets: list[str] = []
+    position = 0
+    while begin := _STYLE.search(text, position):
+        end = _STYLE_END.search(text, begin.end())
+        rest.append(text[position : begin.start()])
+        sheets.append(text[begin.end() : end.start() if end else len(text)])
+        position = end.end() if end else len(text)
+    return "".join([*rest, text[position:]]), "\n".join(sheets)
+
+
+def _cleaner(context: Context) -> nh3.Cleaner:
+    attributes = {tag: set(_EVERYWHERE | _ATTRIBUTES.get(tag, frozenset())) for tag in _TAGS}
+    attributes |= {tag: set(_EVERYWHERE | _SHAPE_ATTRIBUTES) for tag in _SHAPES}
+    return nh3.Cleaner(
+        tags=set(_TAGS | _SHAPES),
+        clean_content_tags=_WITH_CONTENT,
+        attributes=attributes,
+        attribute_filter=_attribute_filter(context),
+        url_schemes=set(SCHEMES | {"data"}),
+        url_relative="pass_through",
+    )
+
+
+def _attribute_filter(context: Context) -> Callable[[str, str, str], str | None]:
+    rewrites: dict[str, Callable[[str], str | None]] = {
+        "style": lambda value: clean_declarations(value, context),
+        "class": prefixed_list,
+        "headers": prefixed_list,
+        "id": lambda value: prefixed(value.strip()),
+        "for": lambda value: prefixed(value.strip()),
+        "href": lambda value: clean_link(value, context),
+    }
+
+    def clean(tag: str, name: str, value: str) -> str | None:
+        if name in rewrites:
+            return rewrites[name](value)
+        if name == "src":
+            return clean_image(value, context) if tag == "img" else clean_media(value, context)
+        return _shape_attribute(value) if tag in _SHAPES else value
+
+    return clean
+
+
+def _shape_attribute(value: str) -> str | None:
+    if "(" not in value or value.lstrip().lower().startswith(
+        ("rgb", "hsl", "translate", "rotate", "scale", "matrix", "skew")
+    ):
+        return value if "url" not in value.lower() else None
+    local = _LOCAL.match(value)
+    name = prefixed(local[1]) if local else None
+    return f"url(#{name})" if name else None
+
+
+def _announced(html: str) -> str:
+    """Links that lead elsewhere open apart and say where to; nh3 has written them in one form."""
+
+    def announce(match: re.Match[str]) -> str:
+        attributes = dict(_ATTRIBUTE.findall(match[1]))
+        target = attributes.get("href", "#")
+        if target.startswith("#"):
+            return match[0]
+        attributes |= {"target": "_blank", "title": target}
+        return "<a " + " ".join(f'{name}="{value}"' for name, value in attributes.items()) + ">"
+
+    return _ANCHOR.sub(announce, html) if "<a " in html else html

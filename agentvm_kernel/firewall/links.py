@@ -1,0 +1,56 @@
+"""Where the guest's links may lead, and what its images may be made of."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from agentvm_kernel.firewall.context import Context
+from agentvm_kernel.firewall.names import prefixed
+from agentvm_kernel.firewall.reasons import Reason
+
+SCHEMES: Final = frozenset({"http", "https", "mailto"})
+"""A click on a link of any other scheme, or on a path of the Jupyter server, does nothing."""
+
+_MAX_LINK: Final = 4096
+_LINK: Final = re.compile(r"(?:https?://[^\s/\\?#]|mailto:)[^\s\x00-\x20\x7f\\]*\Z", re.IGNORECASE)
+_DATA_IMAGE: Final = re.compile(r"data:image/(png|jpe?g|gif|webp);base64,([A-Za-z0-9+/\s]*={0,2})\s*\Z", re.IGNORECASE)
+_DATA_MEDIA: Final = re.compile(
+    r"data:(?:audio|video)/[a-z0-9.+-]{1,40};base64,[A-Za-z0-9+/\s]*={0,2}\s*\Z", re.IGNORECASE
+)
+
+
+def clean_link(url: str, context: Context) -> str | None:
+    """The target of a link that the user may click: an address with a host, mail, or a place in the same output.
+
+    Paths are refused: they would lead to the Jupyter server, under the user's own login.
+    """
+    url = url.strip()
+    if url.startswith("#"):
+        name = prefixed(url[1:])
+        return f"#{name}" if name else None
+    if len(url) <= _MAX_LINK and _LINK.match(url):
+        return url
+    context.block(Reason.LINK, "a link to something else than a web address")
+    return None
+
+
+def clean_image(url: str, context: Context) -> str | None:
+    """The source of an image: only the image itself (``data:``); fetching one would tell its server, or ask ours."""
+    url = url.strip()
+    if _DATA_IMAGE.match(url):
+        return url
+    if url[:5].lower() == "data:":
+        context.block(Reason.MIME, "an image that is no PNG, JPEG, GIF or WebP")
+    else:
+        context.block(Reason.REMOTE, "an image that the browser would have to fetch")
+    return None
+
+
+def clean_media(url: str, context: Context) -> str | None:
+    """The source of sound or film, likewise only as data."""
+    url = url.strip()
+    if _DATA_MEDIA.match(url):
+        return url
+    context.block(Reason.REMOTE, "sound or film that the browser would have to fetch")
+    return None

@@ -1,0 +1,163 @@
+"""What the renderers of JSON outputs get to see: plots and trees without anything that is fetched or run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+from agentvm_kernel.firewall.context import Context, Mode
+from agentvm_kernel.firewall.reasons import Reason
+
+_DEEPEST: Final = 100
+_POLLUTING: Final = frozenset({"__proto__", "constructor", "prototype"})
+_PICTURE: Final = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*\Z")
+_MARKUP: Final = re.compile(r"<[^<>]*>")
+_PARTS: Final = re.compile(r"(<[^<>]*>)")
+_TAG: Final = re.compile(r"</?(?:b|i|br|sub|sup|em|strong|s|u|span|a|extra)\s*/?>\Z", re.IGNORECASE)
+_LOADING: Final = re.compile(r"url\s*\(|image-set\s*\(|@import|javascript\s*:", re.IGNORECASE)
+
+_PLOTLY_DROPPED: Final = frozenset({"mapbox", "map", "plotlyServerURL", "topojsonURL", "mapboxAccessToken"})
+_PLOTLY_CONFIG: Final = frozenset(
+    {"responsive", "displayModeBar", "displaylogo", "scrollZoom", "staticPlot", "doubleClick", "modeBarButtonsToRemove"}
+)
+_PLOTLY_FETCHING: Final = re.compile(r"scattergeo|choropleth|(?:scatter|density|choropleth)map(?:box)?\Z")
+_VEGA_DROPPED: Final = frozenset({"url", "href", "usermeta", "loader", "baseURL", "bind"})
+# Names by which an expression comes from a datum or an event to the page around it, or makes its own what is called.
+_VEGA_ESCAPES: Final = re.compile(
+    r"\\[ux0-7]|constructor|prototype|__proto__|toString|toJSON|valueOf|dataflow|VEGA_DEBUG|vlSelectionTuples"
+    r"|ownerDocument|defaultView|currentTarget|srcElement|\bevent\s*(?:\[|\.\s*(?:view|target|path)\b)|\bcontext\b"
+)
+
+_Leaf = Callable[[str, str], object]
+_REFUSED: Final = object()
+
+
+def _walk(value: object, key: str, dropped: frozenset[str], leaf: _Leaf, lost: list[str], depth: int = 0) -> object:
+    """Copy a value; ``leaf`` is given each text and the key it stands under, and returns what is kept of it."""
+    if depth > _DEEPEST:
+        lost.append("depth")
+        return _REFUSED
+    if isinstance(value, str):
+        kept = leaf(key, value)
+        if kept != value:
+            lost.append(key)
+        return kept
+    if isinstance(value, list):
+        items = [_walk(item, key, dropped, leaf, lost, depth + 1) for item in value]
+        return [item for item in items if item is not _REFUSED]
+    if isinstance(value, dict):
+        lost += [name for name in value if name in dropped or name in _POLLUTING]
+        pairs = {
+            name: _walk(item, name, dropped, leaf, lost, depth + 1)
+            for name, item in value.items()
+            if name not in dropped and name not in _POLLUTING
+        }
+        return {name: item for name, item in pairs.items() if item is not _REFUSED}
+    return value
+
+
+def clean_vega(value: object, context: Context) -> dict[str, object] | None:
+    """Clean a Vega or Vega-Lite specification.
+
+    Nothing it names is fetched; an expression that reaches for what is not data blocks all of it, because a plot
+    without one of its expressions is another plot. Vega compiles expressions to code, so strict mode shows none.
+
+    Returns:
+        The specification, or None if it may not be shown.
+    """
+    if context.mode is Mode.TRUSTED and isinstance(value, dict):
+        return value
+    if context.mode is Mode.STRICT or not isinstance(value, dict):
+        context.block(Reason.RENDERER, "a Vega plot")
+        return None
+    lost: list[str] = []
+    escapes: list[str] = []
+
+    def leaf(key: str, text: str) -> object:
+        if key == "$schema":
+            return text
+        if _VEGA_ESCAPES.search(text):
+            escapes.append(key)
+        if _LOADING.search(text):
+            return _REFUSED
+        return text
+
+    cleaned = _walk(value, "", _VEGA_DROPPED, leaf, lost)
+    if escapes or not isinstance(cleaned, dict):
+        context.block(Reason.SCRIPT, "a Vega plot whose expressions reach beyond its data")
+        return None
+    if lost:
+        context.block(Reason.REMOTE, "what a Vega plot would load or link to")
+    return cleaned
+
+
+def vega_metadata() -> dict[str, object]:
+    """Return the only metadata that a Vega plot gets: expressions are interpreted, not compiled to code."""
+    return {"embed_options": {"ast": True, "actions": False}}
+
+
+def clean_plotly(value: object, context: Context) -> dict[str, object] | None:
+    """Clean ``application/vnd.plotly.v1+json``; maps, which Plotly fetches, are taken out.
+
+    Returns:
+        The figure, or None if it may not be shown.
+    """
+    if context.mode is Mode.TRUSTED and isinstance(value, dict):
+        return value
+    if context.mode is Mode.STRICT or not isinstance(value, dict) or not isinstance(value.get("data"), list):
+        context.block(Reason.RENDERER, "a Plotly figure")
+        return None
+    lost: list[str] = []
+    figure = {name: value[name] for name in ("data", "layout", "frames") if name in value}
+    traces = [trace for trace in value["data"] if not _fetches(trace)]
+    lost += ["map"] * (len(value["data"]) - len(traces))
+    figure["data"] = traces
+    cleaned = _walk(figure, "", _PLOTLY_DROPPED, _plotly_text, lost)
+    if lost:
+        context.block(Reason.REMOTE, "what a Plotly figure would load, run or link to")
+    if not isinstance(cleaned, dict):
+        return None
+    config = value.get("config")
+    given = config if isinstance(config, dict) else {}
+    return cleaned | {"config": {name: given[name] for name in given if name in _PLOTLY_CONFIG}}
+
+
+def _fetches(trace: object) -> bool:
+    kind = trace.get("type") if isinstance(trace, dict) else None
+    return isinstance(kind, str) and _PLOTLY_FETCHING.match(kind) is not None
+
+
+def _plotly_text(key: str, text: str) -> object:
+    """Keep of a text of Plotly's own markup the plain tags; pictures only as data."""
+    if key in {"source", "geojson"}:
+        return text if _PICTURE.match(text) else _REFUSED
+    if any(_TAG.match(tag) is None for tag in _MARKUP.findall(text)):
+        # Written out, not taken out: what is left around a tag could make another.
+        text = "".join(part if _TAG.match(part) else part.replace("<", "&lt;") for part in _PARTS.split(text))
+    return _REFUSED if _LOADING.search(text) else text
+
+
+def clean_json(value: object, context: Context) -> object | None:
+    """Clean ``application/json``, which front ends show as a tree of text."""
+    lost: list[str] = []
+    cleaned = _walk(value, "", frozenset(), lambda key, text: text, lost)
+    if lost:
+        context.block(Reason.MALFORMED, "parts of a JSON output")
+    return None if cleaned is _REFUSED else cleaned
+
+
+def clean_geojson(value: object, context: Context) -> dict[str, object] | None:
+    """Clean ``application/geo+json``: its renderer fetches map tiles, so only trusted mode shows it."""
+    if context.mode is Mode.TRUSTED and isinstance(value, dict):
+        return value
+    context.block(Reason.REMOTE, "a GeoJSON map, whose tiles are fetched")
+    return None
+
+
+def clean_vdom(value: object, context: Context) -> dict[str, object] | None:
+    """Clean ``application/vdom.v1+json``: it builds any element of a page, so only trusted mode shows it."""
+    if context.mode is Mode.TRUSTED and isinstance(value, dict):
+        return value
+    context.block(Reason.RENDERER, "a virtual page (vdom)")
+    return None

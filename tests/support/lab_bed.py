@@ -1,0 +1,227 @@
+"""A real JupyterLab on loopback, and a real Chromium that looks at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from playwright.sync_api import Browser, Error, FrameLocator, Locator, Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+
+# Nothing that Chromium does by itself: every request is the notebook's.
+_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+]
+
+# Every output is drawn at once, as far down as it may be; nothing asks for news.
+_SETTINGS = {
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+
+_DRIVER = (Path(__file__).parent / "lab_driver.js").read_text()
+
+
+@dataclass(frozen=True)
+class Jupyter:
+    """A running Jupyter server.
+
+    Attributes:
+        url: Its address, without a slash at its end.
+        token: Who knows it may do everything.
+        folder: Where its notebooks lie.
+        log: What it says.
+    """
+
+    url: str
+    token: str
+    folder: Path
+    log: Path
+
+    def asked_by(self, names: set[str]) -> set[str]:
+        """Return which cases have reached this server: they ask for what does not exist, which is logged."""
+        return set(re.findall(r"(?:GET|HEAD|POST) /[^ ]*?canary-([\w-]+)", self.log.read_text())) & names
+
+
+@contextmanager
+def jupyter(folder: Path, environment: Mapping[str, str]) -> Iterator[Jupyter]:
+    """Run a Jupyter server with JupyterLab, Notebook and nbclassic; it and its kernels end with the context.
+
+    Args:
+        folder: An empty folder for all that it writes.
+        environment: What its kernels need besides the environment of this process.
+    """
+    notebooks, log = folder / "notebooks", folder / "server.log"
+    settings = folder / "settings"
+    notebooks.mkdir()
+    settings.mkdir()
+    (settings / "overrides.json").write_text(json.dumps(_SETTINGS))
+    own = {f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    own["IPYTHONDIR"] = str(folder / "ipython")
+    found = Jupyter(f"http://127.0.0.1:{_free_port()}", secrets.token_hex(16), notebooks, log)
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"),
+        *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={found.url.rpartition(':')[2]}", "--ServerApp.port_retries=0"),
+        *(f"--IdentityProvider.token={found.token}", f"--ServerApp.root_dir={notebooks}"),
+        *(f"--LabApp.app_settings_dir={settings}", "--LabApp.extension_manager=readonly"),
+    ]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, env={**os.environ, **environment, **own}, stdout=output, stderr=output, cwd=folder
+        ) as process,
+    ):
+        try:
+            _wait_until_up(found, process)
+            yield found
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _wait_until_up(server: Jupyter, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(f"{server.url}/api", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"Jupyter did not start:\n{server.log.read_text()}") from None
+            time.sleep(0.2)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Run Debian's Chromium."""
+    assert CHROMIUM
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def lab(browser: Browser, server: Jupyter) -> Iterator[Lab]:
+    """Open JupyterLab in a fresh browser profile."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    try:
+        page = context.new_page()
+        page.goto(f"{server.url}/lab?token={server.token}&reset", timeout=120_000)
+        page.wait_for_function("window.jupyterapp !== undefined", timeout=120_000)
+        page.evaluate("() => window.jupyterapp.restored")
+        page.evaluate(_DRIVER)
+        yield Lab(page)
+    finally:
+        context.close()
+
+
+class Lab:
+    """JupyterLab in a page.
+
+    Args:
+        page: The page, with the driver loaded.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def open(self, path: str, kernel: str | None = None) -> None:
+        """Open a notebook.
+
+        Args:
+            path: Its path below the server's folder.
+            kernel: What shall run it; none is started if this is None.
+        """
+        self.page.evaluate("([path, kernel]) => bed.open(path, kernel)", [path, kernel])
+
+    def run(self) -> list[str]:
+        """Run each cell and save the notebook; return what the page failed to do."""
+        return list(self.page.evaluate("() => bed.run()"))
+
+    def settle(self) -> None:
+        """Wait until the page has drawn what it got and asks for nothing any more."""
+        self.page.evaluate("() => bed.drawn()")
+        self.page.wait_for_load_state("networkidle")
+
+    def close(self) -> None:
+        """Close the notebook, saved, and end its kernel."""
+        self.page.evaluate("() => bed.close()")
+
+    def fired(self, names: Sequence[str]) -> dict[str, set[str]]:
+        """Return which of the named cases took effect in the page, by kind of effect."""
+        return {
+            kind: set(found) for kind, found in self.page.evaluate("names => bed.fired(names)", list(names)).items()
+        }
+
+    def find(self, cell: Locator, selector: str) -> Locator | None:
+        """Wait until a cell's output has what a selector names, in the page or in a frame; return all of it.
+
+        Args:
+            cell: The cell.
+            selector: A CSS selector.
+        """
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for place in (cell.locator(".jp-Cell-outputArea"), *self._frames(cell)):
+                if (found := place.locator(selector)).count():
+                    return found
+            self.page.wait_for_timeout(100)
+        return None
+
+    @staticmethod
+    def _frames(cell: Locator) -> list[FrameLocator]:
+        frames = cell.locator(".jp-Cell-outputArea iframe")
+        return [frames.nth(number).content_frame for number in range(frames.count())]
+
+    def sources(self) -> list[str]:
+        """Return the sources of the notebook's cells."""
+        return list(self.page.evaluate("() => bed.sources()"))
+
+
+def write_notebook(path: Path, cells: Mapping[str, str], kernel: str = "python3") -> None:
+    """Write a notebook whose cells may all fail without ending the run.
+
+    Args:
+        path: Where to.
+        cells: Their sources by name; the driver finds a cell by its name.
+        kernel: The kernel that the notebook names.
+    """
+    nodes = [
+        nbformat.v4.new_code_cell(source, metadata={"tags": ["raises-exception"], "case": name})
+        for name, source in cells.items()
+    ]
+    spec = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=nodes, metadata=spec), path)
+
+
+__all__ = ["CHROMIUM", "Error", "Jupyter", "Lab", "chromium", "jupyter", "lab", "write_notebook"]
