@@ -21,11 +21,15 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from agentvm_guest.control import ControlPort, Reply
-from agentvm_guest.identity import Identity, RequestError, parse_identity, read_integer
+from agentvm_guest.forwarding import Forwarding
+from agentvm_guest.identity import Identity, RequestError, parse_identity, read_integer, read_network
 from agentvm_guest.kernel import Death, KernelProcess, KernelState
+from agentvm_guest.limits import REHEARSED, START, parse_limits
 from agentvm_guest.link import LinkServer
 from agentvm_guest.loop import Loop
 from agentvm_guest.ports import Port, accept, listen_unix, listen_vsock, open_virtio_port
+from agentvm_guest.processes import SERVICE as EXEC
+from agentvm_guest.processes import Processes
 from agentvm_guest.relay import SERVICES, Relay
 from agentvm_guest.system import RecordingSystem, System
 from agentvm_kernel.errors import ProtocolError
@@ -51,6 +55,7 @@ class Agent:
         folder: Where ipykernel's sockets lie.
         confirm_seconds: How long ipykernel may take to renew its generators.
         limits: Bounds of the link.
+        forwarder: What the forwarder is started with; None for no forwarder.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Agent:
         folder: Path,
         confirm_seconds: float = _CONFIRM_SECONDS,
         limits: Limits | None = None,
+        forwarder: list[str] | None = None,
     ) -> None:
         # The host has proven itself: it may send as many pings as it likes.
         limits = limits or Limits(idle_frames=1 << 62)
@@ -77,6 +83,8 @@ class Agent:
         self._system = system
         self._confirm_seconds = confirm_seconds
         self._relay = Relay(self.loop.set_writing, self._on_broken)
+        self._processes = Processes(self.loop, system, python=python, then_pump=self._then_pump)
+        self._forwarding = None if forwarder is None else Forwarding(self.loop, forwarder, self._set_environment)
         self._control: ControlPort | None = None
         self._agent_stream: SessionStream | None = None
         self._waiting: list[Reply] = []
@@ -98,25 +106,33 @@ class Agent:
         signal.set_wakeup_fd(self._make_wakeup())
         try:
             self.kernel.start()
+            if self._forwarding is not None:
+                self._forwarding.start()
             # After the start: a child would begin its life with all of its memory locked.
             self._system.protect()
             self.loop.run()
         finally:
+            self._processes.detach()
             self.kernel.stop()
+            if self._forwarding is not None:
+                self._forwarding.stop()
 
     # The link's services.
 
     def accept(self, service: str) -> bool:
         """Return whether there is such a service."""
-        return service in SERVICES or service == "agent"
+        return service in SERVICES or service in ("agent", EXEC)
 
     def changed(self, stream: SessionStream) -> None:
         """Take a stream on which something happened."""
         if stream.ended:
             self._relay.detach(stream)
+            self._processes.detach(stream)
             stream.close()
         elif stream.closed:
             return
+        elif stream.service == EXEC:
+            self._processes.from_host(stream)
         elif stream.service == "agent":
             self._agent_stream = stream
             self._serve_agent(stream)
@@ -126,12 +142,14 @@ class Agent:
             stream.close()
 
     def produce(self) -> bool:
-        """Send what ipykernel has."""
-        return self._relay.to_host()
+        """Send what ipykernel and the processes have."""
+        more = self._relay.to_host()
+        return self._processes.to_host() or more
 
     def detached(self) -> None:
         """Forget all streams."""
         self._relay.detach()
+        self._processes.detach()
         self._agent_stream = None
 
     def refused(self, reason: str) -> None:
@@ -165,6 +183,8 @@ class Agent:
         host, guest = HostHandshake(identity.key, 0, Limits()), GuestHandshake(identity.key, 0, Limits())
         guest.feed(host.hello())
         guest.feed(host.feed(guest.take()) or b"")
+        for limits in (REHEARSED, START):
+            self._set_limits(limits._asdict())
         self._take_identity(identity, self._settle)
 
     def _settle(self, answer: dict[str, object]) -> None:
@@ -177,6 +197,14 @@ class Agent:
     def _announce(self, answer: dict[str, object]) -> None:
         if answer.get("ok") is not True:
             self._on_broken(f"it does not settle: {answer.get('error')}")
+        elif self._forwarding is None:
+            self._announce_ready(network=True)
+        else:
+            self._forwarding.when_tried(lambda is_up: self._announce_ready(network=is_up))
+
+    def _announce_ready(self, *, network: bool) -> None:
+        if not network:
+            self._on_broken("the network could not be made ready")
             return
         gc.collect()
         gc.freeze()
@@ -232,6 +260,8 @@ class Agent:
             "quiesce": self._quiesce,
             "identity": self._identity,
             "clock": self._clock,
+            "limits": self._limits,
+            "network": self._network,
         }
 
     def _ready(self, _request: dict[str, object], reply: Reply) -> None:
@@ -248,13 +278,45 @@ class Agent:
         reply({"ok": True})
 
     def _clock(self, request: dict[str, object], reply: Reply) -> None:
+        network = read_network(request)
         self._system.set_clock(read_integer(request, "time_ns", 1 << 63))
+        self._set_limits(request.get("limits"))
+        self._set_network(network)
         reply({"ok": True})
+
+    def _network(self, request: dict[str, object], reply: Reply) -> None:
+        self._set_network(read_network(request))
+        reply({"ok": True})
+
+    def _set_network(self, network: str | None) -> None:
+        if self._forwarding is not None:
+            self._forwarding.set_network(network)
+
+    def _set_environment(self, environment: dict[str, str], reply: Reply) -> None:
+        """Put variables into the environment of ipykernel and of what the host starts; earlier ones go."""
+        changes = {name: value for name, value in environment.items() if self._processes.environment.get(name) != value}
+        gone = self._processes.environment.keys() - environment.keys()
+        self._processes.environment = environment
+        if changes or gone:
+            self.kernel.set_environment(changes | dict.fromkeys(gone), self._confirm_seconds, reply)
+        else:
+            reply({"ok": True})
+
+    def _limits(self, request: dict[str, object], reply: Reply) -> None:
+        self._set_limits(request)
+        reply({"ok": True})
+
+    def _set_limits(self, limits: object) -> None:
+        if limits is not None:
+            self._system.set_limits(parse_limits(limits))
 
     def _identity(self, request: dict[str, object], reply: Reply) -> None:
         if not self._is_ready:
             raise RequestError("the guest is not ready")
-        self._take_identity(parse_identity(request), reply)
+        identity, network = parse_identity(request), read_network(request)
+        self._set_limits(request.get("limits"))
+        self._set_network(network)
+        self._take_identity(identity, reply)
 
     def _take_identity(self, identity: Identity, reply: Reply) -> None:
         self._system.set_clock(identity.time_ns)
@@ -268,6 +330,8 @@ class Agent:
             if answer.get("ok") is True:
                 # Only now can the host prove itself, so nothing of the user's comes before this.
                 self.link.rekey(identity.key, identity.epoch)
+                if self._forwarding is not None:
+                    self._forwarding.identify(identity.key, identity.epoch)
                 answer = {
                     "ok": True,
                     "epoch": identity.epoch,
@@ -338,6 +402,7 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("/run/agentvm/kernel"), help="where its sockets lie")
     parser.add_argument("--confirm-seconds", type=float, default=_CONFIRM_SECONDS)
     parser.add_argument("--unprivileged", type=Path, help="for tests: sockets in this folder, nothing privileged")
+    parser.add_argument("--forward", action="store_true", help="for tests: with a forwarder")
     return parser.parse_args(arguments)
 
 
@@ -345,7 +410,11 @@ def main(arguments: list[str]) -> None:
     """Run the agent."""
     options = _parse_arguments(arguments)
     system = RecordingSystem() if options.unprivileged else System()
-    agent = Agent(system, python=options.python, folder=options.folder, confirm_seconds=options.confirm_seconds)
+    forwarder = ["--unprivileged", str(options.unprivileged)] if options.forward else None
+    agent = Agent(
+        system, python=options.python, folder=options.folder, confirm_seconds=options.confirm_seconds,
+        forwarder=forwarder if options.unprivileged else [],
+    )  # fmt: skip
     if options.unprivileged:
         listener = listen_unix(str(options.unprivileged / "control.sock"))
 

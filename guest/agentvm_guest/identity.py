@@ -77,6 +77,20 @@ def read_integer(request: dict[str, object], field: str, limit: int) -> int:
     return value
 
 
+def read_network(request: dict[str, object]) -> str | None:
+    """Return what a request says about the network, ``filtered`` or ``none``; None when it says nothing.
+
+    Raises:
+        RequestError: it says something else.
+    """
+    value = request.get("network")
+    if value is None:
+        return None
+    if value not in ("filtered", "none"):
+        raise RequestError("network is not filtered or none")
+    return str(value)
+
+
 def _read_text(request: dict[str, object], field: str, default: str = "") -> str:
     value = request.get(field, default)
     if not isinstance(value, str):

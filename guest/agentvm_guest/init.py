@@ -27,8 +27,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from agentvm_guest.agent import CONTROL_PORT
+from agentvm_guest.limits import START
 from agentvm_guest.ports import open_virtio_port
-from agentvm_guest.system import ETC, USER_CGROUP
+from agentvm_guest.system import ETC, USER_CGROUP, set_cgroup_limits
 
 AGENT = Path(__file__).with_name("agent.py")
 _DISK = "/dev/vda"
@@ -41,9 +42,6 @@ _POWER_OFF = 0x4321FEDC
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1
 
 _OPEN_FILES = (65_536, 1 << 20)
-# What the user's processes leave to the kernel and the agent: eating all memory ends one of them and nothing else.
-_RESERVED_BYTES = 64 << 20
-_MAX_PROCESSES = 8192
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,10 @@ def grow_disk() -> None:
 
 def make_cgroup(root: Path = USER_CGROUP.parent) -> None:
     """Make the control group of the user's processes: the agent gets its share of the CPU, and memory is left to it."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     group = root / USER_CGROUP.name
     (root / "cgroup.subtree_control").write_text("+cpu +memory +pids")
     group.mkdir(exist_ok=True)
-    (group / "memory.max").write_text(str(memory - _RESERVED_BYTES))
-    (group / "pids.max").write_text(str(_MAX_PROCESSES))
+    set_cgroup_limits(group, START)
 
 
 def parse_command_line(text: str) -> list[str]:

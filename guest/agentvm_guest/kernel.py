@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentvm_guest.loop import Loop, Timer
-from agentvm_guest.system import Account, System
+from agentvm_guest.system import Account, System, login_options
 from agentvm_guest.warmup import WarmUp
 from agentvm_guest.zmtp import ZmtpError, ZmtpSocket
 
@@ -132,6 +133,12 @@ class KernelProcess:
         """
         self._ask(f"{randomness} {seed.hex()}", timeout, done)
 
+    def set_environment(
+        self, variables: dict[str, str | None], timeout: float, done: Callable[[dict[str, object]], None]
+    ) -> None:
+        """Set variables in the process, and unset those that are None."""
+        self._ask(f"environment {json.dumps(variables).encode().hex()}", timeout, done)
+
     def settle(self, timeout: float, done: Callable[[dict[str, object]], None]) -> None:
         """Take what there is out of the garbage collector's sight; see `agentvm_guest.launcher.settle`."""
         self._ask("settle", timeout, done)
@@ -155,14 +162,9 @@ class KernelProcess:
         launcher = str(Path(__file__).with_name("launcher.py"))
         return subprocess.Popen(
             [self._python, launcher, str(self._folder), str(fd)],
-            env=dict(os.environ) if account is None else _user_environment(account, self._python),
-            cwd=None if account is None else account.home,
-            user=None if account is None else account.uid,
-            group=None if account is None else account.gid,
-            extra_groups=None if account is None else account.groups,
             stdin=subprocess.DEVNULL,
             pass_fds=(fd,),
-            start_new_session=True,
+            **login_options(account, self._python),
         )
 
     def _on_helper(self) -> None:
@@ -257,17 +259,3 @@ class KernelProcess:
             self._loop.remove(connection.fd)
             connection.close()
         self.sockets = {}
-
-
-def _user_environment(account: Account, python: str) -> dict[str, str]:
-    """Return what a login would set, with the user's Python first."""
-    folder = Path(python).parent
-    return {
-        "HOME": account.home,
-        "USER": account.name,
-        "LOGNAME": account.name,
-        "SHELL": "/bin/bash",
-        "LANG": "C.UTF-8",
-        "PATH": f"{folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "VIRTUAL_ENV": str(folder.parent),
-    }

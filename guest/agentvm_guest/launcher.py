@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import logging
 import os
 import platform
@@ -20,22 +21,69 @@ import threading
 
 import ipykernel
 import zmq
+from ipykernel import kernelapp
+from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.kernelapp import IPKernelApp
 
 SOCKETS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
-# Messages that wait in ipykernel while the host does not read; ipykernel drops what comes then. Its default is 1000, to
-# which an ordinary client's queue adds as many.
-_IOPUB_QUEUE = 20_000
+# Messages that wait in the socket while the host does not read, and characters or bytes after which a thread that puts
+# out waits until what it has put out is there: with that, a flood waits in `print`, and takes no more than this of the
+# VM's memory. ipykernel would drop what the socket does not take, and keep without bound what it is still to be given.
+_IOPUB_QUEUE = 256
+_IOPUB_PORTION = 256 << 10
 _SEED = 64
 _MAX_ERROR = 1000
 
 
+class OutputThread(IOPubThread):  # type: ignore[misc]
+    """ipykernel's thread that sends outputs, for which those wait who give it more than it can send."""
+
+    def __init__(self, socket: zmq.Socket[bytes], *args: object, **kwargs: object) -> None:
+        socket.setsockopt(zmq.XPUB_NODROP, 1)
+        super().__init__(socket, *args, **kwargs)
+        self._given = 0
+
+    def is_due(self, size: int) -> bool:
+        """Count what a thread puts out, and say whether it has to wait now."""
+        self._given += size
+        if self._given < _IOPUB_PORTION or threading.current_thread() is self.thread:
+            return False
+        self._given = 0
+        return True
+
+    def wait(self) -> None:
+        """Return when all is sent that was given before; an interrupt ends it."""
+        sent = threading.Event()
+        self.schedule(sent.set)
+        sent.wait()
+
+    def send_multipart(self, msg: list[bytes], *args: object, **kwargs: object) -> None:
+        """Give it a message."""
+        super().send_multipart(msg, *args, **kwargs)
+        if self.is_due(sum(map(len, msg))):
+            self.wait()
+
+
+class Output(OutStream):  # type: ignore[misc]
+    """ipykernel's stdout and stderr, in which a flood waits."""
+
+    def write(self, string: str) -> int | None:
+        """Take text; as ipykernel does."""
+        written: int | None = super().write(string)
+        thread = self.pub_thread
+        if thread is not None and thread.is_due(len(string)):
+            thread.schedule(self._flush)
+            thread.wait()
+        return written
+
+
 class KernelApp(IPKernelApp):  # type: ignore[misc]
-    """ipykernel with a longer output queue: the relay has none of its own."""
+    """ipykernel with an output that waits for the host."""
 
     def init_iopub(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Create the iopub socket."""
         context.setsockopt(zmq.SNDHWM, _IOPUB_QUEUE)
+        kernelapp.IOPubThread = OutputThread
         super().init_iopub(context)
         context.setsockopt(zmq.SNDHWM, 1000)
 
@@ -91,25 +139,37 @@ def settle() -> None:
     gc.freeze()
 
 
-def perform(operation: str, seed: bytes) -> list[str]:
-    """Do what the agent asks: settle, or renew the generators in the way that the operation names."""
-    if operation != "settle":
-        return renew(operation, seed)
-    settle()
+def set_environment(variables: dict[str, str | None]) -> None:
+    """Set variables, and unset those that are None."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def perform(operation: str, data: bytes) -> list[str]:
+    """Do what the agent asks: settle, set variables, or renew the generators in the way that the operation names."""
+    if operation == "settle":
+        settle()
+    elif operation == "environment":
+        set_environment(json.loads(data))
+    else:
+        return renew(operation, data)
     return []
 
 
 def serve(helper: socket.socket) -> None:
     """Answer the agent's requests until it closes the socket.
 
-    A request is a line ``NUMBER OPERATION [SEED]``, its answer ``NUMBER ok WORDS...`` or ``NUMBER error TEXT``. JSON
-    would do, but see `agentvm_guest.identity`.
+    A request is a line ``NUMBER OPERATION [DATA]``, the data in hexadecimal, its answer ``NUMBER ok WORDS...`` or
+    ``NUMBER error TEXT``. JSON would do, but see `agentvm_guest.identity`.
     """
     with helper, helper.makefile("rwb") as lines:
         for line in lines:
-            number, operation, *seed = line.decode().split()
+            number, operation, *data = line.decode().split()
             try:
-                answer = " ".join(("ok", *perform(operation, bytes.fromhex("".join(seed)))))
+                answer = " ".join(("ok", *perform(operation, bytes.fromhex("".join(data)))))
             except Exception as error:  # noqa: BLE001 - the user's modules may raise anything; the agent is told
                 answer = f"error {ascii(error)[:_MAX_ERROR]}".replace("\n", " ")
             lines.write(f"{number} {answer}\n".encode())
@@ -144,6 +204,7 @@ def main() -> None:
         transport="ipc",
         ip=os.path.join(folder, "kernel"),  # noqa: PTH118
         parent_handle=1,
+        outstream_class=f"{__name__}.{Output.__name__}",
         **{f"{name}_port": port for name, port in SOCKETS.items()},
     )
     app.config.Session.key = b""

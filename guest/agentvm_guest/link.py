@@ -125,7 +125,8 @@ class Peer:
 
     def _feed(self, data: bytes) -> None:
         assert self.session is not None
-        for stream in self.session.feed(data):
+        # Several frames are one reason to look at a stream.
+        for stream in dict.fromkeys(self.session.feed(data)):
             self._server.services.changed(stream)
         if self.session is not None and self.session.goodbye is not None:
             self._server.end(self, self.session.rest())
@@ -168,6 +169,24 @@ class LinkServer:
         if not port.lasting:
             peer.deadline = self._loop.call_later(_PROOF_SECONDS, lambda: self._expire(peer))
         self._loop.add(port.fd, peer.handle)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether there is a session, and room for more of what it is to send."""
+        return self._active is not None and self._active.session is not None and self._active.session.roomy
+
+    def open(self, service: str) -> SessionStream:
+        """Open a stream to the host.
+
+        Args:
+            service: What it is for.
+
+        Raises:
+            ProtocolError: there is no session, or too many streams are open.
+        """
+        if self._active is None or self._active.session is None:
+            raise ProtocolError("There is no link.")
+        return self._active.session.open(service)
 
     def rekey(self, key: bytes | None, epoch: int) -> None:
         """Take the VM's new key and epoch; connections that rest on the old ones end. Without a key all are refused."""

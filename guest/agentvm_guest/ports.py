@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 
 _READ = 65536
+# What virtio-serial receives in: one call can take many of its buffers, each into one of these.
+_BUFFER = 4096
 
 
 class Port:
@@ -15,17 +17,23 @@ class Port:
     Args:
         fd: Its descriptor, owned by the port from here on.
         lasting: True for a virtio-serial port, which outlives its host end's connections: a hang-up is passing.
+        at_once: Most bytes of a virtio-serial port that one read takes.
     """
 
-    def __init__(self, fd: int, *, lasting: bool) -> None:
+    def __init__(self, fd: int, *, lasting: bool, at_once: int = _READ) -> None:
         self.fd = fd
         self.lasting = lasting
+        self._space = bytearray(at_once)
+        whole = memoryview(self._space)
+        self._buffers = [whole[start : start + _BUFFER] for start in range(0, at_once, _BUFFER)]
         os.set_blocking(fd, False)
 
     def read(self) -> bytes | None:
         """Return received bytes; None when there are none; nothing (``b""``) when the host end is not connected."""
         try:
-            return os.read(self.fd, _READ)
+            if not self.lasting:
+                return os.read(self.fd, _READ)
+            return bytes(memoryview(self._space)[: os.readv(self.fd, self._buffers)])
         except BlockingIOError:
             return None
         except OSError:
@@ -60,10 +68,15 @@ def find_virtio_port(name: str, root: Path = Path("/sys/class/virtio-ports")) ->
     raise FileNotFoundError(f"There is no virtio-serial port named {name}.")
 
 
-def open_virtio_port(name: str) -> Port:
-    """Open a virtio-serial port. Only one descriptor can be open: a second open fails."""
+def open_virtio_port(name: str, at_once: int = _READ) -> Port:
+    """Open a virtio-serial port. Only one descriptor can be open: a second open fails.
+
+    Args:
+        name: The port's name.
+        at_once: See `Port`.
+    """
     device = find_virtio_port(name)
-    return Port(os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), lasting=True)
+    return Port(os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), lasting=True, at_once=at_once)
 
 
 def listen_vsock(port: int) -> socket.socket:

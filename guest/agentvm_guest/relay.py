@@ -1,7 +1,7 @@
 """Carries Jupyter messages between a link's streams and ipykernel's sockets, without looking into them.
 
 A message is taken from one side only when the other has room: a host that does not read leaves ipykernel's output in
-ipykernel's own queue (see `launcher`), which drops what comes beyond its high-water mark, as ipykernel's always do.
+ipykernel's own queue, and when that is full, the cell waits (see `launcher`).
 """
 
 from __future__ import annotations

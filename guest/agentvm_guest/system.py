@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import pwd
 import re
+import resource
 import socket
 import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from agentvm_guest.limits import START, UserLimits
 
 KERNEL_USER = "agent"
 USER_CGROUP = Path("/sys/fs/cgroup/user")
 ETC = Path("/run/agentvm/etc")
+
+# What the user's processes leave to the kernel and the agent: eating all memory ends one of them and nothing else.
+_RESERVED_BYTES = 64 << 20
 
 # <linux/random.h>
 _RNDADDENTROPY = 0x40085203
@@ -48,6 +56,7 @@ class System:
 
     def __init__(self) -> None:
         self._kmsg: int | None = None
+        self._limits = START
 
     @property
     def recorded(self) -> list[str] | None:
@@ -70,10 +79,24 @@ class System:
         return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
 
     def confine(self, pid: int) -> None:
-        """Undo for a child what protects the agent, and put it into the user's control group where there is one."""
-        Path(f"/proc/{pid}/oom_score_adj").write_text("0")
-        if USER_CGROUP.exists():
-            (USER_CGROUP / "cgroup.procs").write_text(str(pid))
+        """Undo for a child what protects the agent, and put it under the limits of the user's processes."""
+        _write(f"/proc/{pid}/oom_score_adj", "0")
+        _write(f"{USER_CGROUP}/cgroup.procs", str(pid))
+        _limit_files(pid, self._limits.open_files)
+
+    def set_limits(self, limits: UserLimits) -> None:
+        """Set what the user's processes may use, those that run and those to come. Nothing to do if it is so already.
+
+        Lowering the memory below what is used makes the kernel free some, by killing one of them if it has to.
+        """
+        if limits == self._limits:
+            return
+        set_cgroup_limits(USER_CGROUP, limits)
+        if limits.open_files != self._limits.open_files:
+            with open(f"{USER_CGROUP}/cgroup.procs") as pids:  # noqa: PTH123 - see `_write`
+                for pid in pids:
+                    _limit_files(int(pid), limits.open_files)
+        self._limits = limits
 
     def killed_for_memory(self, pid: int) -> bool:
         """Return whether the kernel's log says that it killed this process to get memory."""
@@ -112,16 +135,52 @@ class System:
     def set_names(self, hostname: str, machine_id: str) -> None:
         """Set host name and machine id; the files lie in memory (see `init`), so a full disk does not matter."""
         socket.sethostname(hostname)
-        _overwrite(f"{ETC}/hostname", f"{hostname}\n")
-        _overwrite(f"{ETC}/hosts", f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost\n")
-        _overwrite(f"{ETC}/machine-id", f"{machine_id}\n")
+        _write(f"{ETC}/hostname", f"{hostname}\n")
+        _write(f"{ETC}/hosts", f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost\n")
+        _write(f"{ETC}/machine-id", f"{machine_id}\n")
 
     def sync(self) -> None:
         """Write the disk's dirty pages out."""
         os.sync()
 
 
-def _overwrite(path: str, text: str) -> None:
+def login_options(account: Account | None, python: str) -> dict[str, Any]:
+    """Return what makes ``Popen`` start a process as a login of the user would, with their Python first in the path."""
+    if account is None:
+        return {"env": dict(os.environ), "start_new_session": True}
+    folder = Path(python).parent
+    return {
+        "env": {
+            "HOME": account.home,
+            "USER": account.name,
+            "LOGNAME": account.name,
+            "SHELL": "/bin/bash",
+            "LANG": "C.UTF-8",
+            "PATH": f"{folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "VIRTUAL_ENV": str(folder.parent),
+        },
+        "cwd": account.home,
+        "user": account.uid,
+        "group": account.gid,
+        "extra_groups": account.groups,
+        "start_new_session": True,
+    }
+
+
+def set_cgroup_limits(group: Path, limits: UserLimits) -> None:
+    """Write a control group's limits; some memory is always left to the kernel and the agent."""
+    spare = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - _RESERVED_BYTES
+    memory = spare if limits.memory_mib is None else min(limits.memory_mib << 20, spare)
+    _write(f"{group}/memory.max", str(memory))
+    _write(f"{group}/pids.max", str(limits.processes))
+
+
+def _limit_files(pid: int, count: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, count))
+
+
+def _write(path: str, text: str) -> None:
     """Write a short file; ``pathlib`` and ``io`` would run far more code for it, in everybody's waiting time."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
@@ -153,6 +212,10 @@ class RecordingSystem(System):
     def confine(self, pid: int) -> None:
         """Note the call."""
         self._calls.append("confine")
+
+    def set_limits(self, limits: UserLimits) -> None:
+        """Note the call."""
+        self._calls.append(f"set_limits {limits.processes} {limits.open_files} {limits.memory_mib}")
 
     def set_clock(self, time_ns: int) -> None:
         """Note the call."""

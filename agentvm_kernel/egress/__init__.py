@@ -1,0 +1,1 @@
+"""What VMs send out: decided by name, carried by the gateway, written down."""

@@ -1,0 +1,161 @@
+"""The network of a notebook's VM, as the kernel process knows it; what decides is the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from agentvm_kernel.egress.record import Connection
+from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.kernel.requests import Request
+from agentvm_kernel.kernel.timeline import beginning
+from agentvm_kernel.snapshots.notes import Cell
+from agentvm_kernel.supervisor.messages import Blocked, LeaseRequest
+from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.validation import checked
+
+if TYPE_CHECKING:
+    from agentvm_kernel.kernel.roles import Tenure
+
+log = logging.getLogger("agentvm.network")
+
+_NAMED: Final = 5
+
+
+class NotebookNetwork:
+    """What the notebook's user has changed, which outlives the lease; and who tells the supervisor which cell runs.
+
+    Args:
+        tenure: Returns who keeps the VM; raises `AgentVMError` where there is none.
+
+    Attributes:
+        wanted: What the user has changed.
+        on_blocked: Called with each connection that was refused; whoever shows them sets it.
+    """
+
+    def __init__(self, tenure: Callable[[], Tenure]) -> None:
+        self.wanted = NetworkRequest()
+        self.on_blocked: Callable[[Blocked], None] = lambda _: None
+        self._tenure = tenure
+        self._running = CellRequest()
+        self._teller: asyncio.Task[None] | None = None
+
+    def asked(self, request: LeaseRequest) -> LeaseRequest:
+        """Return a request for a lease in which the changes hold from the beginning."""
+        wanted = self.wanted
+        if wanted == NetworkRequest():
+            return request
+        allow = (*(host for host in request.allow if host not in wanted.deny), *wanted.allow)
+        own = {"mode": wanted.mode or request.mode, "allow": tuple(dict.fromkeys(allow)), "deny": wanted.deny}
+        return request.model_copy(update={**own, "inspect": wanted.inspect})
+
+    async def status(self) -> NetworkInfo:
+        """Return what holds, and what was done."""
+        tenure = self._tenure()
+        return await tenure.supervisor.network(tenure.lease)
+
+    async def change(self, wanted: NetworkRequest) -> NetworkInfo:
+        """Change it, for this VM and for those that take its place.
+
+        Raises:
+            AgentVMError: the supervisor refused; what held holds on.
+        """
+        tenure = self._tenure()
+        info = await tenure.supervisor.set_network(tenure.lease, wanted)
+        self.wanted = wanted
+        return info
+
+    async def play(self, action: Literal["record", "replay", "off"], name: str = "") -> NetworkInfo:
+        """Record what inspected hosts say, or replay it, from a file beside the notebook.
+
+        Args:
+            action: What is done from now on.
+            name: The recording's name.
+
+        Raises:
+            AgentVMError: the supervisor refused; what was done goes on.
+        """
+        tenure = self._tenure()
+        request = checked(CassetteRequest, action=action, name=name, folder=str(Path.cwd()))
+        return await tenure.supervisor.play_cassette(tenure.lease, request)
+
+    async def connections(self) -> list[Connection]:
+        """Return the lease's newest connections, oldest first."""
+        tenure = self._tenure()
+        async with tenure.supervisor.connections(tenure.lease) as events:
+            return [event async for event in events]
+
+    def blocked(self, event: Blocked) -> None:
+        """Take note of a connection that was refused."""
+        self.on_blocked(event)
+
+    def running(self, cell: Cell) -> None:
+        """Tell the supervisor, in the background, which cell runs."""
+        self._running = self._running.model_copy(update={"cell": cell})
+        if self._teller is None or self._teller.done():
+            self._teller = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        told: CellRequest | None = None
+        while told != self._running:
+            told = self._running
+            try:
+                tenure = self._tenure()
+                await tenure.supervisor.set_cell(tenure.lease, told)
+            except AgentVMError as error:
+                log.info("the supervisor does not know which cell runs: %s", error.message)
+                return
+
+    @asynccontextmanager
+    async def allowed(self, hosts: Sequence[str], cell: Cell) -> AsyncIterator[None]:
+        """Let the VM reach hosts within the context.
+
+        Args:
+            hosts: Which.
+            cell: The cell that runs in it.
+
+        Raises:
+            AgentVMError: the supervisor refused.
+        """
+        if not hosts:
+            yield
+            return
+        if self._teller is not None:
+            await asyncio.wait([self._teller])
+        request = CellRequest(cell=cell, allow=tuple(hosts))
+        tenure = self._tenure()
+        await tenure.supervisor.set_cell(tenure.lease, request)
+        self._running = request
+        try:
+            yield
+        finally:
+            self._running = CellRequest(cell=cell)
+            self.running(cell)
+            if self._teller is not None:
+                await asyncio.wait([self._teller])  # before the next cell begins
+
+
+def cell_of(request: Request) -> Cell:
+    """Return what is said of a cell that runs."""
+    return Cell(run=request.run, code=beginning(request.code))
+
+
+def note(blocked: Sequence[Blocked]) -> str:
+    """Return what a cell is told whose connections were refused.
+
+    Args:
+        blocked: The connections, not none.
+    """
+    hints = dict.fromkeys(_plain(one.hint) for one in blocked if one.hint)
+    named = ", ".join(f"{_plain(one.name)}:{one.port}" for one in blocked[:_NAMED])
+    more = f" and {len(blocked) - _NAMED} more" if len(blocked) > _NAMED else ""
+    lines = [f"Refused by the network policy: {named}{more}.", *list(hints)[:_NAMED], "%net log shows all."]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text[:300])
