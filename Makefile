@@ -12,11 +12,16 @@ quickstart: setup  ## Set up everything, then run notebooks/quickstart.ipynb in 
 	@$(BIN)/agentvm doctor
 	@$(BIN)/agentvm quickstart notebooks/quickstart.ipynb
 
+# The browser that the tests look at outputs with.
+test: export AGENTVM_TEST_PACKAGES := chromium fonts-dejavu-core
+
 test: setup  ## Set up everything, then run every check and test that this machine can run.
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory image
 	@$(BIN)/coverage erase
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+	@$(BIN)/python -m pytest tests/unit --numprocesses=2 --dist=loadfile --cov --cov-report=
+	@$(BIN)/python -m pytest --ignore=tests/unit --durations=30 --cov --cov-append --cov-report=term:skip-covered \
+		--cov-fail-under=85
 
 setup: packages $(VENV)/.installed
 

@@ -13,22 +13,37 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from agentvm_kernel import __version__
 from agentvm_kernel.bench import Benchmark
 from agentvm_kernel.config import Paths
+from agentvm_kernel.config_command import config_app
+from agentvm_kernel.egress.secret_command import secret_app
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.host import install_packages
+from agentvm_kernel.kernelspec_command import kernelspec_app
+from agentvm_kernel.run.command import run
 from agentvm_kernel.snapshots.command import snapshot_app
-from agentvm_kernel.supervisor.client import SupervisorClient
+from agentvm_kernel.supervisor.command import pool_app, status, supervisor, vm_app
+from agentvm_kernel.supervisor.net_command import net_app
+from agentvm_kernel.terminal import plain
 
 app = typer.Typer(help="Run every notebook in a virtual machine of its own.", no_args_is_help=True)
 image_app = typer.Typer(help="Guest images: build, list, remove.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
 app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(vm_app, name="vm")
+app.add_typer(pool_app, name="pool")
+app.add_typer(net_app, name="net")
+app.add_typer(config_app, name="config")
+app.add_typer(kernelspec_app, name="kernelspec")
+app.add_typer(secret_app, name="secret")
+app.command()(run)
+app.command()(supervisor)
+app.command()(status)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Flavour = Annotated[str, typer.Argument(help="minimal or standard.")]
@@ -43,10 +58,10 @@ def main() -> None:
     try:
         app()
     except AgentVMError as error:
-        # What is in a message may come from anywhere, so it is no markup.
-        _err.print(f"[red]{error.code}:[/]", escape(error.message), highlight=False)
+        # What is in a message may come from anywhere, so it is no markup, and must not steer the terminal.
+        _err.print(Text.assemble((f"{error.code}:", "red"), " ", plain(error.message, keep="\n")))
         if error.hint:
-            _err.print(escape(error.hint), highlight=False)
+            _err.print(Text(plain(error.hint, keep="\n")))
         sys.exit(1)
 
 
@@ -128,41 +143,6 @@ def image_rm(
     store.remove(found[0].digest)
     remove_snapshots_of(paths.cache, found[0].digest)
     print(f"Removed {found[0].digest[:12]} ({found[0].flavour}).")
-
-
-@app.command()
-def supervisor(
-    foreground: Annotated[bool, typer.Option("--foreground", help="Log to standard error, stay when idle.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="End the running supervisor and its VMs.")] = False,
-) -> None:
-    """Run the supervisor here, or end the one that runs."""
-    if stop:
-        asyncio.run(_stop_supervisor())
-        return
-    from agentvm_kernel.supervisor.daemon import run  # noqa: PLC0415 - loads libvirt
-
-    raise typer.Exit(run(foreground=foreground))
-
-
-async def _stop_supervisor() -> None:
-    async with SupervisorClient(Paths.of_user(), start=False) as client:
-        await client.shutdown()
-
-
-@app.command()
-def status(as_json: Json = False) -> None:
-    """Show the supervisor: what is leased, what is ready."""
-    shown = asyncio.run(_status())
-    if as_json:
-        print(json.dumps(shown, indent=2))
-        return
-    for key, value in shown.items():
-        _out.print(f"[bold]{key}[/] {value}", highlight=False)
-
-
-async def _status() -> dict[str, object]:
-    async with SupervisorClient(Paths.of_user(), start=False) as client:
-        return await client.status()
 
 
 @app.command()

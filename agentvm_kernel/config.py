@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
+import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from agentvm_kernel.errors import ConfigError
+from agentvm_kernel.profiles import PROFILES, Profile
+from agentvm_kernel.tomllines import lines_of
+from agentvm_kernel.validation import Problem, problems
+
+_FROM_ENVIRONMENT: Final = ("uri", "image", "profile", "accelerator", "transport")
+_PLACE: Final = re.compile(r"\(at line (\d+), column (\d+)\)")
+"""How tomllib says where."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
+HostPattern = Annotated[str, Field(max_length=300)]
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,15 @@ class Paths:
         return cls(cache, state, state / "run", config)
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which ``of_user`` returns these folders in another process."""
+        return {
+            "AGENTVM_CACHE_DIR": str(self.cache),
+            "AGENTVM_STATE_DIR": str(self.state),
+            "AGENTVM_CONFIG": str(self.config),
+        }
+
+    @property
     def tag(self) -> str:
         """Tells this user's domains and this state folder's from others' in a shared libvirt."""
         return hashlib.sha256(f"{os.geteuid()}:{self.state}".encode()).hexdigest()[:8]
@@ -78,46 +100,28 @@ def _override(variable: str, default: Path) -> Path:
     return path
 
 
-class Profile(BaseModel):
-    """Named resources of a VM.
-
-    Attributes:
-        vcpus: Virtual CPUs.
-        memory_mib: Guest memory in MiB.
-        disk_gb: Size of the guest's disk in GB (10^9 bytes); only what is written takes room.
-        network: ``filtered`` or ``none``.
-        cell_deadline: Seconds that a cell may run.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    vcpus: int = Field(ge=1, le=64)
-    memory_mib: int = Field(ge=256, le=1 << 20)
-    disk_gb: int = Field(ge=2, le=4096)
-    network: Literal["filtered", "none"] = "filtered"
-    cell_deadline: int = Field(default=300, ge=1)
-
-
-PROFILES = {
-    "light": Profile(vcpus=1, memory_mib=1024, disk_gb=10, cell_deadline=60),
-    "standard": Profile(vcpus=2, memory_mib=2048, disk_gb=20, cell_deadline=300),
-    "intensive": Profile(vcpus=4, memory_mib=4096, disk_gb=40, cell_deadline=600),
-    "isolated": Profile(vcpus=2, memory_mib=2048, disk_gb=20, network="none", cell_deadline=300),
-}
-
-
 class Pool(BaseModel):
-    """How many VMs are kept ready.
+    """What is kept ready, for each image and profile that is in use.
 
     Attributes:
-        warm: Warm VMs: acquired by a resume.
-        blanks: Started, empty QEMU processes: a VM after a load.
+        warm: Warm VMs (acquired by a resume) at least.
+        warm_max: Warm VMs at most, when many are asked for.
+        blanks: Blanks (started, empty QEMU processes: a VM after a load) at least.
+        blanks_max: Blanks at most.
+        idle_after: Seconds after which what nobody has asked for gives way, down to nothing but the default's minimum.
+        time_to_live: Seconds after which a warm VM or a blank is replaced.
+        check_every: Seconds between two checks that the ready ones still answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     warm: int = Field(default=1, ge=0, le=64)
+    warm_max: int = Field(default=8, ge=0, le=64)
     blanks: int = Field(default=1, ge=0, le=64)
+    blanks_max: int = Field(default=8, ge=0, le=64)
+    idle_after: float = Field(default=300, gt=0, allow_inf_nan=False)
+    time_to_live: float = Field(default=3600, gt=0, allow_inf_nan=False)
+    check_every: float = Field(default=60, gt=0, allow_inf_nan=False)
 
 
 class SnapshotSettings(BaseModel):
@@ -138,6 +142,53 @@ class SnapshotSettings(BaseModel):
         """What all snapshots together may take on disk, bytes."""
         return int(self.quota_gb * 10**9)
 
+    @property
+    def complete(self) -> int:
+        """What complete memory files may take, bytes."""
+        return int(self.complete_gb * 10**9)
+
+
+class Network(BaseModel):
+    """What VMs reach of the network; see docs/network.md for how hosts are written.
+
+    Attributes:
+        mode: ``filtered`` (what is allowed), ``isolated`` (nothing), or ``record-only`` (every public name; it is only
+            written down).
+        defaults: Whether the package registries, code hosts and model APIs that ship with this package are allowed.
+        allow: Hosts that are allowed besides: names, ``*.NAME`` for one label more, ``**.NAME`` for any number, each
+            with ``:PORT,PORT`` if other than the usual ports.
+        deny: Hosts that are refused, whatever allows them.
+        inspect: Hosts, of those that are allowed, whose TLS the gateway ends itself, as it does for hosts with a
+            secret: needed to record and replay what they say.
+        reachable: Addresses or networks that may be connected to although they are not public, such as
+            ``10.1.0.0/16``, if an allowed name leads there.
+        connections: Connections that a VM may have open.
+        connections_per_second: New connections of a VM, a second.
+        mb_per_second: What a VM may send and receive, MB (10^6 bytes) a second together; ``none`` for no limit.
+        max_bytes: Bytes that a session may send and receive together; ``none`` for no limit.
+        directives: Whether cells may change what their notebook reaches, by ``%net`` and ``# net: allow``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("mb_per_second", "max_bytes", mode="before")
+    @classmethod
+    def _none(cls, value: object) -> object:
+        """Take the word ``none``, because TOML has no null."""
+        return None if value == "none" else value
+
+    mode: Literal["filtered", "isolated", "record-only"] = "filtered"
+    defaults: bool = True
+    allow: tuple[HostPattern, ...] = ()
+    deny: tuple[HostPattern, ...] = ()
+    inspect: tuple[HostPattern, ...] = ()
+    reachable: tuple[HostPattern, ...] = ()
+    connections: int = Field(default=512, ge=1, le=65536)
+    connections_per_second: int = Field(default=200, ge=1, le=100_000)
+    mb_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_bytes: int | None = Field(default=None, ge=1)
+    directives: bool = True
+
 
 class Settings(BaseModel):
     """The configuration file.
@@ -150,22 +201,31 @@ class Settings(BaseModel):
         accelerator: ``auto`` (probe), ``kvm`` or ``tcg``.
         transport: ``auto`` (vsock where ``/dev/vhost-vsock`` can be opened), ``vsock`` or ``serial``.
         idle_exit: Seconds without a lease after which the supervisor leaves.
+        max_vms: VMs that may be out at the same time, forks among them; who asks for more waits.
+        memory_share: Share of the host's available memory that VMs may take.
+        on_shutdown: What becomes of leased VMs when the supervisor is told to leave: ``end`` them, or ``keep`` them as
+            snapshots, of which their notebooks get clones from the next supervisor.
         pool: What is kept ready.
         snapshots: The snapshot store.
+        network: What VMs reach of the network.
         profiles: The user's own profiles, by name, beside the built-in ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str = "embed"
-    image: str = Field(default="standard", pattern=r"^[a-z0-9-]{1,64}$")
-    profile: str = Field(default="standard", pattern=r"^[a-z0-9-]{1,64}$")
+    image: Name = "standard"
+    profile: Name = "standard"
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     transport: Literal["auto", "vsock", "serial"] = "auto"
     idle_exit: float = Field(default=600, gt=0)
+    max_vms: int = Field(default=64, ge=1, le=1024)
+    memory_share: float = Field(default=0.7, gt=0, le=1)
+    on_shutdown: Literal["end", "keep"] = "end"
     pool: Pool = Pool()
     snapshots: SnapshotSettings = SnapshotSettings()
-    profiles: dict[str, Profile] = {}
+    network: Network = Network()
+    profiles: dict[Name, Profile] = {}
 
     def find_profile(self, name: str) -> tuple[str, Profile]:
         """Return a profile's name and values.
@@ -177,10 +237,28 @@ class Settings(BaseModel):
             ConfigError: there is no profile of that name.
         """
         name = name or self.profile
-        known = PROFILES | self.profiles
+        known = self.known_profiles
         if name not in known:
             raise ConfigError(f"There is no profile {name!r}.", f"Known profiles: {', '.join(sorted(known))}.")
         return name, known[name]
+
+    @property
+    def known_profiles(self) -> Mapping[str, Profile]:
+        """All profiles: the user's own go over built-in ones of the same name."""
+        return PROFILES | self.profiles
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings, and where each of them comes from.
+
+    Attributes:
+        settings: All of them.
+        origins: ``FILE:LINE`` or the environment variable, by path, of what is not the default.
+    """
+
+    settings: Settings
+    origins: Mapping[tuple[str, ...], str]
 
 
 def load_settings(paths: Paths) -> Settings:
@@ -190,23 +268,71 @@ def load_settings(paths: Paths) -> Settings:
     keys of the same names.
 
     Raises:
-        ConfigError: the file cannot be read or holds something that is not valid.
+        ConfigError: the file cannot be read or something in it, or in a variable, is not valid; says all that is not.
     """
-    values: dict[str, object] = {}
-    if paths.config.exists():
-        try:
-            values = tomllib.loads(paths.config.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{paths.config}: {error}", "Correct the file, or remove it for the defaults.") from error
-    for key in ("uri", "image", "profile", "accelerator", "transport"):
-        if value := os.environ.get(f"AGENTVM_{key.upper()}"):
-            values[key] = value
+    return read_configuration(paths).settings
+
+
+def read_configuration(paths: Paths) -> Loaded:
+    """Do the same, and tell where each setting comes from.
+
+    Raises:
+        ConfigError: as ``load_settings``.
+    """
+    text = _read(paths.config)
+    values = _parse(text, paths.config)
+    variables = {key: f"AGENTVM_{key.upper()}" for key in _FROM_ENVIRONMENT if os.environ.get(f"AGENTVM_{key.upper()}")}
+    values |= {key: os.environ[name] for key, name in variables.items()}
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
+        wrong = _unknown_profile(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        wrong = problems(error, Settings)
+    origins = {path: f"{paths.config}:{line}" for path, line in lines_of(text).items()}
+    origins |= {(key,): name for key, name in variables.items()}
+    if wrong:
         raise ConfigError(
-            f"{paths.config}: {where}: {first['msg']} (found: {first['input']!r}).",
-            "Correct the file or the AGENTVM_* variable of that name, or remove it for the default.",
+            "\n".join(f"{_origin(problem.path, origins, paths.config)}: {problem.text}" for problem in wrong),
+            "Correct that, or remove it for the default; `agentvm config reference` lists all that is valid.",
+        )
+    return Loaded(settings, origins)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}:{line}: This is no UTF-8 text.", "Save the file as UTF-8.") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}.", "Make it a readable file, or set AGENTVM_CONFIG.") from error
+
+
+def _parse(text: str, file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        place = _PLACE.search(str(error))
+        line = int(place[1]) if place else text.count("\n") + 1
+        said = _PLACE.sub(lambda match: f"(column {match[2]})", str(error))
+        raise ConfigError(
+            f"{file}:{line}: {said}.",
+            "The file is TOML: lines like `key = value`, texts in quotes, [tables] in brackets.",
         ) from error
+
+
+def _unknown_profile(settings: Settings) -> list[Problem]:
+    known = sorted(settings.known_profiles)
+    if settings.profile in known:
+        return []
+    near = difflib.get_close_matches(settings.profile, known, n=1)
+    guess = f" Did you mean {near[0]}?" if near else ""
+    return [Problem(("profile",), f'There is no profile "{settings.profile}".{guess} Known are: {", ".join(known)}.')]
+
+
+def _origin(path: tuple[str | int, ...], origins: Mapping[tuple[str, ...], str], file: Path) -> str:
+    """Return where a setting is, or else the table that it is, or should be, in."""
+    names = tuple(map(str, path))
+    return next((origins[names[:end]] for end in range(len(names), 0, -1) if names[:end] in origins), str(file))

@@ -6,7 +6,8 @@ about it, ``code`` is the name by which scripts and the supervisor's API know it
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Final
 
 
 class AgentVMError(Exception):
@@ -34,10 +35,39 @@ class ConfigError(AgentVMError):
     code = "config"
 
 
+class RequestError(AgentVMError):
+    """What was asked for is not valid."""
+
+    code = "request"
+
+
 class HostError(AgentVMError):
     """This host lacks something that virtual machines need."""
 
     code = "host"
+
+
+_ELSEWHERE: Final = "set AGENTVM_STATE_DIR or AGENTVM_CACHE_DIR to a folder elsewhere."
+_REMEDIES: Final = {
+    errno.ENOSPC: f"Make room on that disk, or {_ELSEWHERE}",
+    errno.EDQUOT: f"Make room within your quota, or {_ELSEWHERE}",
+    errno.EROFS: f"Make it writable, or {_ELSEWHERE}",
+    errno.EACCES: f"Make it accessible, or {_ELSEWHERE}",
+    errno.EPERM: f"Make it accessible, or {_ELSEWHERE}",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or let fewer VMs run.",
+    errno.ENFILE: "Let fewer programs run: the host has too many files open.",
+    errno.ENOMEM: "Let fewer VMs run, or lower memory_share: the host's memory is used up.",
+}
+
+
+def host_error(error: OSError) -> HostError:
+    """Return what a user is told when the host refuses to make, read or write a file.
+
+    Args:
+        error: How the kernel has put it.
+    """
+    where = f"{error.filename}: " if error.filename else ""
+    return HostError(f"{where}{error.strerror or error}.", _REMEDIES.get(error.errno or 0, "See `agentvm doctor`."))
 
 
 class ImageError(AgentVMError):
@@ -70,10 +100,44 @@ class VMEndedError(VMError):
     code = "vm_ended"
 
 
+class FreshVMError(VMEndedError):
+    """The virtual machine was thrown away on purpose, and a fresh one is on its way."""
+
+
+class CellDeadlineError(FreshVMError):
+    """A cell ran longer than its deadline and could not be stopped but with its virtual machine."""
+
+    code = "cell_deadline"
+
+
+class LimitError(AgentVMError):
+    """There is no such limit, or it cannot have this value."""
+
+    code = "limit"
+
+
 class SnapshotError(VMError):
     """A snapshot could not be taken, found, kept or gone back to."""
 
     code = "snapshot"
+
+
+class NoSnapshotError(SnapshotError):
+    """There is no such snapshot."""
+
+    code = "no_snapshot"
+
+
+class NoForkError(SnapshotError):
+    """There is no such fork, or none that rests."""
+
+    code = "no_fork"
+
+
+class LabelTakenError(SnapshotError):
+    """Another snapshot of the notebook has that label."""
+
+    code = "label_taken"
 
 
 class DiskFullError(SnapshotError):
@@ -86,6 +150,18 @@ class QuotaError(SnapshotError):
     """The user's snapshots would take more than they may."""
 
     code = "quota"
+
+
+class RunError(AgentVMError):
+    """What was to be run in a VM could not be."""
+
+    code = "run"
+
+
+class TransferError(AgentVMError):
+    """Files could not be copied into a VM or out of it."""
+
+    code = "files"
 
 
 class LinkError(AgentVMError):
@@ -118,10 +194,34 @@ class HeartbeatError(LinkError):
     code = "heartbeat"
 
 
+class SecretError(AgentVMError):
+    """A secret is not valid, not there, or cannot be read."""
+
+    code = "secret"
+
+
+class CassetteError(AgentVMError):
+    """A recording cannot be made or read, or what was asked is not in it."""
+
+    code = "cassette"
+
+
 class SupervisorError(AgentVMError):
     """The supervisor could not be reached or refused a request."""
 
     code = "supervisor"
+
+
+class NoLeaseError(SupervisorError):
+    """There is no lease of that id: its session is over, or another supervisor's."""
+
+    code = "no_lease"
+
+
+class LeavingError(SupervisorError):
+    """The supervisor is about to leave; the next one can be asked in a moment."""
+
+    code = "leaving"
 
 
 class ApiError(SupervisorError):

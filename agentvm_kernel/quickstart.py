@@ -98,10 +98,10 @@ def _texts(cell: NotebookNode) -> Iterator[str]:
         elif output.output_type == "error":
             yield f"{output.ename}: {output.evalue}"
         else:
-            yield _describe(output.data)
+            yield describe(output.data)
 
 
-def _describe(data: dict[str, Any]) -> str:
+def describe(data: dict[str, Any]) -> str:
     """Return an output as text; pictures and widgets by name, because a terminal cannot show them."""
     rich = sorted(kind for kind in data if kind not in {"text/plain", "text/html"})
     text = str(data.get("text/plain", "")).rstrip("\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ import pytest
 from vms import environment_of, own_supervisor
 
 from agentvm_kernel.config import Paths
+
+
+def pytest_configure() -> None:
+    """Let programs be interrupted even where a shell has started the tests with ``&``, which has them ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,3 +12,5 @@ class Benchmark(enum.StrEnum):
     ROLLBACK = "rollback"
     FORK = "fork"
     TIMETRAVEL = "timetravel"
+    POOL = "pool"
+    EGRESS = "egress"

@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from agentvm_kernel.config import Paths, Profile, Settings, load_settings
+from agentvm_kernel.config import Paths, Pool, Settings, load_settings
 from agentvm_kernel.errors import ApiError, SupervisorError
+from agentvm_kernel.profiles import Profile
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import Granted, LeaseRequest, Progress
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, PoolInfo, Progress
 
 PROFILE = "bench"
 DEFAULT_PROFILE = Profile(vcpus=1, memory_mib=512, disk_gb=4)
 Say = Callable[[str, float | None], None]
 
 _STOP_SECONDS = 60.0
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.02
 # An abandoned supervisor leaves by itself after this.
 _IDLE_SECONDS = 300.0
 
@@ -68,7 +69,7 @@ class Bed:
     async def filled(self) -> None:
         """Return when the pool is full: as long as something is being started, nothing else can be measured."""
         async with SupervisorClient(self.paths, start=False) as client:
-            while not is_full(await client.status(), self.settings):  # noqa: ASYNC110 - another process's state
+            while not is_full(await client.pool()):  # noqa: ASYNC110 - another process's state
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def prepare(self, say: Say) -> None:
@@ -79,25 +80,20 @@ class Bed:
                     say(event.stage, event.done)
                 elif isinstance(event, Granted):
                     return
-                else:
+                elif isinstance(event, Ended):
                     raise ApiError(event.code, event.reason, event.hint)
 
 
-def is_full(status: dict[str, object], settings: Settings) -> bool:
-    """Whether a supervisor's status says that it has all in stock that it wants."""
-    ready = status["ready"]
-    wanted = {"warm": settings.pool.warm, "blanks": settings.pool.blanks}
-    return isinstance(ready, dict) and bool(ready) and all(stock == wanted for stock in ready.values())
+def is_full(pool: PoolInfo) -> bool:
+    """Whether a supervisor has all in stock that it wants."""
+    stocks = pool.stocks
+    return bool(stocks) and all(one.warm == one.warm_wanted and one.blanks == one.blanks_wanted for one in stocks)
 
 
 def environment_of(paths: Paths) -> dict[str, str]:
     """Return the environment in which ``Paths.of_user`` yields these folders and no other setting interferes."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith("AGENTVM_")}
-    return ours | {
-        "AGENTVM_CACHE_DIR": str(paths.cache),
-        "AGENTVM_STATE_DIR": str(paths.state),
-        "AGENTVM_CONFIG": str(paths.config),
-    }
+    return ours | paths.environment
 
 
 @contextmanager
@@ -123,14 +119,16 @@ def libvirt_root() -> Path:
 
 
 @contextmanager
-def bed(wanted: Wanted) -> Iterator[Bed]:
+def bed(wanted: Wanted, pool: Pool | None = None) -> Iterator[Bed]:
     """Run a supervisor that nobody else uses, and leave nothing of it behind.
 
     Args:
         wanted: Its image and profile become the defaults; everything else is as the user has configured it.
+        pool: What it is to keep ready, instead of what the user has configured.
     """
     with temporary_paths() as paths:
         settings = bench_settings(load_settings(Paths.of_user()), wanted)
+        settings = settings.model_copy(update={"pool": pool or settings.pool})
         paths.config.write_text(settings_toml(settings))
         paths.state.mkdir()
         with _supervisor(paths) as pid:
@@ -156,7 +154,7 @@ def settings_toml(settings: Settings) -> str:
     tables |= {"pool": settings.pool.model_dump(), f"profiles.{PROFILE}": settings.profiles[PROFILE].model_dump()}
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     for name, table in tables.items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None)]
     return "\n".join(lines) + "\n"
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-def p95(samples: Sequence[float]) -> float:
-    """Return the 95th percentile by the nearest-rank method: the least sample that 95 % do not exceed.
+def percentile(samples: Sequence[float], percent: int = 95) -> float:
+    """Return a percentile by the nearest-rank method: the least sample that so many percent do not exceed.
 
     Args:
         samples: At least one.
+        percent: How many, 1 to 100.
     """
-    return sorted(samples)[math.ceil(0.95 * len(samples)) - 1]
+    return sorted(samples)[math.ceil(percent * len(samples) / 100) - 1]
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Series:
             "name": self.name,
             "unit": self.unit,
             "median": round(self.median, 3),
-            "p95": round(p95(self.samples), 3),
+            "p95": round(percentile(self.samples), 3),
             "n": len(self.samples),
         }
 

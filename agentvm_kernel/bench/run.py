@@ -7,7 +7,7 @@ import os
 import signal
 from dataclasses import dataclass
 
-from agentvm_kernel.bench import Benchmark, clone, fork, history, kernel, timetravel
+from agentvm_kernel.bench import Benchmark, clone, egress, fork, history, kernel, neighbours, pool, timetravel
 from agentvm_kernel.bench.bed import Say, Wanted
 from agentvm_kernel.bench.figures import Figure
 
@@ -55,6 +55,11 @@ def run(name: Benchmark | None, wanted: Wanted, say: Say) -> Result:
             figures += asyncio.run(fork.run(wanted, say))
         if name in {None, Benchmark.TIMETRAVEL}:
             figures += timetravel.run(wanted, say)
+        if name in {None, Benchmark.POOL}:
+            figures += asyncio.run(pool.run(wanted, say))
+            figures += neighbours.run(wanted, say)
+        if name in {None, Benchmark.EGRESS}:
+            figures += asyncio.run(egress.run(wanted, say))
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return Result(figures, wanted, (before, os.getloadavg()[0]))

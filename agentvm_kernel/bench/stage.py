@@ -9,14 +9,15 @@ from typing import Final, cast
 
 from agentvm_kernel.bench.bed import PROFILE, Say, Wanted, bench_settings, libvirt_root, temporary_paths
 from agentvm_kernel.bench.workshop import OwnSnapshot
-from agentvm_kernel.config import Pool, Profile, load_settings
+from agentvm_kernel.config import Pool, load_settings
 from agentvm_kernel.errors import AgentVMError, VMEndedError
 from agentvm_kernel.kernel.execution import Runner, running
 from agentvm_kernel.link.connection import Link, connect
+from agentvm_kernel.profiles import Profile
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.daemon import prepare_folders
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import LeaseRequest, Replaced, SnapshotInfo, SnapshotRequest
+from agentvm_kernel.supervisor.messages import LeaseRequest, Message, Progress, Replaced, SnapshotInfo, SnapshotRequest
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 from agentvm_kernel.vm.libvirt_machine import LibvirtMachine
 
@@ -50,8 +51,11 @@ class Stage:
         """Hang up."""
         await self._stack.aclose()
 
-    async def run(self, code: str) -> None:
+    async def run(self, code: str) -> str:
         """Run a cell.
+
+        Returns:
+            What it printed.
 
         Raises:
             VMEndedError: it did not end well.
@@ -60,6 +64,7 @@ class Stage:
         result = await self._runner.run(code, timeout=_CELL_SECONDS)
         if result.status != "ok":
             raise VMEndedError(f"The benchmark's cell failed: {result.reason or result.error}")
+        return result.stdout
 
     async def snapshot(self) -> SnapshotInfo:
         """Take a snapshot, and wait until it is stored.
@@ -80,6 +85,7 @@ class Stage:
 
     async def filled(self) -> None:
         """Return when the pool is full and no complete memory file is being made."""
+        self.supervisor.pool.fill()
         await self.supervisor.settled(self.lease)
 
     def own(self) -> OwnSnapshot:
@@ -107,7 +113,7 @@ async def stage(
         supervisor = Supervisor(paths, settings, LibvirtHypervisor(settings.uri, libvirt_root(), paths.tag))
         await supervisor.open()
         try:
-            lease = await supervisor.acquire(LeaseRequest(owner="bench"), lambda step: say(step.stage, step.done))
+            lease = await supervisor.acquire(LeaseRequest(owner="bench"), lambda step: _show(step, say))
             ours = Stage(supervisor, lease)
             await ours.dial()
             try:
@@ -117,6 +123,11 @@ async def stage(
                 await supervisor.release(lease)
         finally:
             await supervisor.close()
+
+
+def _show(message: Message, say: Say) -> None:
+    if isinstance(message, Progress):
+        say(message.stage, message.done)
 
 
 async def _gone(lease: Lease) -> AgentVMError:

@@ -14,14 +14,13 @@ from agentvm_kernel.errors import HypervisorError, ImageError
 from agentvm_kernel.image.store import ImageStore
 from agentvm_kernel.supervisor.catalogue import Catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.core import choose_transport
-from agentvm_kernel.vm.accelerator import Accelerator
 from agentvm_kernel.vm.blank import Blank, start_blank
 from agentvm_kernel.vm.clone import VM, become
 from agentvm_kernel.vm.golden import Source, make_golden
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 from agentvm_kernel.vm.libvirt_machine import LibvirtMachine
 from agentvm_kernel.vm.snapshot import Snapshot
+from agentvm_kernel.vm.transport import choose_transport
 
 _ANSWER_SECONDS: Final = 30.0
 _JOB_POLL_SECONDS: Final = 0.002
@@ -143,7 +142,7 @@ async def workshop(ours: Bed, say: Say) -> AsyncIterator[Workshop]:
         say: Told what is going on.
     """
     async with SupervisorClient(ours.paths, start=False) as client:
-        accelerator = cast("Accelerator", (await client.status())["accelerator"])
+        accelerator = (await client.status()).accelerator
     folder = ours.paths.state.parent / "w"
     folder.mkdir(mode=0o711)
     hypervisor = LibvirtHypervisor(ours.settings.uri, libvirt_root(), f"{ours.paths.tag}b")

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Literal
 
 from agentvm_kernel.config import Paths, load_settings
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.errors import AgentVMError, SupervisorError
 from agentvm_kernel.image.store import ImageStore
+from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.vm.accelerator import QEMU, probe
 from agentvm_kernel.vm.libvirt_connection import EMBED
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
+from agentvm_kernel.vm.limits import NOBODY, enforced_by
 from agentvm_kernel.vm.pagemap import has_soft_dirty
 
 Status = Literal["ok", "warning", "failure"]
@@ -27,6 +29,17 @@ Status = Literal["ok", "warning", "failure"]
 QEMU_FLOOR = (8, 2)
 LIBVIRT_FLOOR = (9, 0)
 _SETUP = "Run `agentvm setup`."
+_DELEGATE = (
+    "Run the supervisor as a systemd service, which has control groups of its own: `agentvm supervisor --install-unit`,"
+    " then `systemctl --user enable --now agentvm.service`."
+)
+_LIMITS = {
+    "cell_deadline": "cells",
+    "disk_iops": "disk rate",
+    "processes": "processes",
+    "cpu": "CPU share",
+    "qemu_memory": "QEMU's memory",
+}
 _WRITE_PROTECTION_FLOOR = (6, 7)
 _NEEDED_GB = 6
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -61,7 +74,8 @@ async def examine(paths: Paths) -> list[Finding]:
         One finding for each check; a notebook can run if none is a failure.
     """
     checks: list[Callable[[Paths], Awaitable[Finding]]] = [
-        _configuration, _machine, _accelerator, _qemu, _libvirt, _vsock, _snapshots, _image_tools, _disk, _image,
+        _configuration, _machine, _accelerator, _qemu, _libvirt, _vsock, _snapshots, _limits, _image_tools, _disk,
+        _image,
     ]  # fmt: skip
     return [await check(paths) for check in checks]
 
@@ -181,6 +195,24 @@ def _memory_obstacle(uri: str) -> tuple[str, str]:
     if "system" in uri and not os.access(_SYSTEM_FOLDER, os.X_OK):
         return f"{_SYSTEM_FOLDER} is closed, so QEMU has another group", f"As root: chmod o+x {_SYSTEM_FOLDER}"
     return "", ""
+
+
+async def _limits(paths: Paths) -> Finding:
+    enforced = await _enforced(paths)
+    detail = "; ".join(f"{name}: {enforced[key]}" for key, name in _LIMITS.items())
+    if enforced["qemu_memory"].startswith(NOBODY):
+        return Finding("limits", "warning", detail, _DELEGATE)
+    return Finding("limits", "ok", detail)
+
+
+async def _enforced(paths: Paths) -> dict[str, str]:
+    """Return who enforces what: as the supervisor says, else as one started from here would find it."""
+    try:
+        async with SupervisorClient(paths, start=False) as client:
+            said = (await client.status()).enforced_by
+    except SupervisorError:
+        said = {}
+    return said or enforced_by(load_settings(paths).uri)
 
 
 async def _image_tools(_paths: Paths) -> Finding:

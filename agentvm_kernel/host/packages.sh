@@ -5,6 +5,8 @@
 #   packages.sh           install what is missing, as root or through sudo; do nothing where all is there
 #   packages.sh --check   list what is missing and exit with 1; change nothing
 #
+# AGENTVM_TEST_PACKAGES names what the tests need besides, on Debian.
+#
 # Starts no service: the embedded libvirt driver needs none.
 set -eu
 
@@ -31,7 +33,8 @@ read_release() {
   release=$(. "$RELEASE_FILE" && echo "${ID:-} ${VERSION_ID:-}")
   case $release in
     # libvirt-daemon-log has virtlogd where it is a package of its own.
-    "debian 12" | "debian 13") VIRTUAL="$VIRTUAL libvirt-daemon-log" ;;
+    # Ubuntu has no package of Chromium; its tests in a browser are skipped.
+    "debian 12" | "debian 13") VIRTUAL="$VIRTUAL libvirt-daemon-log" COMMON="$COMMON ${AGENTVM_TEST_PACKAGES:-}" ;;
     # libvirt-daemon-system has the user that QEMU runs as.
     "ubuntu 24.04") VIRTUAL="$VIRTUAL libvirt-daemon-system" COMMON="$COMMON debian-archive-keyring" ;;
     *) fail "'$release' is not a supported system." \

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.kernel.network import note
 from agentvm_kernel.kernel.requests import NO_REPLY, Request
 from agentvm_kernel.kernel.sockets import Sockets
 
@@ -76,8 +77,15 @@ class Answers:
             request.busy_shown = True
             await self.publish("status", {"execution_state": "busy"}, request)
 
+    async def tell_blocked(self, request: Request) -> None:
+        """Tell a cell which of its connections were refused, if it has not been told."""
+        blocked, request.blocked = request.blocked, []
+        if blocked and not request.silent:
+            await self.publish("stream", {"name": "stderr", "text": note(blocked)}, request)
+
     async def idle(self, request: Request) -> None:
         """Publish `idle` for a request."""
+        await self.tell_blocked(request)
         await self.publish("status", {"execution_state": "idle"}, request)
         request.settle(idle=True)
 

@@ -46,6 +46,7 @@ _ALIASES: Final = {
     "f": "AgentVMKernelApp.connection_file",
     "image": "AgentVMKernelApp.image",
     "profile": "AgentVMKernelApp.profile",
+    "allow": "AgentVMKernelApp.allow",
     "log-level": "Application.log_level",
 }
 _FLAGS: Final = {
@@ -67,6 +68,7 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
 
     image = Unicode(os.environ.get("AGENTVM_IMAGE", ""), help="Flavour of the guest image.").tag(config=True)
     profile = Unicode(os.environ.get("AGENTVM_PROFILE", ""), help="Name of the VM's profile.").tag(config=True)
+    allow = List(Unicode(), help="Hosts that may be reached besides those that are configured.").tag(config=True)
     no_stdout = Bool(False, help="Redirect stdout to the null device.").tag(config=True)
     no_stderr = Bool(False, help="Redirect stderr to the null device.").tag(config=True)
     parent_handle = Integer(
@@ -107,7 +109,10 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
     async def _serve(self) -> None:
         owner = Path(self.connection_file).stem
         notebook = os.environ.get("JPY_SESSION_NAME") or owner  # Jupyter Server sets it to the notebook's path
-        request = LeaseRequest(image=self.image, profile=self.profile, owner=owner[:200], notebook=notebook[:4096])
+        request = LeaseRequest(
+            image=self.image, profile=self.profile, owner=owner[:200], notebook=notebook[:4096],
+            allow=tuple(self.allow),
+        )  # fmt: skip
         machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect)
         await Router(self.sockets, machine, self.magics).run()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, ProofError, ProtocolError, SupervisorError, VMEndedError
 from agentvm_kernel.supervisor.client import Lease
-from agentvm_kernel.supervisor.messages import Ended
+from agentvm_kernel.supervisor.messages import Blocked, Ended, Leaving, SnapshotInfo
 
 _BETTER_REASON: Final = 2.0
 """Seconds to wait, after the link broke, for the supervisor to say why."""
@@ -41,13 +41,38 @@ async def _reported(awaitable: Awaitable[AgentVMError]) -> AgentVMError:
         return error
 
 
-async def lease_end(lease: Lease) -> AgentVMError:
-    """Return why the lease ended, once it has."""
+async def lease_end(
+    lease: Lease,
+    keep: Callable[[float], Coroutine[object, object, SnapshotInfo]] | None = None,
+    on_blocked: Callable[[Blocked], None] = lambda _: None,
+) -> AgentVMError:
+    """Return why the lease ended, or is to end, once that is so.
+
+    Args:
+        lease: The lease.
+        keep: Snapshots the VM, within so many seconds, when the supervisor is about to leave.
+        on_blocked: Called with each connection that was refused.
+    """
     async for event in lease:
+        if isinstance(event, Blocked):
+            on_blocked(event)
         if isinstance(event, Ended):
             return ended_error(event)
+        if isinstance(event, Leaving) and keep is not None:
+            return await _kept(keep(event.seconds))
     return SupervisorError(
         "The supervisor, which kept the VM, is gone, and so the VM is.", "The next start brings a new supervisor."
+    )
+
+
+async def _kept(taking: Coroutine[object, object, SnapshotInfo]) -> AgentVMError:
+    try:
+        info = await taking
+    except AgentVMError as error:
+        return VMEndedError(f"The supervisor left, and the VM could not be kept: {error.message}", error.hint)
+    return VMEndedError(
+        f"The supervisor was told to leave; the VM is kept as the snapshot {info.id}.",
+        f"%rollback {info.id} goes on with it, in a fresh VM.",
     )
 
 

@@ -44,8 +44,8 @@ class LaneHost(Protocol):
     async def forward(self, request: Request) -> None:
         """Give it to the guest, or refuse it when there is none."""
 
-    async def record(self, request: Request) -> None:
-        """Give it to the guest, and take a snapshot when the guest has done with it."""
+    async def run_alone(self, request: Request) -> None:
+        """Give it to the guest, and return when the guest, and the host, are done with it."""
 
     async def perform(self, request: Request) -> bool:
         """Carry out a host magic; return whether it succeeded. Cancelled by an interrupt."""
@@ -138,7 +138,7 @@ class Lane:
                 if way is Way.GUEST:
                     await self._forward(self._waiting.popleft())
                 elif await self._is_next(request):
-                    await (self._carry_out(request) if way is Way.HOST else self._host.record(request))
+                    await (self._carry_out(request) if way is Way.HOST else self._host.run_alone(request))
         finally:
             self._drainer = None
 

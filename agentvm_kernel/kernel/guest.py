@@ -30,6 +30,9 @@ class Stream(Protocol):
     async def receive(self) -> list[bytes]:
         """Wait for the next message."""
 
+    def close(self) -> None:
+        """Close the stream."""
+
 
 class Link(Protocol):
     """What a machine needs of a link; `agentvm_kernel.link.connection.Link` is the real one."""

@@ -12,9 +12,11 @@ from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, LinkError, ProtocolError
 from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.debugging import Debugging
 from agentvm_kernel.kernel.guest import CHANNELS, Guest
 from agentvm_kernel.kernel.info import with_banner
 from agentvm_kernel.kernel.jsoncheck import PARSE_LIMIT, parse_object
+from agentvm_kernel.kernel.output import OutputGate, Verdict
 from agentvm_kernel.kernel.requests import Request, RequestTable
 from agentvm_kernel.kernel.sockets import Sockets
 from agentvm_kernel.kernel.timeline import Timeline
@@ -43,6 +45,9 @@ class GuestSide:
         sockets: The clients.
         answers: The host's voice on iopub and for replies.
         timeline: Takes notice of runs, comms and subshells.
+        debugging: Takes notice of a debugger that stops it.
+        gate: Bounds its output.
+        replied: Called when the guest is done with a cell, and may begin with the next.
         failed: Called after an error reply that is to abort what waits behind its request.
     """
 
@@ -53,15 +58,21 @@ class GuestSide:
         sockets: Sockets,
         answers: Answers,
         timeline: Timeline,
+        debugging: Debugging,
+        gate: OutputGate,
+        replied: Callable[[], None],
         failed: Callable[[Request], Awaitable[None]],
     ) -> None:
         self.dropped: Counter[str] = Counter()
+        self._replied = replied
         self._failed = failed
         self._guest = guest
         self._table = table
         self._sockets = sockets
         self._answers = answers
         self._timeline = timeline
+        self._debugging = debugging
+        self._gate = gate
         self._heard = asyncio.Event()
         self._tasks = [asyncio.create_task(self._read(channel), name=f"guest-{channel}") for channel in CHANNELS]
 
@@ -137,6 +148,8 @@ class GuestSide:
         else:
             self._answers.reply(request, content, msg_type=message.msg_type, metadata=metadata, buffers=message.buffers)
         request.settle(replied=True)
+        if request.is_execute:
+            self._replied()
         if request.is_execute and request.stop_on_error and not request.silent and _status(message.content) == b"error":
             await self._failed(request)
 
@@ -169,6 +182,8 @@ class GuestSide:
         state = ""
         if message.msg_type == "status":
             state = self._state(message)
+            if request and state == "idle":
+                await self._answers.tell_blocked(request)
             if request and await self._keeps(request, state):
                 return
             self._table.frozen &= state != "idle" or request is not None
@@ -176,13 +191,29 @@ class GuestSide:
             request = self._table.stray
         elif message.msg_type == "execute_input" and request and request.hold:
             content = _with_code(message.content, request.code)
-        elif message.msg_type in _COMMS:
-            self._timeline.comms.note(message.msg_type, message.content)
-        await self._answers.publish(
-            message.msg_type, content, request, metadata=message.metadata, buffers=message.buffers
-        )
+        if state or await self._is_shown(request, message):
+            self._take_note(message)
+            await self._answers.publish(
+                message.msg_type, content, request, metadata=message.metadata, buffers=message.buffers
+            )
+        if not state:
+            await self._gate.pace(request, message)
         if state == "idle" and request:
             request.settle(idle=True)
+
+    async def _is_shown(self, request: Request | None, message: GuestMessage) -> bool:
+        """Whether an output is passed on; the first that is too much gets a note in its place."""
+        verdict = self._gate.judge(request, message)
+        if verdict is Verdict.LAST:
+            content: dict[str, object] = {"name": "stderr", "text": self._gate.note()}
+            await self._answers.publish("stream", content, request)
+        return verdict is Verdict.SHOWN
+
+    def _take_note(self, message: GuestMessage) -> None:
+        if message.msg_type in _COMMS:
+            self._timeline.comms.note(message.msg_type, message.content)
+        elif message.msg_type == "debug_event":
+            self._debugging.said(message.content)
 
     def _state(self, message: GuestMessage) -> str:
         state = parse_object(message.content).get("execution_state") if len(message.content) < 4096 else ""

@@ -48,10 +48,9 @@ class Host:
         Raises:
             AgentVMError: there is none now.
         """
-        running = self._table.running()
-        cell = Cell(run=running.run, code=beginning(running.code)) if running else self.timeline.cell
-        busy = running is not None or self._table.frozen
-        request = SnapshotRequest(label=label, text=text, kind=kind, cell=cell, busy=busy, wait_stored=wait_stored)
+        request = snapshot_request(
+            self._table, self.timeline, label=label, text=text, kind=kind, wait_stored=wait_stored
+        )
         info = await self.machine.snapshot(request)
         self.taken = info.id
         return info
@@ -90,3 +89,28 @@ class Host:
         except AgentVMError:
             self._table.heir = None
             raise
+
+
+def snapshot_request(
+    table: RequestTable,
+    timeline: Timeline,
+    *,
+    label: str = "",
+    text: str = "",
+    kind: SnapshotKind = "manual",
+    wait_stored: bool = True,
+) -> SnapshotRequest:
+    """Describe a snapshot that is to be taken now.
+
+    Args:
+        table: What the guest has been asked.
+        timeline: Where the notebook stands.
+        label: See `SnapshotRequest`; so for the rest.
+        text: What the user says of it.
+        kind: Why it is taken.
+        wait_stored: Answer once it is safe on disk.
+    """
+    running = table.running()
+    cell = Cell(run=running.run, code=beginning(running.code)) if running else timeline.cell
+    busy = running is not None or table.frozen
+    return SnapshotRequest(label=label, text=text, kind=kind, cell=cell, busy=busy, wait_stored=wait_stored)

@@ -9,11 +9,13 @@ from contextlib import suppress
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.directive import allowed_hosts
 from agentvm_kernel.kernel.fence import PATIENCE
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.magic import Magic
+from agentvm_kernel.kernel.network import cell_of
 from agentvm_kernel.kernel.progress import ProgressDisplay
 from agentvm_kernel.kernel.requests import Request, RequestTable
 from agentvm_kernel.kernel.timeline import Timeline
@@ -80,6 +82,8 @@ class HostSide:
 
     async def _run(self, request: Request, magic: Magic) -> bool:
         host = self._host(request)
+        if self._machine.guest is not None:
+            self._machine.network.running(cell_of(request))
         try:
             async with self._progress.shown(lambda: request):
                 data = await magic.run(host)
@@ -94,7 +98,32 @@ class HostSide:
         await self._answers.idle(request)
         return True
 
-    async def record(self, request: Request) -> None:
+    async def run_alone(self, request: Request, *, recorded: bool) -> bool:
+        """Let the guest run a cell with what its directives ask for.
+
+        Args:
+            request: The cell.
+            recorded: Take a snapshot before the client is told that it is idle.
+
+        Returns:
+            Whether it could be run.
+        """
+        request.run = self._timeline.next_run()
+        try:
+            async with self._machine.network.allowed(allowed_hosts(request.code), cell_of(request)):
+                if recorded:
+                    await self._record(request)
+                else:
+                    await self._forward(request)
+                    await request.over()
+        except AgentVMError as error:
+            await self._answers.busy(request)
+            await self._answers.show_input(request)
+            await self._answers.fail(request, error, remedy=False)
+            return False
+        return True
+
+    async def _record(self, request: Request) -> None:
         """Let the guest run a cell, and take a snapshot before the client is told that it is idle."""
         guest = self._machine.guest
         if guest is not None and self._timeline.unseen:

@@ -6,19 +6,23 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Final, TypeVar
 
-from agentvm_kernel.errors import AgentVMError, SupervisorError, VMEndedError
+from agentvm_kernel.errors import AgentVMError, FreshVMError, SupervisorError, VMEndedError
 from agentvm_kernel.kernel.endings import best_reason, ended_error, lease_end, never, watched
 from agentvm_kernel.kernel.forkpoint import ForkPoint, ForkSupervisor
-from agentvm_kernel.kernel.guest import CHANNELS, Agent, Connect, Guest, Link
+from agentvm_kernel.kernel.guest import CHANNELS, Agent, Connect, Guest, Stream
+from agentvm_kernel.kernel.limits import Changes, HeldLimits
+from agentvm_kernel.kernel.network import NotebookNetwork
+from agentvm_kernel.kernel.roles import Supervisor, Tenure, Watcher
 from agentvm_kernel.supervisor.client import Lease
 from agentvm_kernel.supervisor.messages import (
     Ended,
     Granted,
     LeaseRequest,
+    LimitsRequest,
+    Progress,
     Replaced,
     RollbackPlan,
     SnapshotInfo,
@@ -29,6 +33,7 @@ from agentvm_kernel.supervisor.messages import (
 log = logging.getLogger("agentvm.machine")
 
 _T = TypeVar("_T")
+_KEPT: Final = "kept when the supervisor left"
 
 
 class State(Enum):
@@ -37,70 +42,6 @@ class State(Enum):
     STARTING = "starting"
     READY = "ready"
     ENDED = "ended"
-
-
-class Supervisor(ForkSupervisor, Protocol):
-    """What a machine needs of the supervisor; `SupervisorClient` is the real one."""
-
-    def lease(self, request: LeaseRequest) -> AbstractAsyncContextManager[Lease]:
-        """Ask for a VM and hold it within the context."""
-
-    async def snapshots(self, lease: str) -> SnapshotTree:
-        """Return the notebook's snapshots."""
-
-    async def snapshot(self, lease: str, request: SnapshotRequest) -> SnapshotInfo:
-        """Snapshot the VM."""
-
-    async def plan_rollback(self, lease: str, to: str) -> RollbackPlan:
-        """Say what a rollback would do."""
-
-    async def rollback(self, lease: str, to: str) -> Replaced:
-        """Put a clone of a snapshot in the VM's place."""
-
-    async def adopt(self, lease: str, fork: int) -> Replaced:
-        """Put a fork in the VM's place."""
-
-
-class Watcher(Protocol):
-    """Hears of a machine's ups and downs; the router is the real one."""
-
-    async def guest_ready(self, guest: Guest) -> Awaitable[AgentVMError]:
-        """A new guest is up: its streams may be read. What is returned ends it."""
-
-    async def guest_quiet(self) -> None:
-        """Its kernel died but the link stands: return when what it had said has arrived."""
-
-    async def guest_ended(self, error: AgentVMError) -> None:
-        """The guest is gone, or could not be had; `error` says why."""
-
-    async def guest_replaced(self, snapshot: SnapshotInfo) -> None:
-        """The guest is gone because a clone of a snapshot, which will be ready soon, has taken its place."""
-
-    def snapshot_begins(self) -> Callable[[str, bool], None]:
-        """Nothing is on its way to the guest, which is about to be saved.
-
-        Returns:
-            To be called with the snapshot's id, and whether it froze a running cell.
-        """
-
-
-@dataclass
-class _Tenure:
-    """A guest's time in the lease, as those see it who operate on the lease.
-
-    Attributes:
-        supervisor: Keeps the VM.
-        lease: The lease's id.
-        link: To the guest.
-        asking: Not done while the supervisor is asked for another VM in this one's place.
-        successor: What it answered.
-    """
-
-    supervisor: Supervisor
-    lease: str
-    link: Link
-    asking: asyncio.Future[None] | None = None
-    successor: asyncio.Future[Replaced] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Machine:
@@ -119,6 +60,8 @@ class Machine:
         task: What the machine is at while it is starting or held, for the user; else empty.
         stage: Which part of it.
         done: The part's share, 0 to 1, where known.
+        limits: What holds in the notebook.
+        network: What the notebook's VM may reach.
     """
 
     def __init__(
@@ -134,11 +77,13 @@ class Machine:
         self.guest: Guest | None = None
         self.watcher: Watcher | None = None
         self.connect = connect
+        self.limits = HeldLimits()
+        self.network = NotebookNetwork(self._present)
         self._request = request
         self._supervisor = supervisor
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        self._tenure: _Tenure | None = None
+        self._tenure: Tenure | None = None
         self._operations: set[asyncio.Task[object]] = set()
         self._turn = asyncio.Lock()
         self._free = asyncio.Event()
@@ -165,9 +110,18 @@ class Machine:
             await self._free.wait()
             await self._started()
 
-    async def restart(self) -> None:
-        """Give the VM back and begin to acquire another."""
-        await self.close(VMEndedError("The VM was restarted.", "What it had in memory and on disk is gone."))
+    async def restart(self, reason: AgentVMError | None = None, *, profile: str = "") -> None:
+        """Give the VM back and begin to acquire another.
+
+        Args:
+            reason: What is told to what waits for the old one.
+            profile: Name of another profile, whose limits hold then; empty for the same, with what was changed.
+        """
+        lost = "What it had in memory and on disk is gone."
+        await self.close(reason or FreshVMError("The VM was restarted.", lost))
+        if profile:
+            self._request = self._request.model_copy(update={"profile": profile})
+            self.limits.changes.clear()
         self.start()
 
     async def close(self, reason: AgentVMError) -> None:
@@ -180,6 +134,15 @@ class Machine:
         if self.state is not State.ENDED:
             await self._end(reason)
 
+    async def open(self, service: str) -> Stream:
+        """Open a stream to a service of the guest, besides those that the machine itself uses.
+
+        Raises:
+            AgentVMError: there is no VM, or its link ended.
+        """
+        await self.settled()
+        return await self._present().link.open(service)
+
     # What can be done with the lease
 
     async def snapshots(self) -> SnapshotTree:
@@ -191,6 +154,19 @@ class Machine:
         """Say what a rollback would do."""
         tenure = self._present()
         return await tenure.supervisor.plan_rollback(tenure.lease, to)
+
+    async def set_limits(self, changes: Changes) -> None:
+        """Change limits, of this VM and of those that take its place.
+
+        Raises:
+            AgentVMError: the supervisor refused; what held holds on.
+        """
+        tenure = self._present()
+        self.limits.changed(changes, await tenure.supervisor.set_limits(tenure.lease, _limits_request(changes)))
+
+    async def enforced_by(self) -> dict[str, str]:
+        """Return who enforces which limit on this host, as the supervisor knows it; see `vm.limits.enforced_by`."""
+        return (await self._present().supervisor.status()).enforced_by
 
     async def snapshot(self, request: SnapshotRequest) -> SnapshotInfo:
         """Take a snapshot.
@@ -270,7 +246,7 @@ class Machine:
             log.info("failed: %s", failure)
 
     @asynccontextmanager
-    async def _held_for(self, task: str) -> AsyncIterator[_Tenure]:
+    async def _held_for(self, task: str) -> AsyncIterator[Tenure]:
         """Have the lease alone."""
         async with self._turn:
             await self._started()
@@ -290,7 +266,7 @@ class Machine:
             taken(info.id, info.busy)
         return info
 
-    async def _replace(self, task: str, ask: Callable[[_Tenure], Awaitable[Replaced]]) -> Replaced:
+    async def _replace(self, task: str, ask: Callable[[Tenure], Awaitable[Replaced]]) -> Replaced:
         async with self._held_for(task) as tenure:
             tenure.asking = asyncio.get_running_loop().create_future()
             try:
@@ -303,7 +279,7 @@ class Machine:
             await self._started()
         return replaced
 
-    def _present(self) -> _Tenure:
+    def _present(self) -> Tenure:
         if self._tenure is None:
             raise self.error or VMEndedError("There is no VM.")
         return self._tenure
@@ -336,16 +312,26 @@ class Machine:
             self._task = asyncio.create_task(self._end(error), name="machine")
 
     async def _live(self) -> None:
-        async with self._supervisor() as supervisor, supervisor.lease(self._request) as lease:
+        async with self._supervisor() as supervisor, supervisor.lease(self.network.asked(self._request)) as lease:
             granted = await self._acquire(lease)
+            self.limits.granted(granted)
+            if changes := self.limits.changes:
+                self.limits.now = await supervisor.set_limits(granted.lease, _limits_request(changes))
             self.stage, self.done = "connecting to the virtual machine", None
-            async with watched(lease_end(lease)) as (lost,):
+            async with watched(lease_end(lease, self._keep, self.network.blocked)) as (lost,):
                 while True:
                     link = await self.connect(granted.link, key=bytes.fromhex(granted.key), epoch=granted.epoch)
                     try:
-                        granted = await self._serve(_Tenure(supervisor, granted.lease, link), granted, lost)
+                        granted = await self._serve(Tenure(supervisor, granted.lease, link), granted, lost)
                     finally:
                         await link.close()
+
+    async def _keep(self, seconds: float) -> SnapshotInfo:
+        """Snapshot the VM because the supervisor is about to leave."""
+        request = SnapshotRequest(text=_KEPT)
+        if self.watcher:
+            request = await self.watcher.guest_leaving(_KEPT, seconds / 2)
+        return await self.snapshot(request)
 
     async def _acquire(self, lease: Lease) -> Granted:
         async for event in lease:
@@ -353,10 +339,11 @@ class Machine:
                 return event
             if isinstance(event, Ended):
                 raise ended_error(event)
-            self.stage, self.done = event.stage[:200], event.done
+            if isinstance(event, Progress):
+                self.stage, self.done = event.stage[:200], event.done
         raise SupervisorError("The supervisor went away before there was a VM.")
 
-    async def _serve(self, tenure: _Tenure, granted: Granted, lost: asyncio.Task[AgentVMError]) -> Granted:
+    async def _serve(self, tenure: Tenure, granted: Granted, lost: asyncio.Task[AgentVMError]) -> Granted:
         """Keep a guest until another takes its place.
 
         Raises:
@@ -405,3 +392,7 @@ class Machine:
         if self.watcher:
             await self.watcher.guest_ended(error)
         self._changed.set()
+
+
+def _limits_request(changes: Changes) -> LimitsRequest:
+    return LimitsRequest(changes=dict(changes))

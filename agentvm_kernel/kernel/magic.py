@@ -19,6 +19,10 @@ class Magic(Protocol):
     def discards(self) -> bool:
         """Whether it throws the VM away, so that it does not wait long for one that hangs."""
 
+    @property
+    def ends_waiting(self) -> bool:
+        """Whether it does not wait for a VM that is on its way, but ends the waiting for one."""
+
     async def run(self, host: Host) -> Mapping[str, str]:
         """Carry it out.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.kernel.wire import ClientMessage
+from agentvm_kernel.supervisor.messages import Blocked
 
 if TYPE_CHECKING:
     from agentvm_kernel.kernel.magic import Magic
@@ -48,7 +49,14 @@ class Request:
         hold: The host keeps the reply and `idle` to itself: the request is the stub of a host magic.
         reply: The held reply's content.
         inputs: The guest's unanswered input requests: its header by the host's msg_id.
+        ran: Seconds that it has run, without those that do not count.
+        overdue_at: How many they were when it was interrupted for its deadline.
+        output: Bytes of output that it has put out.
+        backlog: Bytes of it that may come at any rate once it is replied.
+        cut: The rest of its output is left out.
+        error_shown: But for one error, and that has been shown.
         answered: Set once it is replied.
+        blocked: Connections that were refused while it ran, and that it has not been told of.
         finished: Set once it is replied and idle.
     """
 
@@ -71,6 +79,13 @@ class Request:
     hold: bool = False
     reply: dict[str, object] | None = None
     inputs: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    ran: float = 0.0
+    overdue_at: float | None = None
+    output: int = 0
+    backlog: int = 64 << 20
+    cut: bool = False
+    error_shown: bool = False
+    blocked: list[Blocked] = field(default_factory=list)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -108,6 +123,11 @@ class Request:
         """Requests of one lane keep their order: the control channel, the main shell, each subshell."""
         subshell = self.message.header.get("subshell_id")
         return self.channel if subshell is None else f"{self.channel}/{subshell}"
+
+    @property
+    def in_subshell(self) -> bool:
+        """Whether it is for a subshell."""
+        return self.message.header.get("subshell_id") is not None
 
     def settle(self, *, replied: bool = False, idle: bool = False) -> None:
         """Note that the reply, or `idle`, has been dealt with."""
@@ -178,6 +198,11 @@ class RequestTable:
         """Return the request of that guest-side msg_id, pending or remembered."""
         return self._pending.get(guest_id) or self._settled.get(guest_id)
 
+    def of_run(self, run: int) -> Request | None:
+        """Return the request of a run, pending or remembered."""
+        requests = (*self._pending.values(), *reversed(self._settled.values()))
+        return next((request for request in requests if run and request.run == run), None)
+
     def replied(self, request: Request) -> None:
         """Move a request to the remembered ones once its reply is out."""
         if self._pending.pop(request.guest_id, None) is not None:
@@ -191,6 +216,20 @@ class RequestTable:
     def running(self) -> Request | None:
         """Return the execute request that has waited longest for its reply."""
         return next((r for r in self._pending.values() if r.is_execute and not r.hold), None)
+
+    def current(self) -> list[Request]:
+        """Return what the guest runs now: on each lane the cell that has waited longest for its reply.
+
+        Where a cell runs on that a snapshot froze, those of the main shell wait for it; it counts as the request under
+        which its output is shown.
+        """
+        first: dict[str, Request] = {}
+        if self.frozen and self.stray is not None:
+            first[self.stray.lane] = self.stray
+        for request in self._pending.values():
+            if request.is_execute and not request.hold:
+                first.setdefault(request.lane, request)
+        return list(first.values())
 
     def clear(self, *, frozen: bool = False) -> None:
         """Forget everything: the guest that knew these ids is gone.

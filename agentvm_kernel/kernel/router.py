@@ -7,22 +7,28 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
-from agentvm_kernel.errors import AgentVMError, LinkError, VMEndedError
+from agentvm_kernel.errors import AgentVMError, FreshVMError, LinkError, VMEndedError
 from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.deadline import Watchdog
+from agentvm_kernel.kernel.debugging import Debugging
+from agentvm_kernel.kernel.directive import is_directed
 from agentvm_kernel.kernel.fence import Lane, Way
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.guestside import GuestSide
+from agentvm_kernel.kernel.host import snapshot_request
 from agentvm_kernel.kernel.hostside import HostSide
 from agentvm_kernel.kernel.info import Usage, kernel_info
 from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.kernel.machine import Machine, State
 from agentvm_kernel.kernel.magic import Magic, Magics
+from agentvm_kernel.kernel.network import cell_of
+from agentvm_kernel.kernel.output import OutputGate
 from agentvm_kernel.kernel.progress import ProgressDisplay
 from agentvm_kernel.kernel.requests import NO_REPLY, Request, RequestTable
 from agentvm_kernel.kernel.sockets import Sockets
 from agentvm_kernel.kernel.timeline import Timeline
 from agentvm_kernel.kernel.wire import ClientMessage, encode
-from agentvm_kernel.supervisor.messages import SnapshotInfo
+from agentvm_kernel.supervisor.messages import Blocked, SnapshotInfo, SnapshotRequest
 
 log = logging.getLogger("agentvm.router")
 
@@ -48,6 +54,9 @@ class Router:
         self._progress = ProgressDisplay(self._answers, machine)
         self._table = RequestTable(lambda: str(sockets.wire.session.msg_id))
         self._usage = Usage()
+        self._debugging = Debugging()
+        self._gate = OutputGate(machine.limits)
+        self._watchdog = Watchdog(self._table, machine, self._answers, self._debugging, lambda: self._timeline.snapshot)
         self._host_side = HostSide(
             machine, self._answers, self._progress, self._table, self._timeline, self._usage, self.forward
         )
@@ -56,6 +65,7 @@ class Router:
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
         machine.watcher = self
+        machine.network.on_blocked = self._blocked
 
     async def run(self) -> None:
         """Serve until a shutdown request was answered, or `stop` was called."""
@@ -68,6 +78,7 @@ class Router:
             asyncio.create_task(self._over.wait()),
         ]
         await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+        await self._watchdog.close()
         await self._machine.close(_SHUT_DOWN)
         for lane in self._lanes.values():
             lane.close()
@@ -111,10 +122,16 @@ class Router:
             case "connect_request":
                 ports = {f"{name}_port": port for name, port in self._sockets.addresses.ports.items()}
                 await self._answers.answer(request, {"status": "ok", **ports})
-            case "execute_request" if request.magic and request.magic.at_once and self._machine.guest:
+            case "execute_request" if request.magic and self._is_at_once(request, request.magic):
                 self._spawn(self._perform_at_once(request, request.magic))
             case _:
                 await self._lane(request).submit(request)
+
+    def _is_at_once(self, request: Request, magic: Magic) -> bool:
+        """Whether a magic is carried out on arrival: in the middle of a cell, or of a wait that no cell shares."""
+        if self._machine.guest:
+            return magic.at_once
+        return magic.ends_waiting and not self._machine.held and self._lane(request).first_execute() is None
 
     async def _serve_stdin(self) -> None:
         async for message in self._sockets.messages("stdin"):
@@ -154,6 +171,8 @@ class Router:
             await self._machine.unheld()
         guest = self._machine.guest
         if guest and not any(interrupted):
+            for running in self._table.current():
+                running.inputs.clear()  # it does not wait for the user any more
             try:
                 await guest.agent.interrupt()
             except LinkError as error:
@@ -195,7 +214,11 @@ class Router:
             return Way.GUEST
         if request.magic is not None:
             return Way.HOST
-        return Way.ALONE if self._timeline.travelling and request.lane == "shell" and not request.silent else Way.GUEST
+        return Way.ALONE if self._is_recorded(request) or is_directed(request.code) else Way.GUEST
+
+    def _is_recorded(self, request: Request) -> bool:
+        """Whether time travel takes a snapshot after it."""
+        return self._timeline.travelling and request.lane == "shell" and not request.silent
 
     def discards(self, request: Request) -> bool:
         """Whether a request throws the VM away."""
@@ -210,14 +233,16 @@ class Router:
         self._table.add(request)
         request.forwarded = True
         if request.is_execute:
-            request.run = self._timeline.next_run()
+            request.run = request.run or self._timeline.next_run()
+            self._watchdog.wake()
+            self._gate.begin()
+            self._tell_running()
         message = request.message
         content = message.content
         parts = [self._guest_header(request), message.parent, message.metadata, content, *message.buffers]
         message.content, message.buffers = b"", []
         await self._send(guest, request.channel, parts)
-        if message.msg_type in NO_REPLY:
-            self._note_comm(message.msg_type, content)
+        self._note(message.msg_type, content)
 
     def _guest_header(self, request: Request) -> bytes:
         """Return the header under which the guest gets a request; the main shell serves for subshells that are gone."""
@@ -230,9 +255,13 @@ class Router:
             del header["subshell_id"]
         return encode(header)
 
-    def _note_comm(self, msg_type: str, content: bytes) -> None:
+    def _note(self, msg_type: str, content: bytes) -> None:
+        """Take note of what a client asked, where the host has to know."""
         try:
-            self._timeline.comms.note(msg_type, content)
+            if msg_type in NO_REPLY:
+                self._timeline.comms.note(msg_type, content)
+            elif msg_type == "debug_request":
+                self._debugging.asked(content)
         except ValueError as error:
             log.warning("a client's %s is no JSON object: %s", msg_type, error)
 
@@ -265,9 +294,11 @@ class Router:
         """Answer a request that is not carried out because an earlier one failed."""
         await self._answers.abort(request)
 
-    async def record(self, request: Request) -> None:
-        """Give a cell to the guest, and take a snapshot when it is done."""
-        await self._host_side.record(request)
+    async def run_alone(self, request: Request) -> None:
+        """Give a cell to the guest, with what its directives ask for, and take a snapshot when it is done."""
+        done = await self._host_side.run_alone(request, recorded=self._is_recorded(request))
+        if not done and request.stop_on_error:
+            await self._lane(request).fail_fast()
 
     async def perform(self, request: Request) -> bool:
         """Carry out a host magic."""
@@ -282,8 +313,13 @@ class Router:
     async def guest_ready(self, guest: Guest) -> Awaitable[AgentVMError]:
         """Begin to read what a new guest says."""
         self._timeline.snapshot = guest.granted.snapshot
-        side = GuestSide(guest, self._table, self._sockets, self._answers, self._timeline, self._guest_failed)
+        self._debugging.begin()
+        side = GuestSide(
+            guest, self._table, self._sockets, self._answers, self._timeline, self._debugging, self._gate,
+            self._tell_running, self._guest_failed,
+        )  # fmt: skip
         self._guest_side = side
+        self._watchdog.wake()  # it may be in the middle of a cell
         return side.broken()
 
     async def guest_quiet(self) -> None:
@@ -291,13 +327,19 @@ class Router:
         if self._guest_side:
             await self._guest_side.quiet()
 
+    async def guest_leaving(self, text: str, patience: float) -> SnapshotRequest:
+        """Wait for the running cell, for as long as there is time."""
+        if running := self._table.running():
+            await asyncio.wait([asyncio.ensure_future(running.finished.wait())], timeout=patience)
+        return snapshot_request(self._table, self._timeline, text=text)
+
     def snapshot_begins(self) -> Callable[[str, bool], None]:
         """Remember what is open now, for a rollback to the snapshot that is about to be taken."""
         return self._timeline.begin_snapshot()
 
     async def guest_ended(self, error: AgentVMError) -> None:
         """End everything that the guest still owes an answer: the first with the reason, once."""
-        await self._forget_guest(error)
+        await self._forget_guest(error, remedy=not isinstance(error, FreshVMError))
         self._timeline.begin()
         await self._close_comms(0)
 
@@ -346,6 +388,19 @@ class Router:
             await self._answers.fail(request, error, remedy=remedy)
             if request.is_execute and request.stop_on_error:
                 failed.add(request.lane)
+
+    def _tell_running(self) -> None:
+        """Tell the supervisor which cell the guest runs, if it runs one."""
+        if current := self._table.current():
+            self._machine.network.running(cell_of(current[0]))
+
+    def _blocked(self, event: Blocked) -> None:
+        """Tell a cell that a connection was refused: at its end, or now if it has ended."""
+        request = self._table.of_run(event.run)
+        if request is not None:
+            request.blocked.append(event)
+            if request.idle:
+                self._spawn(self._answers.tell_blocked(request))
 
     def _place(self) -> dict[str, str]:
         guest = self._machine.guest

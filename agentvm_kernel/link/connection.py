@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 
 from agentvm_kernel.errors import HeartbeatError, LinkClosedError, LinkError, ProofError
+from agentvm_kernel.link.asyncio_stream import Stream
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.proof import HostHandshake
 from agentvm_kernel.link.session import Session
 from agentvm_kernel.link.stream import SessionStream
+from agentvm_kernel.pace import Pace
 
 # How long to wait for the answer to HELLO before it is repeated; each further wait is twice as long.
 _FIRST_REPEAT = 0.3
@@ -21,76 +23,7 @@ _GOODBYE = 0.5
 _DRAINED = 10.0
 
 
-class Stream:
-    """One stream of a `Link`. Made by `Link.open`."""
-
-    def __init__(self, link: Link, core: SessionStream) -> None:
-        self._link = link
-        self._core = core
-        self._lock = asyncio.Lock()
-        self._received = asyncio.Event()
-        self._sent = asyncio.Event()
-
-    @property
-    def service(self) -> str:
-        """What the stream is for."""
-        return self._core.service
-
-    async def send(self, parts: Sequence[bytes]) -> None:
-        """Send a message, and wait until the other end's credit has let all of it leave.
-
-        Args:
-            parts: The message's parts; none of them is copied before it leaves.
-
-        Raises:
-            ProtocolError: the message is longer than the other end takes; the link goes on.
-            LinkError: the link's error, once it ended.
-        """
-        async with self._lock:
-            self._link.check()
-            self._check_open()
-            self._core.send(parts)
-            self._link.pump()
-            while self._core.queued:
-                self._sent.clear()
-                await self._sent.wait()
-                self._link.check()
-                self._check_open()
-
-    async def receive(self) -> list[bytes]:
-        """Return the next message. Messages that had come before the link ended are still given out.
-
-        Raises:
-            LinkError: the link's error, once it ended.
-        """
-        while True:
-            message = self._link.read(self._core)
-            if message is not None:
-                return message
-            self._link.check()
-            self._check_open()
-            self._received.clear()
-            await self._received.wait()
-
-    def close(self) -> None:
-        """Close the stream once what was sent has left."""
-        self._core.close()
-        self._link.pump()
-
-    def wake(self) -> None:
-        """Let whoever waits look again; called by `Link`."""
-        self._received.set()
-        if not self._core.queued:
-            self._sent.set()
-
-    def wake_all(self) -> None:
-        """Let everybody look again, at the link's end; called by `Link`."""
-        self._received.set()
-        self._sent.set()
-
-    def _check_open(self) -> None:
-        if self._core.ended:
-            raise LinkClosedError(f"The guest closed stream {self.service}.")
+OnStream = Callable[[Stream], None]
 
 
 class Link(asyncio.Protocol):
@@ -100,15 +33,16 @@ class Link(asyncio.Protocol):
     From then on every call raises that error.
     """
 
-    def __init__(self, key: bytes, epoch: int, limits: Limits) -> None:
+    def __init__(self, key: bytes, epoch: int, limits: Limits, on_stream: OnStream | None = None) -> None:
         loop = asyncio.get_running_loop()
         self._limits = limits
+        self._on_stream = on_stream
         self._epoch = epoch
         self._handshake = HostHandshake(key, epoch, limits)
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
         self._blocked = False
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[SessionStream, Stream] = {}
         self._error: LinkError | None = None
         self._proven: asyncio.Future[None] = loop.create_future()
         self._closed: asyncio.Future[LinkError] = loop.create_future()
@@ -117,6 +51,7 @@ class Link(asyncio.Protocol):
         self._held = False
         self._ponged = asyncio.Event()
         self._ping_at = 0.0
+        self._frames = Pace()
 
     @property
     def epoch(self) -> int:
@@ -145,7 +80,7 @@ class Link(asyncio.Protocol):
         self.check()
         assert self._session is not None
         stream = Stream(self, core := self._session.open(service))
-        self._streams[core.id] = stream
+        self._streams[core] = stream
         self.pump()
         return stream
 
@@ -287,7 +222,8 @@ class Link(asyncio.Protocol):
 
     def _go_on(self) -> None:
         self.pump()
-        for stream in self._streams.values():
+        # Whoever wakes may open or forget one.
+        for stream in list(self._streams.values()):
             stream.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -300,7 +236,10 @@ class Link(asyncio.Protocol):
     def _begin(self, proof: bytes) -> None:
         assert self._handshake.terms is not None
         self._write(proof)
-        self._session = Session(host=True, epoch=self._epoch, limits=self._limits, terms=self._handshake.terms)
+        self._session = Session(
+            host=True, epoch=self._epoch, limits=self._limits, terms=self._handshake.terms,
+            accept=(lambda _service: True) if self._on_stream is not None else None,
+        )  # fmt: skip
         self._schedule_beat()
         if not self._proven.done():
             self._proven.set_result(None)
@@ -309,7 +248,9 @@ class Link(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         session = self._session
         assert session is not None
-        touched = session.feed(data)
+        frames = session.feed(data)
+        self._slow_down(len(frames))
+        touched = list(dict.fromkeys(frames))
         if not session.awaiting_pong:
             self._ponged.set()
         for core in touched:
@@ -317,12 +258,27 @@ class Link(asyncio.Protocol):
                 core.close()
         self.pump()
         for core in touched:
-            if (stream := self._streams.get(core.id)) is not None:
+            if (stream := self._streams.get(core)) is not None:
                 stream.wake()
+            elif not core.closed:
+                self._adopt(core)
             if core.ended:
-                self._streams.pop(core.id, None)
+                self._streams.pop(core, None)
         if session.goodbye is not None:
             self._fail(LinkClosedError(f"The guest closed the link: {session.goodbye}"))
+
+    def _slow_down(self, frames: int) -> None:
+        """Read on when so many frames may have come: a guest that sends tiny ones must not have all of this process."""
+        rate = self._limits.frames_per_second
+        if rate is not None and self._transport is not None and (wait := self._frames.take(frames, rate, rate)):
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(wait, self._transport.resume_reading)
+
+    def _adopt(self, core: SessionStream) -> None:
+        """Hand a stream that the guest has opened to the link's owner."""
+        assert self._on_stream is not None
+        stream = self._streams[core] = Stream(self, core)
+        self._on_stream(stream)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
@@ -369,7 +325,13 @@ class Link(asyncio.Protocol):
 
 
 async def connect(
-    endpoint: Endpoint, *, key: bytes, epoch: int, limits: Limits | None = None, timeout: float = 5.0
+    endpoint: Endpoint,
+    *,
+    key: bytes,
+    epoch: int,
+    limits: Limits | None = None,
+    timeout: float = 5.0,
+    on_stream: OnStream | None = None,
 ) -> Link:
     """Dial a guest agent and prove, each to the other, that both know the VM's key.
 
@@ -379,13 +341,14 @@ async def connect(
         epoch: The VM's epoch.
         limits: This end's bounds.
         timeout: Seconds for dialling and for the proofs.
+        on_stream: Called with each stream that the guest opens; without it a guest that opens one ends the link.
 
     Raises:
         ProofError: the guest's proof is wrong or did not come in time.
         LinkError: the endpoint cannot be dialled.
     """
     loop = asyncio.get_running_loop()
-    link = Link(key, epoch, limits or Limits())
+    link = Link(key, epoch, limits or Limits(), on_stream)
     try:
         async with asyncio.timeout(timeout):
             if isinstance(endpoint, UnixEndpoint):

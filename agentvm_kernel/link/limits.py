@@ -20,6 +20,8 @@ class Limits:
         silence: Seconds without the answer to a ping after which the other end counts as dead.
         idle_frames: Frames without data (pings, credits, frames of another epoch) allowed between two heartbeats:
             they cost no credit, so that a flood of them has to be stopped by number.
+        frames_per_second: Frames about streams that are taken per second, on the average; more have to wait, where the
+            host's end reads. Each costs time, however short it is. ``None`` for no limit.
     """
 
     window: int = 1 << 20
@@ -29,6 +31,7 @@ class Limits:
     heartbeat: float = 5.0
     silence: float = 20.0
     idle_frames: int = 50_000
+    frames_per_second: float | None = None
 
     def memory_bound(self, streams: int) -> int:
         """Return how many bytes the other end can make this end hold.

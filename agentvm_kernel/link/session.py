@@ -17,7 +17,9 @@ from agentvm_kernel.link.frame import (
     CLOSE,
     CREDIT,
     DATA,
+    DATA_CHUNK,
     HEADER,
+    MAX_PAYLOAD,
     NAMES,
     OPEN,
     PING,
@@ -55,6 +57,8 @@ class Session:
         terms: Terms,
         accept: Callable[[str], bool] | None = None,
     ) -> None:
+        # Fewer frames are less work at the guest's end. What that end writes goes through its port in small pieces.
+        self.chunk = MAX_PAYLOAD if host else DATA_CHUNK
         self.epoch = epoch
         self.limits = limits
         self.terms = terms
@@ -66,7 +70,7 @@ class Session:
         self._streams: dict[int, SessionStream] = {}
         self._active: deque[SessionStream] = deque()
         self._grants: dict[int, int] = {}
-        self._closing: list[SessionStream] = []
+        self._closing: dict[SessionStream, None] = {}
         self._ready: list[bytes] = []
         self._ready_size = 0
         self._pong: bytes | None = None
@@ -198,7 +202,7 @@ class Session:
 
     def finish(self, stream: SessionStream) -> None:
         """Send CLOSE for a stream; called by `SessionStream`."""
-        self._closing.append(stream)
+        self._closing[stream] = None
 
     def _advance(self) -> None:
         self._next = self._next + 2 if self._next < 0xFFFE else 2 - self._next % 2
@@ -276,14 +280,9 @@ class Session:
 
     def _take_closes(self) -> list[bytes]:
         frames: list[bytes] = []
-        waiting: list[SessionStream] = []
-        for stream in self._closing:
-            if stream.queued:
-                waiting.append(stream)
-            else:
-                frames.append(encode_frame(CLOSE, stream.id, self.epoch))
-        self._closing = waiting
-        for stream in list(self._streams.values()):
+        for stream in [stream for stream in self._closing if not stream.queued]:
+            frames.append(encode_frame(CLOSE, stream.id, self.epoch))
+            del self._closing[stream]
             self._forget(stream)
         return frames
 

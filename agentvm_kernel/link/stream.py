@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agentvm_kernel.errors import LinkClosedError, ProtocolError
-from agentvm_kernel.link.frame import DATA_CHUNK
 from agentvm_kernel.link.message import MessageReader, encode_head, message_size
 
 if TYPE_CHECKING:
@@ -48,6 +47,11 @@ class SessionStream:
         return self._credit > 0 and not self._queued and not self.closed and self._session.roomy
 
     @property
+    def room(self) -> int:
+        """Bytes that the other end's credit lets leave, a message's head included."""
+        return self._credit
+
+    @property
     def max_message(self) -> int:
         """Longest message that the other end takes."""
         return self._session.terms.max_message
@@ -74,7 +78,7 @@ class SessionStream:
             raise ProtocolError(f"A message of {len(parts)} parts is outside 1 to {self._session.limits.max_parts}.")
         if self.ended:
             return
-        if not self._queued and size <= DATA_CHUNK and size <= self._credit and self._session.roomy:
+        if not self._queued and size <= self._session.chunk and size <= self._credit and self._session.roomy:
             self._credit -= size
             self._session.put(self.id, encode_head(parts), parts, size)
             return
@@ -134,7 +138,7 @@ class SessionStream:
 
     def next_payload(self) -> list[memoryview] | None:
         """Return at most a chunk of queued bytes as far as credit goes; called by `Session`."""
-        room = min(DATA_CHUNK, self._credit)
+        room = min(self._session.chunk, self._credit)
         pieces: list[memoryview] = []
         taken = 0
         while self._out and taken < room:

@@ -24,7 +24,7 @@ each. The notebook's VM stays as it is; %adopt K goes on in fork K, %adopt max i
   N             1 to 64; what does not fit into this host at once waits
   --randomness  diverge (default): random numbers differ between the forks; common: random, NumPy and torch give the
                 same in all of them, for comparing in pairs
-  --timeout S   seconds after which a fork's cell is interrupted; 300 by default
+  --timeout S   seconds after which a fork's cell is interrupted; by default the deadline of cells (%limits timeout=S)
 
 Example:
 
@@ -34,7 +34,6 @@ Example:
   score"""
 
 _VALID: Final = "%%fork N [--randomness diverge|common] [--timeout S], N from 1 to 64, S from 1 to 86400"
-_TIMEOUT: Final = 300
 _LONGEST: Final = 40
 _MOST_FORKS: Final = 64
 _MOST_SECONDS: Final = 86_400
@@ -50,7 +49,8 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     """
     read = call.read(_VALID, most=1, texts={"--randomness", "--timeout"})
     count = _number(call, "".join(read.words), _MOST_FORKS)
-    timeout = _number(call, read.texts.get("--timeout", str(_TIMEOUT)), _MOST_SECONDS)
+    given = read.texts.get("--timeout")
+    timeout = _number(call, given, _MOST_SECONDS) if given else host.machine.limits.now.cell_deadline
     randomness = read.texts.get("--randomness", "diverge")
     if randomness not in {"diverge", "common"}:
         raise call.wrong(_VALID)

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from agentvm_kernel.kernel.host import Host
-from agentvm_kernel.magics import adopt, fork, rollback, snapshot, snapshots, timetravel, undo, vm
+from agentvm_kernel.magics import (
+    adopt,
+    fork,
+    limits,
+    net,
+    pull,
+    push,
+    rollback,
+    snapshot,
+    snapshots,
+    timetravel,
+    undo,
+    vm,
+)
 from agentvm_kernel.magics.call import Call, UsageError, find_call
 
 
@@ -22,6 +35,8 @@ class Family(Protocol):
 
 _FAMILIES: Final[dict[str, Family]] = {
     "vm": vm,
+    "limits": limits,
+    "net": net,
     "snapshot": snapshot,
     "snapshots": snapshots,
     "rollback": rollback,
@@ -29,8 +44,10 @@ _FAMILIES: Final[dict[str, Family]] = {
     "undo": undo,
     "%fork": fork,
     "adopt": adopt,
+    "push": push,
+    "pull": pull,
 }
-_DISCARDS: Final = frozenset({("vm", "restart"), ("rollback", ""), ("undo", ""), ("adopt", "")})
+_DISCARDS: Final = frozenset({("vm", "restart"), ("vm", "stop"), ("rollback", ""), ("undo", ""), ("adopt", "")})
 
 
 @dataclass(frozen=True)
@@ -53,8 +70,14 @@ class BoundMagic:
     @property
     def discards(self) -> bool:
         """Whether it throws the VM away, so that it does not wait long for one that hangs."""
-        name = self.call.name
-        return (name, "") in _DISCARDS or (name, *self.call.words[:1]) in _DISCARDS
+        name, words = self.call.name, self.call.words
+        changes_profile = name == "vm" and words[:1] == ("profile",) and len(words) > 1
+        return changes_profile or (name, "") in _DISCARDS or (name, *words[:1]) in _DISCARDS
+
+    @property
+    def ends_waiting(self) -> bool:
+        """Whether it does not wait for a VM that is on its way, but for none."""
+        return self.call.name == "vm" and self.call.words == ("stop",)
 
     async def run(self, host: Host) -> Mapping[str, str]:
         """Carry it out, or show its help.

@@ -33,9 +33,7 @@ _VALID: Final = "%rollback [LABEL | ID | ~N] [--dry-run]"
 _STEPS: Final = re.compile(r"~[0-9]{0,6}", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{1,12}", re.ASCII)
 _SHOWN: Final = 20
-_LASTING: Final = (
-    "what went over the network, what the notebook shows already, and files that were pulled out of the VM"
-)
+_LASTING: Final = "what the notebook shows already, and files that were pulled out of the VM"
 
 
 async def run(call: Call, host: Host) -> Mapping[str, str]:
@@ -99,7 +97,21 @@ def _planned(plan: RollbackPlan, lost: list[Cell]) -> list[str]:
         lines += _shortened([f"  {show.name(one)}" for one in plan.left])
     if plan.target.busy:
         lines.append(f"It froze a running cell, which would run on: {ran}")
-    return [*lines, f"Not undone: {_LASTING}."]
+    return [*lines, *_sent(plan), f"Not undone: {_LASTING}."]
+
+
+def _sent(plan: RollbackPlan) -> list[str]:
+    """Say what went over the network, by host."""
+    if not plan.connections:
+        return ["Not undone: nothing went over the network since."]
+    count = plan.connection_count
+    lines = [f"Not undone: what went over the network, in {count} connection{'' if count == 1 else 's'}:"]
+    shown = [
+        f"  {show.plain(one.name, 253)}:{one.port}  {show.size(one.bytes_sent)} sent,"
+        f" {show.size(one.bytes_received)} received" + (f"  ({show.plain(one.cell)})" if one.cell else "")
+        for one in plan.connections
+    ]
+    return [*lines, *shown, *([f"  and {count - len(shown)} earlier ones"] if count > len(shown) else [])]
 
 
 def _number(things: list[Cell] | tuple[SnapshotInfo, ...], noun: str) -> str:

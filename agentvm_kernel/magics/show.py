@@ -61,3 +61,14 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return rows under a head as text and as an HTML table."""
+    style = 'style="text-align: left"'
+    titles = "".join(f"<th {style}>{html.escape(title)}</th>" for title in head)
+    lines = "".join(
+        "<tr>" + "".join(f"<td {style}>{html.escape(value)}</td>" for value in row) + "</tr>" for row in rows
+    )
+    markup = f"<table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
+    return {"text/plain": columns(head, rows), "text/html": markup}

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Final
 
+from agentvm_kernel.config import Paths, load_settings
+from agentvm_kernel.errors import VMEndedError
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine, State
 from agentvm_kernel.magics import show
 from agentvm_kernel.magics.call import Call
+from agentvm_kernel.profiles import PROFILES
+from agentvm_kernel.supervisor.network_messages import NetworkInfo
+from agentvm_kernel.vm.layers import examine
 
-HELP = """%vm [status | restart]
+HELP = """%vm [status | security | profile [NAME] | restart | stop]
 
 The virtual machine in which this notebook's cells run.
 
   %vm, %vm status   show the VM: image, profile, accelerator, age, and what it uses, measured by the host
-  %vm restart       throw the VM away, with all that it has in memory and on disk, and start with a fresh one
+  %vm security      show which of the five layers around it are really active on this host, and why one is not
+  %vm profile       show the profiles: what a machine of each has
+  %vm profile NAME  throw the VM away, with all that it has in memory and on disk, and start with one of that profile
+  %vm restart       throw the VM away and start with a fresh one
+  %vm stop          give the VM back, or stop waiting for one; snapshots stay
 
 Example:
 
-  %vm restart"""
+  %vm profile intensive"""
+
+_VALID: Final = "%vm status, %vm security, %vm profile, %vm profile NAME, %vm restart and %vm stop"
+_LAYERS: Final = ("layer", "active", "found")
+_PROFILES: Final = ("profile", "vCPU", "memory", "disk", "network", "cell deadline", "")
 
 
 async def run(call: Call, host: Host) -> Mapping[str, str]:
@@ -29,21 +43,77 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
 
     Raises:
         UsageError: there is no such call.
-        AgentVMError: no VM could be had.
+        AgentVMError: no VM could be had, or there is no such profile.
     """
+    machine = host.machine
     match call.words:
         case () | ("status",):
-            return show.facts(_status(host.machine, host.usage))
+            return show.facts(_status(machine, host.usage))
+        case ("security",):
+            return show.table(_LAYERS, [*_layers(machine), _network(await machine.network.status())])
+        case ("profile",):
+            return show.table(_PROFILES, _profiles(machine))
+        case ("profile", name):
+            return await _change_profile(machine, name)
         case ("restart",):
-            return await _restart(host.machine)
+            return await _restart(machine)
+        case ("stop",):
+            return await _stop(machine)
         case _:
-            raise call.wrong("%vm status and %vm restart")
+            raise call.wrong(_VALID)
 
 
-async def _restart(machine: Machine) -> Mapping[str, str]:
+async def _stop(machine: Machine) -> Mapping[str, str]:
+    if machine.state is State.ENDED:
+        return {"text/plain": "There is no VM to give back."}
+    is_waiting = machine.state is State.STARTING
+    await machine.close(VMEndedError("The VM was given back by %vm stop."))
+    done = "No VM is waited for any more." if is_waiting else "The VM is given back, with all that it had."
+    return {"text/plain": f"{done} %vm restart brings a fresh one."}
+
+
+def _layers(machine: Machine) -> list[tuple[str, str, str]]:
+    if machine.guest is None:
+        raise machine.error or VMEndedError("There is no VM.")
+    granted = machine.guest.granted
+    try:
+        return [(one.name, one.active, one.detail) for one in examine(granted.pid, granted.accelerator)]
+    except OSError as error:
+        raise VMEndedError(f"The VM's QEMU cannot be examined: {error.strerror}.") from error
+
+
+def _network(info: NetworkInfo) -> tuple[str, str, str]:
+    """Return the line that says what the VM reaches."""
+    found = {
+        "filtered": "no network card; the supervisor connects, by name, to what is allowed: %net shows it",
+        "isolated": "no network card, and nothing is carried",
+        "record-only": "no network card, but every public name may be reached: %net mode filtered changes that",
+    }[info.mode]
+    return ("network", "no" if info.mode == "record-only" else "yes", found)
+
+
+def _profiles(machine: Machine) -> list[tuple[str, ...]]:
+    present = machine.limits.profile
+    return [
+        (
+            name, str(one.vcpus), f"{one.memory_mib / 1024:g} GiB", f"{one.disk_gb} GB", one.network,
+            f"{one.cell_deadline:g} s", "this notebook's" if name == present else "",
+        )
+        for name, one in (PROFILES | load_settings(Paths.of_user()).profiles).items()
+    ]  # fmt: skip
+
+
+async def _change_profile(machine: Machine, name: str) -> Mapping[str, str]:
+    load_settings(Paths.of_user()).find_profile(name)
+    said = await _restart(machine, name)
+    lost = "What the old one had in memory and on disk is gone, and what %limits had changed no longer holds."
+    return {"text/plain": f"{said['text/plain']} Profile {name}. {lost}"}
+
+
+async def _restart(machine: Machine, profile: str = "") -> Mapping[str, str]:
     loop = asyncio.get_running_loop()
     start = loop.time()
-    await machine.restart()
+    await machine.restart(profile=profile)
     await machine.settled()
     if machine.error:
         raise machine.error

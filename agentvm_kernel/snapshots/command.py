@@ -19,6 +19,7 @@ from agentvm_kernel.snapshots.quota import readable_size
 from agentvm_kernel.snapshots.reading import Damaged, Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.snapshots.tree import Tree
+from agentvm_kernel.terminal import UNITS, add_row, console, plain, readable_time, table
 from agentvm_kernel.vm.snapshot import Snapshot
 
 snapshot_app = typer.Typer(
@@ -29,9 +30,8 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Notebook = Annotated[str, typer.Option("--notebook", help="Name of the notebook; all by default.")]
 _Ref = Annotated[str, typer.Argument(metavar="REF", help="Label, id, or at least 4 digits of its beginning.")]
 
-_out = Console()
+_out = console()
 _err = Console(stderr=True)
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"([0-9]{1,6})([smhdw])")
 _SHORTEST_PREFIX = 4
 
@@ -50,7 +50,7 @@ def _store(*, changing: bool = False) -> SnapshotStore:
     )  # fmt: skip
     if changing:
         for line in store.open():
-            _err.print(_plain(line), highlight=False)
+            _err.print(Text(plain(line)))
     return store
 
 
@@ -125,38 +125,25 @@ def list_snapshots(notebook: _Notebook = "", as_json: _Json = False) -> None:
         _out.print("There are no snapshots yet; %snapshot in a notebook takes one.", highlight=False)
         return
     for tree in trees:
-        _out.print(Text(_plain(tree.notebook) or f"tree {tree.id}, whose notebook is unknown", style="bold"))
+        _out.print(Text(plain(tree.notebook) or f"tree {tree.id}, whose notebook is unknown", style="bold"))
         _out.print(_table(tree))
     _out.print(f"{readable_size(store.used)} of {readable_size(store.quota)} used.", highlight=False)
 
 
 def _table(tree: Tree) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title in ("id", "label", "age", "size", "parent", "cell", ""):
-        table.add_column(title, overflow="fold", justify="right" if title in {"age", "size"} else "left")
+    shown = table("id", "label", ">age", ">size", "parent", "cell", "")
     contents = tree.contents()
     for one in contents.sound:
         mark = "froze a running cell" if one.notes.busy else ""
-        _add_row(
-            table, one.id, one.notes.label, _age(one.notes.created), readable_size(one.size), one.parent,
+        age = readable_time(time.time() - one.notes.created)
+        add_row(
+            shown, one.id, one.notes.label, age, readable_size(one.size), one.parent,
             _first_line(one.notes.cell.code), mark,
         )  # fmt: skip
     for broken in contents.damaged:
-        _add_row(
-            table,
-            broken.id,
-            broken.label,
-            "",
-            readable_size(broken.size),
-            broken.parent,
-            "",
-            f"damaged: {broken.reason}",
-        )
-    return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(_plain(cell)) for cell in cells))
+        size = readable_size(broken.size)
+        add_row(shown, broken.id, broken.label, "", size, broken.parent, "", f"damaged: {broken.reason}")
+    return shown
 
 
 @snapshot_app.command()
@@ -168,6 +155,7 @@ def show(reference: _Ref, notebook: _Notebook = "", as_json: _Json = False) -> N
         manifest = one.snapshot.manifest
         values |= {
             "lineage": [older.id for older in one.snapshot.lineage],
+            "disk_layers": one.snapshot.depth,
             "image": manifest.image,
             "hypervisor": manifest.hypervisor,
             "hardware": manifest.hardware,
@@ -178,7 +166,7 @@ def show(reference: _Ref, notebook: _Notebook = "", as_json: _Json = False) -> N
         return
     for key, value in values.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        _out.print(Text.assemble((key, "bold"), " ", _plain(text)))
+        _out.print(Text.assemble((key, "bold"), " ", plain(text)))
 
 
 @snapshot_app.command()
@@ -249,7 +237,7 @@ def verify(
     if as_json:
         print(json.dumps([{"id": name, "problems": problems} for name, problems in found.items()], indent=2))
     for name, problems in {} if as_json else found.items():
-        _out.print(Text(f"{name} {_plain('; '.join(problems)) or 'ok'}"))
+        _out.print(Text(f"{name} {plain('; '.join(problems)) or 'ok'}"))
     raise typer.Exit(int(any(found.values())))
 
 
@@ -278,7 +266,7 @@ def import_file(file: Annotated[Path, typer.Argument(help="What export wrote.")]
     """
     store = _store(changing=True)
     for one in store.import_archive(file, notebook):
-        _out.print(Text(f"Imported {one.id} {_plain(one.notes.label)}".rstrip()))
+        _out.print(Text(f"Imported {one.id} {plain(one.notes.label)}".rstrip()))
     _err.print(
         "What comes from others is only as safe as the virtual machine: QEMU reads its device state, in its sandbox.",
         highlight=False,
@@ -302,20 +290,9 @@ def _values(one: Stored | Damaged) -> dict[str, Any]:
     return values | {"written": one.written} | one.notes.model_dump(exclude={"label"})
 
 
-def _plain(text: str) -> str:
-    """Return text that cannot steer a terminal: some of it comes from notebooks and imported files."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def _first_line(code: str) -> str:
     line = next(iter(code.strip().splitlines()), "")
     return line if len(line) <= 40 else f"{line[:39]}…"
-
-
-def _age(created: float) -> str:
-    seconds = max(0, int(time.time() - created))
-    unit = next((unit for unit in ("w", "d", "h", "m") if seconds >= 2 * _SECONDS[unit]), "s")
-    return f"{seconds // _SECONDS[unit]}{unit}"
 
 
 def _seconds(duration: str) -> int:
@@ -324,4 +301,4 @@ def _seconds(duration: str) -> int:
         raise SnapshotError(
             f"{duration!r:.40} is no duration.", "Valid are a number and s, m, h, d or w: 90s, 12h, 7d."
         )
-    return int(match[1]) * _SECONDS[match[2]]
+    return int(match[1]) * UNITS[match[2]]

@@ -111,6 +111,7 @@ class Importer:
             if _builds_on(entry.manifest) != _builds_on(golden.manifest):
                 raise SnapshotError("The archive's snapshots do not fit their golden snapshot.")
             _check_sizes(entry)
+        _check_layers(description)
         total = sum(file.size for entry in description.snapshots for file in entry.manifest.files.values())
         if total > self._quota.limit:
             raise QuotaError(
@@ -161,6 +162,7 @@ class Importer:
             image=golden.manifest.image, hypervisor=golden.manifest.hypervisor, hardware=golden.manifest.hardware,
             created=entry.notes.created, golden=golden.id, base=golden.identity, parent=parent,
             is_dump=entry.manifest.is_dump, delta=entry.manifest.delta, own_layers=entry.manifest.own_layers,
+            over=entry.manifest.over,
             files={name: describe(folder / name) for name in entry.manifest.files},
         )  # fmt: skip
 
@@ -198,6 +200,16 @@ def _check_sizes(entry: Entry) -> None:
     for name, largest in most.items():
         if manifest.files[name].size > largest:
             raise SnapshotError(f"The archive's {name} is larger than it can be: {manifest.files[name].size} bytes.")
+
+
+def _check_layers(description: Description) -> None:
+    """Check that no disk lies over layers that are not there."""
+    depth = 0
+    for entry in description.snapshots:
+        over = depth if entry.manifest.over is None else entry.manifest.over
+        if over > depth:
+            raise SnapshotError("The archive has a disk that lies over more layers than there are.")
+        depth = over + len(entry.manifest.own_layers)
 
 
 def _read_description(archive: TarReader) -> Description:

@@ -1,7 +1,8 @@
 """Making room: which snapshots go, and how one goes without breaking those that descend from it.
 
 A snapshot without children is removed. One with a single child is merged into it: the child gets the memory of both
-in one delta, keeps the disk layers of both, and has the grandparent for a parent; its content and its id stay the same.
+in one delta, keeps the disk layers of both (but those that its disk does not lie over), and has the grandparent for a
+parent; its content and its id stay the same, and so does its disk's chain, on which the disks of others may lie.
 One with several children stays.
 """
 
@@ -140,7 +141,8 @@ def _merged_size(node: _Node) -> int:
     own = node.stored.snapshot
     together = [one.snapshot for one in (node.stored, *node.absorbed)]
     deltas = sum(allocated(one.delta) for one in together)
-    layers = sum(allocated(one.folder / name) for one in together for name in one.manifest.own_layers)
+    ids = {one.id for one in together}
+    layers = sum(allocated(layer.path) for layer in own.layers if layer.snapshot.id in ids)
     others = sum(allocated(own.folder / name) for name in (MANIFEST, NOTES, DEVICE_STATE))
     return others + layers + min(deltas, delta_size(node.runs) + _FS_BLOCK)
 
@@ -222,15 +224,18 @@ def _merge(shelf: Shelf, child: Stored, gone: tuple[Stored, ...]) -> list[str]:
         return []
     try:
         layers = _link_layers(shelf, child, gone)
+        over = child.snapshot.depth - len(layers)
         delta = _next_name(old.delta)
         in_order = [_delta(one) for one in (*reversed(gone), child)]
         shelf.disk.make(folder / delta, lambda path: merge_deltas(in_order, path))
         shelf.protect(folder / delta)
         shelf.disk.sync(folder)
         files = {name: file for name, file in old.files.items() if name != old.delta} | layers
+        parent = gone[-1].snapshot.parent
         manifest = old.model_copy(
             update={
-                "parent": gone[-1].parent, "delta": delta, "own_layers": (*old.own_layers, *layers),
+                "parent": gone[-1].parent, "delta": delta, "own_layers": tuple(layers),
+                "over": None if parent is None or over == parent.depth else over,
                 "files": files | {delta: describe(folder / delta)},
             }
         )  # fmt: skip
@@ -251,16 +256,20 @@ def _next_name(delta: str) -> str:
 
 
 def _link_layers(shelf: Shelf, child: Stored, gone: tuple[Stored, ...]) -> dict[str, FileDigest]:
-    """Give the ancestors' disk layers names in the child's folder. Returns them topmost first."""
+    """Give layers that a child's disk gets from ancestors names in its folder. Returns all its own, topmost first."""
     manifest: Manifest = child.snapshot.manifest
     names = (f"disk-{number}.qcow2" for number in range(1, 10000))
     free = (name for name in names if name not in manifest.files)
+    ids = {one.id for one in gone}
     layers = {}
-    for one in gone:
-        for name in one.snapshot.manifest.own_layers:
+    for layer in reversed(child.snapshot.layers):
+        file = layer.snapshot.manifest.files[layer.name]
+        if layer.snapshot.id == child.id:
+            layers[layer.name] = file
+        elif layer.snapshot.id in ids:
             new = next(free)
-            shelf.disk.link(one.snapshot.folder / name, child.snapshot.folder / new)
-            layers[new] = one.snapshot.manifest.files[name]
+            shelf.disk.link(layer.path, child.snapshot.folder / new)
+            layers[new] = file
     return layers
 
 

@@ -196,6 +196,8 @@ def _descend(one: _Alone, parent: Stored | None, goldens: dict[str, Snapshot | s
         raise SnapshotError(f"its golden snapshot {golden.id[:12]} was made anew, with another memory")
     if parent is not None and parent.snapshot.manifest.golden != golden.id:
         raise SnapshotError("its parent descends from another golden snapshot")
+    if one.manifest.over is not None and one.manifest.over > (parent.snapshot.depth if parent else 0):
+        raise SnapshotError("its manifest has its disk lie over more layers than its parent's has")
     snapshot = Snapshot(one.folder.name, one.folder, one.manifest, parent.snapshot if parent else golden)
     return Stored(snapshot, one.notes, one.size, one.written)
 
@@ -241,6 +243,8 @@ def check_names(manifest: Manifest) -> None:
     expected = [DEVICE_STATE, manifest.delta, *manifest.own_layers]
     if sorted(expected) != sorted(manifest.files):
         raise SnapshotError("its manifest does not list the files that it must have")
+    if manifest.over is not None and not manifest.own_layers:
+        raise SnapshotError("its manifest leaves out disk layers without having one")
 
 
 def memory_size(manifest: Manifest) -> int:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import IO
 
 from agentvm_kernel.errors import SnapshotError
+from agentvm_kernel.tarheader import BLOCK, read_header
 
-_BLOCK = 512
 _CHUNK = 1 << 20
 _MOST_PADDING = 1 << 20
 _GZIP = b"\x1f\x8b"
-_MAGICS = (b"ustar\x0000", b"ustar  \x00")
 
 
 @dataclass(frozen=True)
@@ -54,18 +53,18 @@ class TarReader:
         Raises:
             SnapshotError: it is no archive that export writes.
         """
-        header = self._exactly(_BLOCK)
-        if header == bytes(_BLOCK):
+        try:
+            header = read_header(self._exactly(BLOCK))
+        except ValueError:
+            raise SnapshotError("The file is no snapshot archive, or it is damaged.") from None
+        if header is None:
             self._expect_end()
             return None
-        total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-        if header[257:265] not in _MAGICS or _number(header[148:156]) != total:
-            raise SnapshotError("The file is no snapshot archive, or it is damaged.")
-        name = header[:100].rstrip(b"\0")
-        if header[156:157] != b"0" or any(header[157:257]) or any(header[345:500]) or not _is_plain(name):
+        name = header.name
+        if header.kind != b"0" or header.link or header.prefix or not _is_plain(name):
             raise SnapshotError(f"The archive has something other than a plain file in it: {name[:100]!a}.")
-        self._left = _number(header[124:136])
-        self._padding = -self._left % _BLOCK
+        self._left = header.size
+        self._padding = -self._left % BLOCK
         return Member(name.decode("ascii"), self._left)
 
     def content(self) -> Iterator[bytes]:
@@ -82,7 +81,7 @@ class TarReader:
         self._padding = 0
 
     def _expect_end(self) -> None:
-        padding = _BLOCK
+        padding = BLOCK
         while piece := self._read(_CHUNK):
             padding += len(piece)
             if any(piece) or padding > _MOST_PADDING:
@@ -103,17 +102,6 @@ class TarReader:
 
 def _is_plain(name: bytes) -> bool:
     return name.isascii() and bytes(name).decode("ascii").isprintable()
-
-
-def _number(field: bytes) -> int:
-    """Return a number as tar writes it: octal, or in base 256 where that is too short."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    try:
-        text = field.rstrip(b" \0").decode("ascii")
-        return int(text, 8) if text.isdigit() else -1
-    except ValueError:
-        raise SnapshotError("The file is no snapshot archive, or it is damaged.") from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentvm_kernel.errors import SnapshotError
+from agentvm_kernel.errors import LabelTakenError, NoSnapshotError, SnapshotError
 from agentvm_kernel.snapshots.label import check_label
 from agentvm_kernel.snapshots.notes import Notes
 from agentvm_kernel.snapshots.pins import is_used
@@ -44,12 +44,14 @@ class New:
             layers below that are ``disk-1.qcow2`` and so on.
         notes: What is said of it; may be replaced as long as it is not stored.
         is_dump: What is put there is a dump of QEMU's own.
+        over: How many of the parent's disk layers the new ones lie over, lowest first; ``None`` for all.
     """
 
     id: str
     folder: Path
     notes: Notes
     is_dump: bool = False
+    over: int | None = None
     _stored: Stored | None = field(default=None, init=False)
 
     @property
@@ -261,7 +263,7 @@ def _describe_new(new: New, parent: Snapshot) -> Manifest:
         image=golden.manifest.image, hypervisor=golden.manifest.hypervisor, hardware=golden.manifest.hardware,
         created=new.notes.created, golden=golden.id, base=golden.identity,
         parent="" if parent.parent is None else parent.id, is_dump=new.is_dump, delta=_DELTA, own_layers=layers,
-        files={name: describe(new.folder / name) for name in sorted(modes)},
+        over=new.over, files={name: describe(new.folder / name) for name in sorted(modes)},
     )  # fmt: skip
     Delta.open(new.folder / _DELTA, memory_size(manifest))
     return manifest
@@ -280,7 +282,7 @@ def check_free(label: str, contents: Contents) -> None:
         SnapshotError: it is not; the message names who has it.
     """
     if label and (holder := contents.labels.get(check_label(label))):
-        raise SnapshotError(f"The label {label!r} is taken by the snapshot {holder}.", "Choose another label.")
+        raise LabelTakenError(f"The label {label!r} is taken by the snapshot {holder}.", "Choose another label.")
 
 
 def find(contents: Contents, reference: str, current: str = "") -> Stored:
@@ -301,19 +303,19 @@ def find(contents: Contents, reference: str, current: str = "") -> Stored:
             raise SnapshotError(f"The snapshot {damaged.id} is damaged: {damaged.reason}.")
     if found:
         raise SnapshotError(f"{reference!r} is the beginning of several ids: {', '.join(found)}.")
-    raise SnapshotError(f"There is no snapshot {reference!r:.80}.", _what_is_there(contents))
+    raise NoSnapshotError(f"There is no snapshot {reference!r:.80}.", _what_is_there(contents))
 
 
 def _steps_up(by_id: dict[str, Stored], steps: int, current: str) -> Stored:
     if not current:
-        raise SnapshotError("There is no snapshot to go back to yet.", "Take one with %snapshot.")
+        raise NoSnapshotError("There is no snapshot to go back to yet.", "Take one with %snapshot.")
     name = current
     for done in range(steps + 1):
         if name not in by_id:
             missing = (
                 "The current snapshot is gone or damaged." if done == 0 else f"There are only {done - 1} before it."
             )
-            raise SnapshotError(f"There is no snapshot ~{steps}. {missing}")
+            raise NoSnapshotError(f"There is no snapshot ~{steps}. {missing}")
         if done < steps:
             name = by_id[name].parent
     return by_id[name]

@@ -8,25 +8,25 @@ from collections.abc import AsyncIterator
 from typing import Final, Generic, Self, TypeVar
 
 import aiohttp
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
+from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import ApiError, SupervisorError
 from agentvm_kernel.supervisor.messages import (
-    Ended,
     ForkEnded,
     ForkGranted,
-    Granted,
-    Message,
+    LeaseEvent,
     Progress,
     fork_event_adapter,
     lease_event_adapter,
 )
+from agentvm_kernel.supervisor.network_messages import connection_adapter
 
 _MAX_LINE: Final = 64 * 1024
 _MAX_BODY: Final = 16 * 1024 * 1024
 _BODY_TIMEOUT: Final = 30.0
 
-_Event = TypeVar("_Event", bound=Message)
+_Event = TypeVar("_Event", bound=BaseModel)
 
 
 class _Events(Generic[_Event]):
@@ -52,14 +52,17 @@ class _Events(Generic[_Event]):
         """
         try:
             return self._adapter.validate_json(await anext(self._lines))
-        except ValidationError as error:
+        except ValueError as error:
             raise SupervisorError(f"The supervisor sent something that is no event: {error}") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise SupervisorError(f"The connection to the supervisor broke: {error}") from error
+        except (aiohttp.ClientError, OSError) as error:  # their texts tell of protocols
+            raise SupervisorError(
+                "The supervisor, which kept the VM, is gone, and so is the VM.",
+                "The next start brings a new supervisor; snapshots that were finished are kept.",
+            ) from error
 
 
-class Lease(_Events[Progress | Granted | Ended]):
-    """A VM while it is leased: progress, the grant and, at last, the end of the lease's current VM.
+class Lease(_Events[LeaseEvent]):
+    """A VM while it is leased: progress, the grant, what it was refused and, at last, the end of its current VM.
 
     Args:
         response: The open response; the connection is the lease.
@@ -67,6 +70,17 @@ class Lease(_Events[Progress | Granted | Ended]):
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         super().__init__(response, lease_event_adapter)
+
+
+class Connections(_Events[Connection]):
+    """Connections, oldest first.
+
+    Args:
+        response: The open response.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        super().__init__(response, connection_adapter)
 
 
 class Forks(_Events[Progress | ForkGranted | ForkEnded]):

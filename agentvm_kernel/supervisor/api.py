@@ -7,36 +7,39 @@ releases the VM.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
 
 from aiohttp import web
-from pydantic import ValidationError
+from pydantic import BaseModel
 
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.errors import AgentVMError, host_error
 from agentvm_kernel.supervisor.core import Supervisor
-from agentvm_kernel.supervisor.forks import Forks, rest
-from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import (
-    Ended,
-    ForkRequest,
-    LeaseRequest,
-    Message,
-    RollbackRequest,
-    SnapshotRequest,
-)
+from agentvm_kernel.supervisor.emit import Emit
+from agentvm_kernel.supervisor.messages import Message
+from agentvm_kernel.supervisor.route import PARAMETERS, Call, Route, status_of
+from agentvm_kernel.supervisor.routes import ROUTES
+from agentvm_kernel.supervisor.status import Refusal
+from agentvm_kernel.validation import parsed
 
 _log = logging.getLogger(__name__)
 
 KEEPALIVE_SECONDS = 15.0
-_MAX_BODY = 64 * 1024
+_MAX_BODY: Final = 64 * 1024
+_HTTP_CODES: Final = {403: "forbidden", 404: "no_route", 405: "method", 413: "too_large"}
 
 _supervisor = web.AppKey("supervisor", Supervisor)
 _stop = web.AppKey("stop", asyncio.Event)
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(supervisor: Supervisor, stop: asyncio.Event) -> web.Application:
@@ -46,25 +49,11 @@ def make_app(supervisor: Supervisor, stop: asyncio.Event) -> web.Application:
         supervisor: What it serves.
         stop: Set by a request to shut down.
     """
-    app = web.Application(middlewares=[_only_this_user, _errors_as_json], client_max_size=_MAX_BODY)
+    app = web.Application(middlewares=[_errors_as_json, _only_this_user], client_max_size=_MAX_BODY)
     app[_supervisor] = supervisor
     app[_stop] = stop
-    lease = "/v1/leases/{lease}"
-    app.add_routes(
-        [
-            web.get("/v1/status", _status),
-            web.post("/v1/shutdown", _shutdown),
-            web.post("/v1/leases", _lease),
-            web.get(f"{lease}/snapshots", _snapshots),
-            web.post(f"{lease}/snapshots", _snapshot),
-            web.post(f"{lease}/rollback/plan", _plan),
-            web.post(f"{lease}/rollback", _rollback),
-            web.post(f"{lease}/forks", _forks),
-            web.post(f"{lease}/forks/{{fork:[0-9]+}}/rest", _rest),
-            web.delete(f"{lease}/forks/{{fork:[0-9]+}}", _end_fork),
-            web.post(f"{lease}/forks/{{fork:[0-9]+}}/adopt", _adopt),
-        ]
-    )
+    for route in ROUTES:
+        app.router.add_route(route.method, _path(route), partial(_serve, route))
     return app
 
 
@@ -74,109 +63,90 @@ def peer_uid(connection: socket.socket) -> int:
     return int(struct.unpack("3i", credentials)[1])
 
 
-def _refusal(error: AgentVMError, status: int) -> web.Response:
-    return web.json_response({"code": error.code, "message": error.message, "hint": error.hint}, status=status)
+def _path(route: Route) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: f"{{{match[1]}:{PARAMETERS[match[1]][0]}}}", route.path)
+
+
+def _refused(code: str, message: str, hint: str = "", *, status: int = 0) -> web.Response:
+    text = Refusal(code=code[:64], message=message, hint=hint).model_dump_json()
+    return web.Response(text=text, status=status or status_of(code), content_type="application/json")
 
 
 @web.middleware
-async def _only_this_user(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _only_this_user(request: web.Request, handler: _Handler) -> web.StreamResponse:
     connection = request.transport.get_extra_info("socket") if request.transport else None
     if connection is None or peer_uid(connection) != os.geteuid():
-        raise web.HTTPForbidden(text="This supervisor belongs to another user.")
+        return _refused("forbidden", "This supervisor belongs to another user.", "Every user has one of their own.")
     return await handler(request)
 
 
 @web.middleware
-async def _errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except AgentVMError as error:
-        return _refusal(error, 500)
-    except ValidationError as error:
-        return web.json_response({"code": "request", "message": str(error), "hint": ""}, status=400)
+        return _refused(error.code, " ".join(error.message.splitlines()), error.hint)
+    except web.HTTPException as error:
+        code = _HTTP_CODES.get(error.status, "request")
+        answer = _refused(code, _said(error, request), "GET /v1/openapi.json lists what there is.", status=error.status)
+        if "Allow" in error.headers:
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
 
 
-async def _status(request: web.Request) -> web.Response:
-    return web.json_response(request.app[_supervisor].status())
+def _said(error: web.HTTPException, request: web.Request) -> str:
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return f"The request is longer than {_MAX_BODY} bytes."
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return f"{request.method} is not possible here; {' or '.join(sorted(error.allowed_methods))} is."
+    if isinstance(error, web.HTTPNotFound):
+        return f"There is nothing at {request.path!a:.200}."
+    return f"{error.reason}."
 
 
-async def _shutdown(request: web.Request) -> web.Response:
-    request.app[_stop].set()
-    return web.json_response({})
+async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
+    call = Call(request.app[_supervisor], request.app[_stop], request.match_info, request.query)
+    arguments: list[Message] = []
+    if route.request is not None:
+        arguments = [parsed(route.request, await request.read())]
+    if route.events is not None:
+        if "lease" in call.parameters:
+            _ = call.lease  # while its absence can still be a status
+        return await _stream(request, lambda emit: _run(route, call, *arguments, emit))
+    try:
+        answer = await route.handler(call, *arguments)
+    except AgentVMError:
+        raise
+    except OSError as error:
+        _log.exception("%s %s failed", request.method, request.path)
+        raise host_error(error) from error
+    except Exception:  # noqa: BLE001 - the outermost: whatever it is, the client is told, and the log has it
+        _log.exception("%s %s failed", request.method, request.path)
+        return _refused("internal", "The supervisor failed on this request.", "Its log says why.")
+    text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer or {})
+    return web.Response(text=text, content_type="application/json")
 
 
-def _lease_of(request: web.Request) -> Lease:
-    return request.app[_supervisor].lease(request.match_info["lease"])
+async def _run(route: Route, call: Call, *arguments: Message | Emit) -> None:
+    await route.handler(call, *arguments)
 
 
-async def _snapshots(request: web.Request) -> web.Response:
-    return _answer(await request.app[_supervisor].history.tree(_lease_of(request)))
-
-
-async def _snapshot(request: web.Request) -> web.Response:
-    wanted = SnapshotRequest.model_validate_json(await request.read())
-    return _answer(await request.app[_supervisor].history.snapshot(_lease_of(request), wanted))
-
-
-async def _plan(request: web.Request) -> web.Response:
-    wanted = RollbackRequest.model_validate_json(await request.read())
-    return _answer(await request.app[_supervisor].history.plan(_lease_of(request), wanted.to))
-
-
-async def _rollback(request: web.Request) -> web.Response:
-    wanted = RollbackRequest.model_validate_json(await request.read())
-    # A client that goes away must not stop it half-way.
-    return _answer(await asyncio.shield(request.app[_supervisor].rollback(_lease_of(request), wanted.to)))
-
-
-async def _adopt(request: web.Request) -> web.Response:
-    number = int(request.match_info["fork"])
-    return _answer(await asyncio.shield(request.app[_supervisor].adopt(_lease_of(request), number)))
-
-
-async def _rest(request: web.Request) -> web.Response:
-    await rest(_lease_of(request), int(request.match_info["fork"]))
-    return web.json_response({})
-
-
-async def _end_fork(request: web.Request) -> web.Response:
-    request.app[_supervisor].end_fork(_lease_of(request), int(request.match_info["fork"]))
-    return web.json_response({})
-
-
-def _answer(message: Message) -> web.Response:
-    return web.Response(text=message.model_dump_json(), content_type="application/json")
-
-
-async def _forks(request: web.Request) -> web.StreamResponse:
-    wanted = ForkRequest.model_validate_json(await request.read())
-    supervisor, lease = request.app[_supervisor], _lease_of(request)
-    return await _stream(request, lambda emit: Forks(supervisor, lease, wanted, emit).serve())
-
-
-async def _lease(request: web.Request) -> web.StreamResponse:
-    wanted = LeaseRequest.model_validate_json(await request.read())
-    return await _stream(request, lambda emit: _serve_lease(request.app[_supervisor], wanted, emit))
-
-
-async def _stream(
-    request: web.Request, serve: Callable[[Callable[[Message], None]], Coroutine[None, None, None]]
-) -> web.StreamResponse:
+async def _stream(request: web.Request, serve: Callable[[Emit], Coroutine[None, None, None]]) -> web.StreamResponse:
     """Answer with the events of some work, a line each; the work ends when the client goes away."""
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
-    events: asyncio.Queue[Message] = asyncio.Queue()
-    async with _running(serve(events.put_nowait)) as task:
+    emit = Emit()
+    events = emit.events
+    async with _running(serve(emit)) as task:
         while not (task.done() and events.empty()):
-            await response.write(await _next_line(events, task))
+            line = await _next_line(events, task)
+            await response.write(line)
+            if line.strip():
+                events.task_done()
     return response
 
 
-async def _next_line(events: asyncio.Queue[Message], task: asyncio.Task[None]) -> bytes:
+async def _next_line(events: asyncio.Queue[BaseModel], task: asyncio.Task[None]) -> bytes:
     """Return the next event as a line, or an empty line to keep the connection alive."""
     getter = asyncio.ensure_future(events.get())
     try:
@@ -188,20 +158,6 @@ async def _next_line(events: asyncio.Queue[Message], task: asyncio.Task[None]) -
     if task.done():
         task.result()
     return b"\n"
-
-
-async def _serve_lease(supervisor: Supervisor, wanted: LeaseRequest, emit: Callable[[Message], None]) -> None:
-    lease: Lease | None = None
-    try:
-        lease = await supervisor.acquire(wanted, emit)
-        emit(lease.granted)
-        emit(await lease.ended())
-    except AgentVMError as error:
-        _log.warning("no VM for %r: %s", wanted.owner, error)
-        emit(Ended(code=error.code, reason=error.message, hint=error.hint))
-    finally:
-        if lease is not None:
-            await asyncio.shield(supervisor.release(lease))
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ class Bases:
         self._folder = folder
         self._pool = pool
         self._owner = owner
-        self._limit = limit
+        self.limit = limit
         self._bases: dict[str, Snapshot] = {}
         self._making: dict[str, asyncio.Task[None]] = {}
         shutil.rmtree(folder, ignore_errors=True)
@@ -50,27 +50,27 @@ class Bases:
         task = self._making[key] = asyncio.create_task(self._make(key, snapshot))
         task.add_done_callback(lambda _: self._making.pop(key, None))
 
-    def has(self, lease: Lease) -> bool:
-        """Say whether there is a file for a lease."""
-        return lease.terms.id in self._bases
+    def has(self, key: str) -> bool:
+        """Say whether there is a file for the lease of this id."""
+        return key in self._bases
 
-    def renew(self, lease: Lease, snapshots: Mapping[str, Snapshot]) -> None:
+    def renew(self, key: str, snapshots: Mapping[str, Snapshot]) -> None:
         """Take note of the files that a lease's snapshots have now: some may have been merged or removed.
 
         Args:
-            lease: A lease that has a file.
+            key: Id of a lease that has a file.
             snapshots: All of its tree.
         """
-        base = self._bases[lease.terms.id]
+        base = self._bases[key]
         if base.id in snapshots:
-            self._bases[lease.terms.id] = snapshots[base.id]
-            self._pool.renew_base(snapshots[base.id])
+            self._bases[key] = snapshots[base.id]
+            self._pool.stocks.renew_base(snapshots[base.id])
         else:
-            self.drop(lease.terms.id)
+            self.drop(key)
 
     async def _make(self, key: str, snapshot: Snapshot) -> None:
         size = snapshot.golden.memory.stat().st_blocks * 512 + distance(snapshot.golden, snapshot)
-        if self._used() + size > self._limit or shutil.disk_usage(self._folder).free < 2 * size:
+        if self._used() + size > self.limit or shutil.disk_usage(self._folder).free < 2 * size:
             _log.warning("no room for a complete memory file of %s: going back there will take longer", snapshot.id)
             return
         path = self._path(snapshot)

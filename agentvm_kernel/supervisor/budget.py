@@ -9,7 +9,6 @@ from typing import Final
 _MEMINFO: Final = Path("/proc/meminfo")
 # What an idle clone takes of its own, and room for what its cells do.
 PER_VM: Final = 128 << 20
-_SHARE: Final = 0.7
 _RUNNING_PER_CORE: Final = 4
 
 
@@ -19,11 +18,25 @@ def available_memory() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
 
 
-def room() -> int:
-    """Return how many more VMs this host has memory for."""
-    return int(available_memory() * _SHARE / PER_VM)
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
-def slots() -> int:
-    """Return how many forks this host can run at the same time, by its cores and available memory; at least one."""
-    return max(1, min(room(), _RUNNING_PER_CORE * len(os.sched_getaffinity(0))))
+class Budget:
+    """The share that is the VMs'.
+
+    Args:
+        share: Share of the memory that is available, 0 to 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def room(self) -> int:
+        """Return how many more VMs this host has memory for."""
+        return int(available_memory() * self.share / PER_VM)
+
+    def slots(self) -> int:
+        """Return how many forks this host can run at the same time, by its cores and memory; at least one."""
+        return max(1, min(self.room(), _RUNNING_PER_CORE * cores()))

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from agentvm_kernel.config import Profile
 from agentvm_kernel.image.store import Image, ImageStore
+from agentvm_kernel.profiles import Profile
 from agentvm_kernel.supervisor.messages import Progress
 from agentvm_kernel.vm.accelerator import Accelerator
 from agentvm_kernel.vm.golden import Source, golden_id, make_golden

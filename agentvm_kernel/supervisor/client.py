@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Final, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import SupervisorError
-from agentvm_kernel.supervisor.answers import Forks, Lease, read_body, read_refusal
+from agentvm_kernel.errors import NoLeaseError, SupervisorError
+from agentvm_kernel.profiles import Limits
+from agentvm_kernel.supervisor.answers import Connections, Forks, Lease, read_body, read_refusal
 from agentvm_kernel.supervisor.launch import start_supervisor
 from agentvm_kernel.supervisor.messages import (
     ForkRequest,
     LeaseRequest,
+    LimitsRequest,
     Message,
+    PoolInfo,
     Replaced,
     RollbackPlan,
     RollbackRequest,
     SnapshotInfo,
     SnapshotRequest,
     SnapshotTree,
+    VMList,
 )
+from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.status import Reloaded, Status
+from agentvm_kernel.validation import checked
 
-__all__ = ["Forks", "Lease", "SupervisorClient"]
+__all__ = ["Connections", "Forks", "Lease", "SupervisorClient"]
 
 _BASE: Final = "http://supervisor"
+_LEASES: Final = "/v1/leases/"
+"""Of one lease: a supervisor that would have to be started first does not know it."""
+
 _ANSWER_TIMEOUT: Final = 30.0
 _WORK_TIMEOUT: Final = 600.0
 """For what may have to write gigabytes, wait for other such work, or start a QEMU on a busy host."""
 
-_Answer = TypeVar("_Answer", bound=Message)
+_Answer = TypeVar("_Answer", bound=BaseModel)
 
 
 class SupervisorClient:
@@ -68,20 +78,41 @@ class SupervisorClient:
         if self._http is not None:
             await self._http.close()
 
-    async def status(self) -> dict[str, object]:
-        """Return what the supervisor tells about itself and its VMs."""
-        body = await read_body(await self._request("GET", "/v1/status"))
-        try:
-            value = json.loads(body)
-        except ValueError as error:
-            raise SupervisorError(f"The supervisor's answer is no JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise SupervisorError("The supervisor's answer is no object.")
-        return value
+    async def status(self) -> Status:
+        """Return what the supervisor tells about itself and its leases."""
+        return await self._ask(Status, "GET", "/v1/status")
 
     async def shutdown(self) -> None:
-        """Ask the supervisor to end its VMs and leave."""
+        """Ask the supervisor to leave; it ends its VMs, or lets them be kept, as configured."""
         (await self._request("POST", "/v1/shutdown")).release()
+
+    async def reload(self) -> Reloaded:
+        """Let the supervisor read the configuration again."""
+        return await self._ask(Reloaded, "POST", "/v1/reload")
+
+    async def vms(self) -> VMList:
+        """Return all VMs, with what they use."""
+        return await self._ask(VMList, "GET", "/v1/vms")
+
+    async def kill(self, vm: str) -> None:
+        """End a VM; its session is told.
+
+        Args:
+            vm: Its id.
+        """
+        await read_body(await self._request("DELETE", f"/v1/vms/{quote(vm, safe='')}", patient=True))
+
+    async def pool(self) -> PoolInfo:
+        """Return what is kept ready, and who waits."""
+        return await self._ask(PoolInfo, "GET", "/v1/pool")
+
+    async def drain(self) -> None:
+        """End what is kept ready, and keep nothing ready until `fill`."""
+        await read_body(await self._request("POST", "/v1/pool/drain", patient=True))
+
+    async def fill(self) -> None:
+        """Keep VMs ready again."""
+        await read_body(await self._request("POST", "/v1/pool/fill"))
 
     @asynccontextmanager
     async def lease(self, request: LeaseRequest) -> AsyncIterator[Lease]:
@@ -90,7 +121,7 @@ class SupervisorClient:
         try:
             yield Lease(response)
         finally:
-            response.close()
+            _hang_up(response)
 
     async def snapshots(self, lease: str) -> SnapshotTree:
         """Return the snapshots of a lease's notebook.
@@ -111,7 +142,7 @@ class SupervisorClient:
             lease: The lease's id.
             to: Where to; see `RollbackRequest`.
         """
-        request = RollbackRequest(to=to)
+        request = checked(RollbackRequest, to=to)
         return await self._ask(RollbackPlan, "POST", f"{_path(lease)}/rollback/plan", request)
 
     async def rollback(self, lease: str, to: str) -> Replaced:
@@ -121,7 +152,7 @@ class SupervisorClient:
             lease: The lease's id.
             to: Where to; see `RollbackRequest`.
         """
-        request = RollbackRequest(to=to)
+        request = checked(RollbackRequest, to=to)
         return await self._ask(Replaced, "POST", f"{_path(lease)}/rollback", request, patient=True)
 
     @asynccontextmanager
@@ -131,7 +162,7 @@ class SupervisorClient:
         try:
             yield Forks(response)
         finally:
-            response.close()
+            _hang_up(response)
 
     async def rest_fork(self, lease: str, fork: int) -> None:
         """Pause a fork whose work is done; it is kept, to be adopted, until the next forks or the lease's end."""
@@ -144,6 +175,45 @@ class SupervisorClient:
     async def adopt(self, lease: str, fork: int) -> Replaced:
         """Make a resting fork the lease's VM; the present VM and the other forks end."""
         return await self._ask(Replaced, "POST", f"{_path(lease)}/forks/{fork}/adopt", patient=True)
+
+    async def limits(self, lease: str) -> Limits:
+        """Return what holds for what runs in a lease's VM."""
+        return await self._ask(Limits, "GET", f"{_path(lease)}/limits")
+
+    async def set_limits(self, lease: str, request: LimitsRequest) -> Limits:
+        """Change limits of a lease's VM, and return all that hold then."""
+        return await self._ask(Limits, "PUT", f"{_path(lease)}/limits", request)
+
+    async def network(self, lease: str) -> NetworkInfo:
+        """Return what a lease's VM may reach, and what it has done."""
+        return await self._ask(NetworkInfo, "GET", f"{_path(lease)}/network")
+
+    async def set_network(self, lease: str, request: NetworkRequest) -> NetworkInfo:
+        """Change a lease's own part of what its VM may reach, and return what holds then."""
+        return await self._ask(NetworkInfo, "PUT", f"{_path(lease)}/network", request, patient=True)
+
+    async def play_cassette(self, lease: str, request: CassetteRequest) -> NetworkInfo:
+        """Record what inspected hosts say to a lease's VM, or replay it in their place."""
+        return await self._ask(NetworkInfo, "PUT", f"{_path(lease)}/cassette", request)
+
+    async def set_cell(self, lease: str, request: CellRequest) -> None:
+        """Tell which cell runs in a lease's VM."""
+        await read_body(await self._request("PUT", f"{_path(lease)}/cell", request))
+
+    @asynccontextmanager
+    async def connections(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[Connections]:
+        """Tell of connections, the newest that are known and then, if wanted, those that come.
+
+        Args:
+            lease: The lease's id; empty for all leases.
+            follow: Go on until the context is left.
+        """
+        path = f"{_path(lease)}/connections" if lease else "/v1/connections"
+        response = await self._request("GET", f"{path}?follow={int(follow)}")
+        try:
+            yield Connections(response)
+        finally:
+            _hang_up(response)
 
     async def _ask(
         self,
@@ -169,6 +239,11 @@ class SupervisorClient:
         try:
             response = await self._send(method, path, body, timeout)
         except aiohttp.ClientConnectorError as error:
+            if path.startswith(_LEASES):
+                raise NoLeaseError(
+                    "The supervisor that kept the VM is gone, and so is the VM.",
+                    "Lease another, or restart the kernel.",
+                ) from error
             if not self._start:
                 raise SupervisorError(
                     "The supervisor is not running.", f"Nobody answers on {self._paths.socket}."
@@ -188,7 +263,7 @@ class SupervisorClient:
             ) from error
 
     async def _send(self, method: str, path: str, body: str | None, timeout: float) -> aiohttp.ClientResponse:
-        if self._http is None:
+        if self._http is None or self._http.closed:
             raise SupervisorError("The supervisor's client is not open.")
         headers = {"Content-Type": "application/json"}
         try:
@@ -196,11 +271,24 @@ class SupervisorClient:
                 return await self._http.request(method, _BASE + path, data=body, headers=headers)
         except aiohttp.ClientConnectorError:
             raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            raise SupervisorError(
+                "The supervisor went away while it was asked.", "Try again: the next start brings a new one."
+            ) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise SupervisorError(
                 f"The supervisor does not answer: {error or type(error).__name__}.", f"Its log is {self._paths.log}."
             ) from error
 
 
+def _hang_up(response: aiohttp.ClientResponse) -> None:
+    """Close a connection, also if a process that was forked meanwhile still has it."""
+    transport = response.connection.transport if response.connection else None
+    if transport is not None:
+        with suppress(OSError):  # the other end was faster
+            transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+    response.close()
+
+
 def _path(lease: str) -> str:
-    return f"/v1/leases/{quote(lease, safe='')}"
+    return f"{_LEASES}{quote(lease, safe='')}"

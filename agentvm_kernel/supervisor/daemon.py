@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
@@ -16,9 +17,10 @@ from pathlib import Path
 from aiohttp import web
 
 from agentvm_kernel.config import Paths, load_settings
-from agentvm_kernel.errors import AgentVMError, SupervisorError
+from agentvm_kernel.errors import AgentVMError, ConfigError, SupervisorError, host_error
 from agentvm_kernel.supervisor.api import make_app
 from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.systemd import notify
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 
 _log = logging.getLogger(__name__)
@@ -68,7 +70,9 @@ def only_one(paths: Paths) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise AlreadyRunningError("A supervisor of this user is already running.") from error
+            raise AlreadyRunningError(
+                "A supervisor of this user is already running.", "`agentvm supervisor --stop` lets it leave."
+            ) from error
         yield
 
 
@@ -114,11 +118,15 @@ async def serve(paths: Paths, ready_fd: int | None, foreground: bool) -> None:
     await runner.setup()
     with _private_socket(paths.socket):
         await web.UnixSite(runner, str(paths.socket)).start()
+    loop.add_signal_handler(signal.SIGHUP, _reload, supervisor)
     _log.info("serving on %s, accelerator %s: %s", paths.socket, supervisor.accelerator, supervisor.accelerator_reason)
     if ready_fd is not None:
         _tell(ready_fd, b"1")
+    notify("READY=1")
     try:
-        await _wait_for_end(supervisor, stop, None if foreground else settings.idle_exit)
+        await _wait_for_end(supervisor, stop, is_staying=foreground)
+        notify("STOPPING=1")
+        await supervisor.operator.leave()
     finally:
         paths.socket.unlink(missing_ok=True)
         await supervisor.close()
@@ -126,8 +134,18 @@ async def serve(paths: Paths, ready_fd: int | None, foreground: bool) -> None:
     _log.info("ended")
 
 
-async def _wait_for_end(supervisor: Supervisor, stop: asyncio.Event, idle_exit: float | None) -> None:
+def _reload(supervisor: Supervisor) -> None:
+    try:
+        changed = supervisor.operator.reload()
+    except ConfigError as error:
+        _log.error("the configuration stays as it was: %s", error)
+    else:
+        _log.info("read the configuration again; changed: %s", ", ".join(changed) or "nothing")
+
+
+async def _wait_for_end(supervisor: Supervisor, stop: asyncio.Event, *, is_staying: bool) -> None:
     while not stop.is_set():
+        idle_exit = None if is_staying else supervisor.settings.idle_exit
         idle_since = supervisor.idle_since()
         remaining = None if idle_exit is None or idle_since is None else idle_since + idle_exit - supervisor.now()
         if remaining is not None and remaining <= 0:
@@ -157,10 +175,16 @@ def run(ready_fd: int | None = None, foreground: bool = False) -> int:
             asyncio.run(serve(paths, ready_fd, foreground))
     except AlreadyRunningError as error:
         _report(ready_fd, error)
-        return 0
+        if foreground:
+            print(error, file=sys.stderr)
+        return int(foreground)
     except AgentVMError as error:
         _log.error("%s", error)
         _report(ready_fd, error)
+        return 1
+    except OSError as error:
+        _log.exception("the host refused")
+        _report(ready_fd, host_error(error))
         return 1
     return 0
 

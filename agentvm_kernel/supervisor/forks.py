@@ -7,8 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from agentvm_kernel.errors import AgentVMError, SnapshotError
-from agentvm_kernel.supervisor.budget import slots
+from agentvm_kernel.errors import AgentVMError, NoForkError, SnapshotError
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.history import unpin
 from agentvm_kernel.supervisor.lease import Fork, Lease
@@ -43,7 +42,7 @@ class Forks:
         self._lease = lease
         self._request = request
         self._emit = emit
-        self._slots = asyncio.Semaphore(min(request.count, slots()))
+        self._slots = asyncio.Semaphore(min(request.count, supervisor.budget.slots()))
         self._randomness = Randomness()
         if request.randomness == "common":
             self._randomness = Randomness("common", secrets.token_bytes(_SEED_BYTES))
@@ -58,10 +57,9 @@ class Forks:
         except AgentVMError as error:
             self._emit(ForkEnded(fork=0, code=error.code, reason=error.message, hint=error.hint))
             return
-        with self._supervisor.pool.quiet():
-            async with asyncio.TaskGroup() as tasks:
-                for number in range(1, self._request.count + 1):
-                    tasks.create_task(self._serve_one(number, snapshot))
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(1, self._request.count + 1):
+                tasks.create_task(self._serve_one(number, snapshot))
 
     async def _fork_point(self) -> Snapshot:
         lease, supervisor = self._lease, self._supervisor
@@ -89,20 +87,37 @@ class Forks:
     async def _make(self, number: int, snapshot: Snapshot) -> Fork:
         lease, supervisor = self._lease, self._supervisor
         began = time.monotonic()
-        async with supervisor.history.found(lease, snapshot.id) as stored:
-            try:
-                vm = await supervisor.pool.clone(stored.snapshot, self._randomness)
-            except BaseException:
-                unpin(lease, stored.snapshot)
-                raise
+        owner = f"fork {number} of {lease.terms.request.owner}"
+        slot = await supervisor.admission.enter(
+            lease.terms.session, owner, lambda text: self._emit(Progress(stage=f"fork {number}: {text}"))
+        )
+        try:
+            with supervisor.pool.quiet():
+                vm = await self._clone(snapshot)
+            slot.started()
             if lease.forking is not self:
                 supervisor.pool.retire(vm)
-                unpin(lease, stored.snapshot)
+                unpin(lease.terms, vm.snapshot)
                 raise SnapshotError("Another fork request came after this one.")
-            fork = lease.forks[number] = Fork(vm)
+        except BaseException:
+            slot.leave()
+            raise
+        lease.network.attach(vm)
+        fork = lease.forks[number] = Fork(vm, slot)
         granted = supervisor.grant(lease, vm, (time.monotonic() - began) * 1000)
         self._emit(ForkGranted(fork=number, granted=granted))
         return fork
+
+    async def _clone(self, snapshot: Snapshot) -> VM:
+        terms = self._lease.terms
+        async with self._supervisor.history.found(terms, snapshot.id) as stored:
+            try:
+                return await self._supervisor.pool.clone(
+                    stored.snapshot, self._randomness, self._lease.limits, self._lease.network.guest
+                )
+            except BaseException:
+                unpin(terms, stored.snapshot)
+                raise
 
     async def _settled(self, number: int, fork: Fork) -> None:
         """Wait until a fork rests or is gone."""
@@ -129,7 +144,7 @@ async def rest(lease: Lease, number: int) -> None:
     """
     fork = lease.forks.get(number)
     if fork is None:
-        raise SnapshotError(f"There is no fork {number}.")
+        raise NoForkError(f"There is no fork {number}.")
     await fork.vm.pause()
     fork.is_resting = True
     fork.settled.set()

@@ -21,7 +21,9 @@ from agentvm_kernel.snapshots.tree import Tree, check_free, new_id
 from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo, SnapshotRequest, SnapshotTree
+from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.vm.capture import Capture, Capturer
+from agentvm_kernel.vm.chain import LONGEST, keep_short
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.delta import PAGE
 from agentvm_kernel.vm.snapshot import Snapshot
@@ -145,23 +147,29 @@ class History:
             if running is not None:
                 running.set_result(_preview(name, _with_pause(notes, pause), lease.current, written))
 
+        keep_short(vm, self._left, more_than=LONGEST - 1)
         capture = await self._capturer.capture(vm, resumed)
         notes = _with_pause(notes, capture.pause)
         try:
             async with self._in_threads(tree.new(before, notes, name=name, pinned=True)) as new:
-                new.is_dump = capture.is_dump
+                new.is_dump, new.over = capture.is_dump, capture.over
                 await self._call(_hand_over, capture, new.folder)
         except BaseException:
-            vm.take_back(capture.runs, capture.layers)
+            vm.take_back(capture.runs, capture.layers, capture.over)
             for file in (capture.device_state, capture.delta):
                 file.unlink(missing_ok=True)
             raise
         await self._call(self._descend, vm, tree, name)
-        await self._call(unpin, lease, before)
+        await self._call(unpin, lease.terms, before)
         self._bases.consider(lease)
+        if capture.layers:
+            keep_short(vm, self._left)
         info = describe(new.stored)
         self._audit.record("snapshot_created", vm=vm.id, snapshot=info.id, tree=tree.id, label=info.label)
         return info
+
+    def _left(self) -> int:
+        return self._store.quota - self._store.used
 
     def _descend(self, vm: VM, tree: Tree, name: str) -> None:
         # Found anew: another notebook's pruning may have merged what lies before it, and renamed files.
@@ -184,25 +192,30 @@ class History:
         )  # fmt: skip
 
     @asynccontextmanager
-    async def found(self, lease: Lease, to: str) -> AsyncIterator[Stored]:
-        """Find a snapshot, and keep its files where they are within this context.
+    async def found(self, terms: Terms, to: str, current: str = "") -> AsyncIterator[Stored]:
+        """Find a snapshot, and keep its files where they are within this context. It is pinned, for good.
+
+        Args:
+            terms: Whose snapshot it is.
+            to: Which one; see ``RollbackRequest``.
+            current: Id of the snapshot that the VM descends from.
 
         Raises:
             SnapshotError: there is no such snapshot.
         """
         async with self._in_threads(self._store.frozen()):
-            tree = lease.terms.tree
-            stored = await self._call(tree.find, to, lease.current)
+            tree = terms.tree
+            stored = await self._call(tree.find, to, current)
             await self._call(tree.pin, stored.id)
-            if self._bases.has(lease):
-                self._bases.renew(lease, {one.id: one.snapshot for one in await self._call(tree.snapshots)})
+            if self._bases.has(terms.id):
+                self._bases.renew(terms.id, {one.id: one.snapshot for one in await self._call(tree.snapshots)})
             yield stored
 
 
-def unpin(lease: Lease, snapshot: Snapshot) -> None:
+def unpin(terms: Terms, snapshot: Snapshot) -> None:
     """Note that a VM of a lease does not descend from a snapshot any more."""
     if snapshot.parent is not None:
-        lease.terms.tree.unpin(snapshot.id)
+        terms.tree.unpin(snapshot.id)
 
 
 def describe(stored: Stored) -> SnapshotInfo:

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from typing import Final
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import ApiError, SupervisorError
+from agentvm_kernel.errors import ApiError, SupervisorError, host_error
 from agentvm_kernel.supervisor.answers import described_error
 
 _MAX_ANSWER: Final = 64 * 1024
 _START_TIMEOUT: Final = 60.0
+_OF_ONE_SESSION: Final = frozenset({"AGENTVM_IMAGE", "AGENTVM_PROFILE"})
+"""What a kernelspec or a script chose for itself must not become the default of all that use the supervisor."""
 
 
 async def start_supervisor(paths: Paths) -> None:
@@ -25,7 +27,15 @@ async def start_supervisor(paths: Paths) -> None:
 
     Raises:
         SupervisorError: it does not start; the message is its own where it gave one.
+        HostError: its folders cannot be used.
     """
+    try:
+        await _start_once(paths)
+    except OSError as error:
+        raise host_error(error) from error
+
+
+async def _start_once(paths: Paths) -> None:
     paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     paths.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _start_lock(paths) as lock:
@@ -64,14 +74,16 @@ def _start_lock(paths: Paths) -> Iterator[int]:
 
 async def _take(lock: int) -> None:
     """Take a file lock; by asking again and again, since a thread that waits in flock cannot be cancelled."""
-    async with asyncio.timeout(_START_TIMEOUT):
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                await asyncio.sleep(0.05)
-            else:
-                return
+    patience = asyncio.get_running_loop().time() + _START_TIMEOUT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if asyncio.get_running_loop().time() > patience:
+                raise SupervisorError("Another process has been starting the supervisor for too long.") from error
+            await asyncio.sleep(0.05)
+        else:
+            return
 
 
 async def _answers(paths: Paths) -> bool:
@@ -86,6 +98,7 @@ async def _answers(paths: Paths) -> bool:
 async def _spawn(paths: Paths, ready: int) -> None:
     """Run the supervisor in a session of its own; `setsid --fork` leaves no child of this process behind."""
     command = [sys.executable, "-m", "agentvm_kernel.supervisor", "--ready-fd", str(ready)]
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_ONE_SESSION}
     log = os.open(paths.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         process = await asyncio.create_subprocess_exec(
@@ -96,6 +109,7 @@ async def _spawn(paths: Paths, ready: int) -> None:
             stdout=log,
             stderr=log,
             cwd="/",
+            env=environment | paths.environment,
             pass_fds=(ready,),
         )
     finally:

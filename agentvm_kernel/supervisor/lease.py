@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agentvm_kernel.config import Profile
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.snapshots.tree import Tree
-from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest
+from agentvm_kernel.supervisor.admission import Slot
+from agentvm_kernel.supervisor.lease_network import LeaseNetwork
+from agentvm_kernel.supervisor.messages import Ended, Granted, Message
+from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.vm.clone import VM
 
 
@@ -20,34 +21,15 @@ class Fork:
 
     Attributes:
         vm: The VM.
+        slot: Its right to be.
         is_resting: Its work is done; it is paused and waits to be adopted.
         settled: Set once it rests or was told to end.
     """
 
     vm: VM
+    slot: Slot
     is_resting: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass
-class Terms:
-    """What stays the same as long as a lease lasts.
-
-    Attributes:
-        id: The lease's id.
-        request: What was asked for.
-        tree: Where its snapshots go.
-        flavour: Flavour of the image.
-        profile: Name of the profile.
-        resources: What the profile gives.
-    """
-
-    request: LeaseRequest
-    tree: Tree
-    flavour: str
-    profile: str
-    resources: Profile
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 class Lease:
@@ -61,16 +43,38 @@ class Lease:
         forking: Who makes them: the last that was asked to.
         turn: Held by who changes the VM or saves it: one at a time.
         failure: Why the last snapshot could not be kept, if nobody has been told yet.
+        slot: Its right to have a VM.
+        limits: What holds for what runs in its VM.
+        began: When it began, on the event loop's clock.
+        tell: Tells its session.
+        network: What it may reach.
     """
 
-    def __init__(self, terms: Terms, vm: VM, granted: Granted, audit: AuditLog) -> None:
+    def __init__(
+        self,
+        terms: Terms,
+        vm: VM,
+        granted: Granted,
+        audit: AuditLog,
+        slot: Slot,
+        tell: Callable[[Message], None],
+        network: LeaseNetwork,
+    ) -> None:
         self.terms = terms
+        self.network = network
+        self.slot = slot
+        self.tell = tell
+        self.limits = granted.limits
+        self.began = asyncio.get_running_loop().time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.Task[None] | None = None
         self.forks: dict[int, Fork] = {}
         self.forking: object = None
         self.turn = asyncio.Lock()
         self.failure: AgentVMError | None = None
         self._audit = audit
         self._guest_reason = ""
+        self._verdict: Ended | None = None
         self._refusals = 0
         self.take(vm, granted)
 
@@ -91,11 +95,42 @@ class Lease:
             vm = self.vm
             reason = await asyncio.shield(vm.ended)
             if vm is self.vm:
-                return Ended(
+                return self._verdict or Ended(
                     code="vm_ended",
                     reason=f"{self._guest_reason or reason[:1].upper() + reason[1:]}.",
                     hint="Restart the kernel, or run %vm restart, for a fresh VM.",
                 )
+
+    async def end(self, verdict: Ended) -> None:
+        """End its VM.
+
+        Args:
+            verdict: What its session is told.
+        """
+        async with self.turn:
+            self._verdict = verdict
+            await self.vm.machine.end()
+
+    def restart_lifetime(self) -> None:
+        """Let the VM end when the lease is as old as its limits allow."""
+        self.clear_lifetime()
+        if self.limits.lifetime is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(self.began + self.limits.lifetime, self._expire)
+
+    def clear_lifetime(self) -> None:
+        """Let it live for as long as it likes."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        seconds = self.limits.lifetime
+        self._audit.record("resource_limit_exceeded", vm=self.vm.id, limit="lifetime")
+        verdict = Ended(
+            code="limit", reason=f"The VM was ended: it had been leased for {seconds:g} s, its lifetime.",
+            hint="Restart the kernel, or run %vm restart, for a fresh VM; %limits lifetime=… changes the limit.",
+        )  # fmt: skip
+        self._expiry = asyncio.create_task(self.end(verdict))
 
     def _on_guest_event(self, event: dict[str, object]) -> None:
         """Take note of what the guest says of itself; nothing here may grow with what it sends."""

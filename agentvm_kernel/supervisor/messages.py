@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.link.endpoint import UnixEndpoint, VsockEndpoint
+from agentvm_kernel.profiles import Limits
 from agentvm_kernel.snapshots.notes import Cell, Kind
 
 API_VERSION = 1
@@ -18,6 +20,11 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+HostPattern = Annotated[str, Field(max_length=300)]
+Hosts = Annotated[tuple[HostPattern, ...], Field(max_length=256)]
+NetworkMode = Literal["filtered", "isolated", "record-only"]
+
+
 class LeaseRequest(Message):
     """Ask for a VM.
 
@@ -27,12 +34,20 @@ class LeaseRequest(Message):
         owner: What the lease is for, shown in listings (a kernel id, a script's name).
         notebook: What the snapshots belong to: a path, or another name that stays the same when the kernel restarts;
             empty for the owner.
+        mode: What the session does with the network; ``None`` for what is configured.
+        allow: Hosts that the session may reach besides those that the configuration allows.
+        deny: Hosts that it may not.
+        inspect: Hosts, of those that are allowed, whose TLS the gateway ends itself.
     """
 
     image: str = Field(default="", max_length=64, pattern=r"^[a-z0-9-]*$")
-    profile: str = Field(default="", max_length=64, pattern=r"^[a-z0-9-]*$")
+    profile: str = Field(default="", max_length=64)
     owner: str = Field(default="", max_length=200)
     notebook: str = Field(default="", max_length=4096)
+    mode: NetworkMode | None = None
+    allow: Hosts = ()
+    deny: Hosts = ()
+    inspect: Hosts = ()
 
 
 class Progress(Message):
@@ -67,6 +82,7 @@ class Granted(Message):
         accelerator: ``kvm`` or ``tcg``.
         pid: Process id of QEMU on the host, for measuring.
         acquire_ms: Milliseconds from the request's arrival to the confirmed identity.
+        limits: What holds for what runs in it.
     """
 
     event: Literal["granted"] = "granted"
@@ -85,6 +101,7 @@ class Granted(Message):
     accelerator: Literal["kvm", "tcg"]
     pid: int
     acquire_ms: float
+    limits: Limits = Limits()
 
 
 class Ended(Message):
@@ -102,8 +119,41 @@ class Ended(Message):
     hint: str = ""
 
 
-LeaseEvent = Annotated[Progress | Granted | Ended, Field(discriminator="event")]
-lease_event_adapter: TypeAdapter[Progress | Granted | Ended] = TypeAdapter(LeaseEvent)
+class Leaving(Message):
+    """The supervisor is about to leave, and lets its VMs be kept.
+
+    Who snapshots the lease's VM and closes the lease now can go back to that snapshot with the next supervisor. What is
+    not closed in time is ended.
+
+    Attributes:
+        seconds: How much time there is.
+    """
+
+    event: Literal["leaving"] = "leaving"
+    seconds: float
+
+
+class Blocked(Message):
+    """A connection of the lease's VM was refused; told once for each host and port of a cell.
+
+    Attributes:
+        run: Number of the cell's run; 0 if none is known.
+        name: The host, as the guest named it, or an address.
+        port: The port.
+        reason: Why, in a few words.
+        hint: The remedy; empty if there is none.
+    """
+
+    event: Literal["blocked"] = "blocked"
+    run: int = 0
+    name: str
+    port: int
+    reason: str
+    hint: str = ""
+
+
+LeaseEvent = Progress | Granted | Blocked | Leaving | Ended
+lease_event_adapter: TypeAdapter[LeaseEvent] = TypeAdapter(Annotated[LeaseEvent, Field(discriminator="event")])
 
 
 Label = Annotated[str, Field(max_length=64)]
@@ -200,12 +250,16 @@ class RollbackPlan(Message):
         left: Snapshots between the target and the VM, newest first: they stay in the tree, on a branch that is left.
         seconds: Age of the target.
         written: Bytes of memory that the VM has written since the current snapshot, and that would be lost.
+        connections: What it sent over the network since the target was taken, and cannot be undone; the newest.
+        connection_count: How many connections these are in all.
     """
 
     target: SnapshotInfo
     left: tuple[SnapshotInfo, ...]
     seconds: float
     written: int
+    connections: tuple[Connection, ...] = ()
+    connection_count: int = 0
 
 
 class Replaced(Message):
@@ -269,3 +323,122 @@ class ForkEnded(Message):
 
 ForkEvent = Annotated[Progress | ForkGranted | ForkEnded, Field(discriminator="event")]
 fork_event_adapter: TypeAdapter[Progress | ForkGranted | ForkEnded] = TypeAdapter(ForkEvent)
+
+
+class LimitsRequest(Message):
+    """Change limits of a leased VM.
+
+    Attributes:
+        changes: New values by the names in ``Limits``; what is not named stays as it is.
+    """
+
+    changes: dict[str, float | None] = Field(max_length=32)
+
+
+VMState = Literal["leased", "fork", "resting", "warm", "blank"]
+
+
+class VMInfo(Message):
+    """One VM, as the host sees it.
+
+    Attributes:
+        id: Its id.
+        state: Leased; a fork that runs; a fork that rests, to be adopted; a warm VM or a blank that is kept ready.
+        lease: The lease that has it; empty for one that is kept ready.
+        owner: What the lease is for.
+        notebook: What the lease's snapshots belong to.
+        profile: Name of the profile; empty for one that is kept ready.
+        vcpus: Virtual CPUs.
+        memory_mib: Guest memory, MiB.
+        pid: Process id of QEMU.
+        age: Seconds since it was made.
+        cpu_seconds: CPU time of QEMU.
+        memory: Bytes of memory that it alone takes of the host.
+        disk: Bytes that its own files take on the host's disk.
+    """
+
+    id: str
+    state: VMState
+    lease: str = ""
+    owner: str = ""
+    notebook: str = ""
+    profile: str = ""
+    vcpus: int
+    memory_mib: int
+    pid: int
+    age: float
+    cpu_seconds: float
+    memory: int
+    disk: int
+
+
+class VMList(Message):
+    """All VMs of a supervisor.
+
+    Attributes:
+        vms: The VMs, those that are out first.
+    """
+
+    vms: tuple[VMInfo, ...]
+
+
+class StockInfo(Message):
+    """What is ready of one snapshot.
+
+    Attributes:
+        snapshot: Its id.
+        image: Digest of the image.
+        vcpus: Virtual CPUs.
+        memory_mib: Guest memory, MiB.
+        warm: Warm VMs that are ready.
+        warm_wanted: How many are to be.
+        blanks: Blanks that are ready.
+        blanks_wanted: How many are to be.
+        rate: Acquires a second, lately.
+    """
+
+    snapshot: str
+    image: str
+    vcpus: int
+    memory_mib: int
+    warm: int
+    warm_wanted: int
+    blanks: int
+    blanks_wanted: int
+    rate: float
+
+
+class WaitingInfo(Message):
+    """Somebody who waits for a VM.
+
+    Attributes:
+        place: Place in the queue, from 1.
+        owner: For what.
+        seconds: How long already.
+        reason: Why there is none.
+    """
+
+    place: int
+    owner: str
+    seconds: float
+    reason: str
+
+
+class PoolInfo(Message):
+    """The pool.
+
+    Attributes:
+        stocks: What is ready.
+        out: VMs that are out.
+        max_vms: How many may be.
+        room: For how many more VMs the host has memory.
+        waiting: Who waits.
+        drained: Nothing is kept ready, because somebody asked for that.
+    """
+
+    stocks: tuple[StockInfo, ...]
+    out: int
+    max_vms: int
+    room: int
+    waiting: tuple[WaitingInfo, ...]
+    drained: bool

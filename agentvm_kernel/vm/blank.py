@@ -9,7 +9,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from agentvm_kernel.errors import SnapshotError
+from agentvm_kernel.errors import SnapshotError, host_error
 from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.disk import create_overlay, give_to, virtual_size
 from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
@@ -31,11 +31,13 @@ class Blank:
         machine: The QEMU.
         base: The snapshot of which it has the memory: a golden one, or one of which a complete file was made.
         overlay: An empty overlay for its disk.
+        is_empty: Its memory is all zero instead.
         tracker: Its memory, and what is written to it; ``None`` where the host does not let this process have it.
     """
 
-    def __init__(self, machine: Machine, base: Snapshot, overlay: Path) -> None:
+    def __init__(self, machine: Machine, base: Snapshot, overlay: Path, *, is_empty: bool = False) -> None:
         self.machine = machine
+        self.is_empty = is_empty
         self.base = base
         self.overlay = overlay
         self.tracker: Tracker | None = None
@@ -66,6 +68,8 @@ class Blank:
         if snapshot.golden.id != self.base.golden.id:
             raise SnapshotError(f"The snapshot {snapshot.id} descends from another golden snapshot.")
         if snapshot.manifest.is_dump:
+            if not self.is_empty:
+                raise SnapshotError(f"The dump {snapshot.id} can only be loaded into empty memory.")
             await self.machine.attach_disk((self.overlay, *snapshot.disks))
             await self.machine.load(snapshot.device_state, is_dump=True)
             return None
@@ -93,7 +97,13 @@ class Blank:
 
 
 async def start_blank(
-    hypervisor: Hypervisor, base: Snapshot, folder: Path, name: str, memory: Path | None = None
+    hypervisor: Hypervisor,
+    base: Snapshot,
+    folder: Path,
+    name: str,
+    memory: Path | None = None,
+    *,
+    is_empty: bool = False,
 ) -> Blank:
     """Start an empty QEMU.
 
@@ -103,30 +113,58 @@ async def start_blank(
         folder: A private folder to create for it; it goes with the VM.
         name: Domain name.
         memory: The base's complete memory file; by default the golden snapshot's own.
+        is_empty: All of its memory is to be zero instead, as QEMU takes for granted when it loads a dump of its own.
+
+    Raises:
+        HostError: its files cannot be made.
+        VMError: it does not start.
     """
-    folder.mkdir(mode=0o700)
     try:
-        give_to(folder, hypervisor.owner)
-        overlay, placeholder = folder / "disk-1.qcow2", folder / "placeholder.raw"
-        await create_overlay(overlay, base.hardware.disk_gb)
-        _make_placeholder(placeholder, base.hardware)
-        for path in (overlay, placeholder):
-            give_to(path, hypervisor.owner)
-        spec = DomainSpec(
-            name,
-            str(uuid.uuid4()),
-            folder,
-            base.hardware,
-            memory or base.memory,
-            (placeholder,),
-            owner=hypervisor.owner,
-        )
-        blank = Blank(await hypervisor.start(spec), base, overlay)
-    except BaseException:
+        folder.mkdir(mode=0o700)
+        if is_empty:
+            memory = _make_empty(folder / "memory", base.hardware, hypervisor.owner)
+        spec, overlay = await prepare_blank(hypervisor.owner, base, folder, name, memory)
+        blank = Blank(await hypervisor.start(spec), base, overlay, is_empty=is_empty)
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise host_error(error) from error
         raise
     await asyncio.to_thread(blank.reach_memory)
     return blank
+
+
+async def prepare_blank(
+    owner: tuple[int, int] | None, base: Snapshot, folder: Path, name: str, memory: Path | None = None
+) -> tuple[DomainSpec, Path]:
+    """Make an empty QEMU's files.
+
+    Args:
+        owner: The user under which QEMU runs, if another.
+        base: The snapshot of which it is to have the memory.
+        folder: Its folder.
+        name: Domain name.
+        memory: The base's complete memory file; by default the golden snapshot's own.
+
+    Returns:
+        What to start, and the overlay that its disk gets later.
+    """
+    overlay, placeholder = folder / "disk-1.qcow2", folder / "placeholder.raw"
+    await create_overlay(overlay, base.hardware.disk_gb)
+    _make_placeholder(placeholder, base.hardware)
+    for path in (folder, overlay, placeholder):
+        give_to(path, owner)
+    memory = memory or base.memory
+    spec = DomainSpec(name, str(uuid.uuid4()), folder, base.hardware, memory, (placeholder,), owner=owner)
+    return spec, overlay
+
+
+def _make_empty(path: Path, hardware: Hardware, owner: tuple[int, int] | None) -> Path:
+    """Make a memory file that is all holes."""
+    path.touch(mode=0o600)
+    os.truncate(path, hardware.memory_mib << 20)
+    give_to(path, owner)
+    return path
 
 
 def _make_placeholder(path: Path, hardware: Hardware) -> None:

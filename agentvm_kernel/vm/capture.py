@@ -19,7 +19,7 @@ from agentvm_kernel.errors import AgentVMError, DiskFullError
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.content import Content, changed_blocks
 from agentvm_kernel.vm.delta import PAGE, Run, merge_runs, write_delta
-from agentvm_kernel.vm.disk import create_overlay, give_to
+from agentvm_kernel.vm.disk import create_overlay, give_to, is_written
 from agentvm_kernel.vm.memory import Buffer
 from agentvm_kernel.vm.tracking import Tracker
 
@@ -42,6 +42,7 @@ class Capture:
         device_state: QEMU's device state.
         delta: The pages' content.
         layers: The disk layers that were frozen, topmost first; none if the disk was not written.
+        over: How many of the disk layers of the VM's last snapshot, lowest first, they lie over; ``None`` for all.
         is_dump: The device state is a dump of QEMU's own, with all memory in it.
     """
 
@@ -50,6 +51,7 @@ class Capture:
     device_state: Path
     delta: Path
     layers: tuple[Path, ...]
+    over: int | None = None
     is_dump: bool = False
 
 
@@ -76,6 +78,7 @@ class Capturer:
             SnapshotError: it could not be saved; the VM runs on, and the next snapshot will hold what this one would.
         """
         tracker, content = vm.tracker, vm.content
+        await vm.settle()
         async with self._turn:
             vm.captures += 1
             if tracker is None or content is None:
@@ -98,8 +101,8 @@ class Capturer:
                 await asyncio.to_thread(self._write_delta, vm.unsaved_runs, content, delta)
             finally:
                 self._buffer.shrink()
-            capture = Capture(pause, vm.unsaved_runs, state, delta, tuple(vm.unsaved_layers))
-            vm.unsaved_runs, vm.unsaved_layers = [], []
+            capture = Capture(pause, vm.unsaved_runs, state, delta, *_take_layers(vm))
+            vm.unsaved_runs = []
             try:
                 await self._prepare_overlay(vm)
             except AgentVMError as error:  # this snapshot is taken; the next one will try again
@@ -122,9 +125,7 @@ class Capturer:
         on_resume(pause, 0)
         with _writing(delta):
             write_delta(delta, [], [])
-        capture = Capture(pause, [], state, delta, tuple(vm.unsaved_layers), is_dump=True)
-        vm.unsaved_layers = []
-        return capture
+        return Capture(pause, [], state, delta, *_take_layers(vm), is_dump=True)
 
     async def _prepare_overlay(self, vm: VM) -> None:
         """Have an overlay at hand for the case that the disk was written; for the next snapshot, after this one."""
@@ -148,11 +149,10 @@ class Capturer:
 
     @staticmethod
     async def _freeze_disk(vm: VM) -> None:
-        writes = await vm.machine.disk_writes()
-        if writes != vm.disk_writes and vm.spare_overlay is not None:
+        if vm.spare_overlay is not None and is_written(vm.overlay, vm.spare_overlay):
             await vm.machine.freeze_disk()
             vm.unsaved_layers.insert(0, vm.overlay)
-            vm.overlay, vm.spare_overlay, vm.disk_writes = vm.spare_overlay, None, writes
+            vm.overlay, vm.spare_overlay = vm.spare_overlay, None
 
     def _write_delta(self, runs: list[Run], content: Content, path: Path) -> None:
         """Write what differs from the VM's last snapshot; runs after the pause."""
@@ -160,6 +160,15 @@ class Capturer:
             changed, parts = changed_blocks(content, runs, pages)
             write_delta(path, changed, parts)
             del parts
+
+
+def _take_layers(vm: VM) -> tuple[tuple[Path, ...], int | None]:
+    """Return the layers that a VM's snapshot gets, and what they lie over."""
+    layers, over = tuple(vm.unsaved_layers), vm.over
+    if not layers:
+        return (), None
+    vm.unsaved_layers, vm.over = [], None
+    return layers, over
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Literal
 from agentvm_kernel.errors import IdentityError, LinkError
 from agentvm_kernel.link.control import ControlChannel
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
+from agentvm_kernel.profiles import Limits
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.delta import Run, merge_runs
@@ -22,6 +23,7 @@ from agentvm_kernel.vm.snapshot import Snapshot
 
 _IDENTITY_SECONDS = 30.0
 _CLOCK_SECONDS = 10.0
+_LIMITS_SECONDS = 10.0
 _KEY_BYTES = 32
 _ENTROPY_BYTES = 64
 
@@ -45,6 +47,18 @@ class Randomness:
 
 
 OnEvent = Callable[[dict[str, object]], None]
+Network = Literal["filtered", "none"]
+
+
+def _in_guest(limits: Limits) -> dict[str, object]:
+    """Return what the guest agent is to hold the user's processes to."""
+    return {"processes": limits.processes, "open_files": limits.open_files, "memory_mib": limits.user_memory_mib}
+
+
+def _fields(limits: Limits | None, network: Network | None) -> dict[str, object]:
+    """Return what goes along with another request."""
+    fields: dict[str, object] = {} if limits is None else {"limits": _in_guest(limits)}
+    return fields if network is None else fields | {"network": network}
 
 
 class VM:
@@ -60,7 +74,9 @@ class VM:
         spare_overlay: What will be on top when the disk is frozen next.
         unsaved_runs: Pages that belong into its next snapshot because an earlier one could not be kept.
         unsaved_layers: Disk layers, topmost first, of which the same is true.
-        disk_writes: How many writes its disk had seen when it was last frozen.
+        over: How many of the disk layers of ``snapshot``, counted from the golden one's upwards, the layers above them
+            lie over: the unsaved ones and the overlay; ``None`` for all.
+        shortening: What makes the chain of its disk's layers shorter at the moment.
         captures: How many snapshots were tried.
         overlays: How many overlays were made for its disk.
         epoch: Number of this clone.
@@ -79,7 +95,8 @@ class VM:
         self.spare_overlay: Path | None = None
         self.unsaved_runs: list[Run] = []
         self.unsaved_layers: list[Path] = []
-        self.disk_writes = 0
+        self.over: int | None = None
+        self.shortening: asyncio.Task[None] | None = None
         self.captures = 0
         self.overlays = 1
         self.epoch = secrets.randbelow(2**32 - 1) + 1
@@ -114,6 +131,11 @@ class VM:
         """Where to dial the guest agent."""
         return self.machine.vsock or UnixEndpoint(str(self.machine.spec.link_socket))
 
+    @property
+    def egress(self) -> Endpoint:
+        """Where to dial the guest's forwarder; only for the owner, whatever carries the link."""
+        return UnixEndpoint(str(self.machine.spec.egress_socket))
+
     async def connect(self) -> None:
         """Dial the owner's channel."""
         self._control = await ControlChannel.connect(self.machine.spec.control_socket, self._forward_event)
@@ -136,11 +158,15 @@ class VM:
             raise LinkError(f"The owner's channel of {self.id} is not connected.")
         return await self._control.request(op, timeout=timeout, **fields)
 
-    async def give_identity(self, randomness: Randomness) -> None:
+    async def give_identity(
+        self, randomness: Randomness, limits: Limits | None = None, network: Network | None = None
+    ) -> None:
         """Make this clone different from its siblings, and wait until the guest has confirmed it.
 
         Args:
             randomness: What happens to the generators in user space.
+            limits: What holds for the user's processes from now on; ``None`` to leave that as it is.
+            network: Whether its programs may hope for a network; ``None`` to leave that as it is.
 
         Raises:
             IdentityError: the guest did not confirm; the VM must not be used.
@@ -149,50 +175,96 @@ class VM:
             answer = await self.request(
                 "identity", _IDENTITY_SECONDS, epoch=self.epoch, key=self.key.hex(),
                 time_ns=time.time_ns(), entropy=secrets.token_hex(_ENTROPY_BYTES),
-                hostname=self.id, machine_id=uuid.uuid4().hex, **randomness.fields(),
+                hostname=self.id, machine_id=uuid.uuid4().hex, **randomness.fields(), **_fields(limits, network),
             )  # fmt: skip
         except LinkError as error:
             raise IdentityError(f"The VM {self.id} did not confirm its identity: {error.message}") from error
         if answer.get("epoch") != self.epoch or answer.get("hostname") != self.id:
             raise IdentityError(f"The VM {self.id} confirmed another identity than it was given.")
 
-    def take_back(self, runs: list[Run], layers: Sequence[Path]) -> None:
+    def take_back(self, runs: list[Run], layers: Sequence[Path], over: int | None) -> None:
         """Note that what was captured could not be kept: it belongs into the next snapshot.
 
         Args:
             runs: Pages.
             layers: Disk layers, topmost first.
+            over: What they lie over; see ``Capture.over``.
         """
         self.unsaved_runs = merge_runs(self.unsaved_runs, runs)
-        self.unsaved_layers += layers
+        if layers:
+            self.unsaved_layers += layers
+            self.over = over
+
+    @property
+    def is_shortening(self) -> bool:
+        """The chain of its disk's layers is being made shorter."""
+        return self.shortening is not None and not self.shortening.done()
+
+    async def settle(self) -> None:
+        """Wait until nothing but the guest changes its disk."""
+        if self.shortening is not None:
+            await asyncio.wait({self.shortening})
 
     async def pause(self) -> None:
         """Stop its CPUs."""
         await self.machine.pause()
 
-    async def wake(self) -> None:
+    async def wake(self, limits: Limits | None = None, network: Network | None = None) -> None:
         """Let a paused VM run on, and set its clock.
+
+        Args:
+            limits: What holds for the user's processes from now on; ``None`` to leave that as it is.
+            network: Whether its programs may hope for a network; ``None`` to leave that as it is.
 
         Raises:
             IdentityError: the guest did not confirm its clock.
         """
         await self.machine.resume()
         try:
-            await self.request("clock", _CLOCK_SECONDS, time_ns=time.time_ns())
+            await self.request("clock", _CLOCK_SECONDS, time_ns=time.time_ns(), **_fields(limits, network))
         except LinkError as error:
             raise IdentityError(f"The VM {self.id} did not confirm its clock: {error.message}") from error
+
+    async def limit(self, limits: Limits) -> None:
+        """Put other limits on the user's processes.
+
+        Args:
+            limits: What holds from now on.
+
+        Raises:
+            LinkError: the guest agent did not answer, or refused.
+        """
+        await self.request("limits", _LIMITS_SECONDS, **_in_guest(limits))
+
+    async def restrict(self, network: Network) -> None:
+        """Say whether its programs may hope for a network: without one they are refused at once, not after a while.
+
+        Args:
+            network: What holds from now on.
+
+        Raises:
+            LinkError: the guest agent did not answer, or refused.
+        """
+        await self.request("network", _LIMITS_SECONDS, network=network)
 
     async def end(self) -> None:
         """End it, and remove its files."""
         if self._control is not None:
             await self._control.close()
         await self.machine.end()
+        await self.settle()
+        self.content = None  # it maps files, and this VM is part of cycles that are not collected for long
         if self.folder.exists():
             await asyncio.to_thread(shutil.rmtree, self.folder)
 
 
 async def become(
-    blank: Blank, vm_id: str, snapshot: Snapshot | None = None, randomness: Randomness | None = None
+    blank: Blank,
+    vm_id: str,
+    snapshot: Snapshot | None = None,
+    randomness: Randomness | None = None,
+    limits: Limits | None = None,
+    network: Network | None = None,
 ) -> VM:
     """Turn a blank into a running VM whose identity is confirmed.
 
@@ -201,6 +273,8 @@ async def become(
         vm_id: The VM's name; also its host name.
         snapshot: What it is to be a clone of; by default the one of which the blank has the memory.
         randomness: What happens to the generators in user space; by default they diverge.
+        limits: What holds for the user's processes.
+        network: Whether its programs may hope for a network.
 
     Raises:
         IdentityError: the guest did not confirm its identity; the VM is ended.
@@ -213,7 +287,7 @@ async def become(
         vm.content = await blank.fill(snapshot)
         await vm.connect()
         await blank.machine.resume()
-        await vm.give_identity(randomness or Randomness())
+        await vm.give_identity(randomness or Randomness(), limits, network)
     except BaseException:
         await vm.end()
         raise

@@ -53,11 +53,9 @@ class Content:
     def __init__(self, snapshot: Snapshot) -> None:
         self._golden = _map(snapshot.golden.memory)
         self._memory = len(self._golden)
-        self._views: dict[Path, memoryview] = {}
-        self._deltas: list[Delta] = []
-        self.layers = Layers()
-        for older in snapshot.lineage[1:]:
-            self.advance(older)
+        self._deltas = [Delta.open(older.delta, self._memory) for older in snapshot.lineage[1:]]
+        self._views = {delta.path: _map(delta.path) for delta in self._deltas}
+        self.layers = Layers(self._deltas)
 
     def advance(self, child: Snapshot) -> None:
         """Become a child of what it is."""

@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
@@ -116,6 +117,10 @@ def write_sparse(file: BinaryIO, piece: memoryview) -> None:
             file.write(part)
 
 
+_Piece = tuple[int, int, Delta, int]
+"""First block, number of blocks, delta, offset of the data in its file. Lists of them ascend and do not overlap."""
+
+
 class Layers:
     """Deltas on top of each other, oldest first: where the newest content of each block is.
 
@@ -124,34 +129,20 @@ class Layers:
     """
 
     def __init__(self, deltas: Iterable[Delta] = ()) -> None:
-        self._starts: list[int] = []
-        # Ascending and apart from each other: first block, number of blocks, delta, offset of the data in its file.
-        self._pieces: list[tuple[int, int, Delta, int]] = []
-        for delta in deltas:
-            self.lay(delta)
+        many = [list(_pieces_of(delta)) for delta in deltas]
+        # Neighbours first: one by one, each delta would touch all pieces of those before it.
+        while len(many) > 1:
+            pairs: Iterable[tuple[list[_Piece], list[_Piece]]] = zip_longest(many[::2], many[1::2], fillvalue=[])
+            many = [_over(newer, older) for older, newer in pairs]
+        self._set(many[0] if many else [])
+
+    def _set(self, pieces: list[_Piece]) -> None:
+        self._pieces = pieces
+        self._starts = [piece[0] for piece in pieces]
 
     def lay(self, delta: Delta) -> None:
-        """Put a delta over what is there: its runs cut pieces of the older ones away."""
-        new = list(_pieces_of(delta))
-        merged: list[tuple[int, int, Delta, int]] = []
-        older = iter(self._pieces)
-        piece = next(older, None)
-        for run in new:
-            first, end = run[0], run[0] + run[1]
-            while piece is not None and piece[0] < end:
-                start, stop = piece[0], piece[0] + piece[1]
-                if start < first:
-                    merged.append((start, min(stop, first) - start, piece[2], piece[3]))
-                if stop > end:
-                    piece = (end, stop - end, piece[2], piece[3] + (end - start) * BLOCK)
-                    break
-                piece = next(older, None)
-            merged.append(run)
-        while piece is not None:
-            merged.append(piece)
-            piece = next(older, None)
-        self._pieces = merged
-        self._starts = [entry[0] for entry in merged]
+        """Put a delta over what is there."""
+        self._set(_over(list(_pieces_of(delta)), self._pieces))
 
     @property
     def runs(self) -> list[Run]:
@@ -191,7 +182,28 @@ class Layers:
             yield first, end - first, None, 0
 
 
-def _pieces_of(delta: Delta) -> Iterator[tuple[int, int, Delta, int]]:
+def _over(newer: list[_Piece], older: list[_Piece]) -> list[_Piece]:
+    """Put pieces over others, of which they cut away what they cover."""
+    merged: list[_Piece] = []
+    rest = iter(older)
+    piece = next(rest, None)
+    for run in newer:
+        first, end = run[0], run[0] + run[1]
+        while piece is not None and piece[0] < end:
+            start, stop = piece[0], piece[0] + piece[1]
+            if start < first:
+                merged.append((start, min(stop, first) - start, piece[2], piece[3]))
+            if stop > end:
+                piece = (end, stop - end, piece[2], piece[3] + (end - start) * BLOCK)
+                break
+            piece = next(rest, None)
+        merged.append(run)
+    if piece is not None:
+        merged += [piece, *rest]
+    return merged
+
+
+def _pieces_of(delta: Delta) -> Iterator[_Piece]:
     offset = delta.offset
     for first, count in delta.runs:
         yield first, count, delta, offset

@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from agentvm_kernel.errors import HostError, VMError
+from agentvm_kernel.errors import HostError, SnapshotError, VMError
 
 
 async def create_overlay(overlay: Path, size_gb: int, base: Path | None = None) -> None:
@@ -35,6 +35,24 @@ async def create_overlay(overlay: Path, size_gb: int, base: Path | None = None) 
     if process.returncode:
         text = output.decode(errors="replace").strip()
         raise VMError(f"The disk overlay {overlay} could not be created: {text}", "Is the disk full?")
+
+
+def is_written(overlay: Path, empty: Path) -> bool:
+    """Return whether anything was written to an overlay: its file has grown by the first cluster at the latest now.
+
+    Asking QEMU instead takes longer the longer the chain is, as its statistics come for all layers.
+
+    Args:
+        overlay: Of a paused VM: then QEMU has written everything to its file.
+        empty: An overlay as it was created.
+
+    Raises:
+        SnapshotError: it was removed.
+    """
+    try:
+        return overlay.lstat().st_size != empty.lstat().st_size
+    except OSError as error:
+        raise SnapshotError(f"The VM's disk is damaged: {error}.", "Restart the kernel for a fresh VM.") from error
 
 
 def virtual_size(size_gb: int) -> int:

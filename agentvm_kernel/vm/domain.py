@@ -6,10 +6,11 @@ No NIC, no display, no USB, no balloon, no host folder. The oddities of QEMU's c
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from xml.etree import ElementTree as ET  # nosec B405 - builds XML, parses none
 
-from agentvm_kernel.vm.spec import CONTROL_PORT, LINK_PORT, DomainSpec, Hardware, Transport
+from agentvm_kernel.vm.spec import CONTROL_PORT, EGRESS_PORT, LINK_PORT, DomainSpec, Hardware, Transport
 
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _MEMORY_ID = "agentvm.ram"
@@ -19,6 +20,9 @@ DISK_ALIAS = "ua-agentvm-disk"  # libvirt takes a user's alias only with this pr
 _MIGRATION_GLOBALS = ("send-configuration=off", "store-global-state=off", "send-section-footer=off")
 # Under TCG a plain model beats `max`: fewer features to emulate, and x86-64-v2 is what NumPy's wheels ask for.
 _TCG_CPU = "Westmere"
+# Of a domain, what its guest sees; of a device, what lies behind it on the host.
+_VISIBLE = ("os", "features", "cpu", "clock", "devices")
+_BEHIND = frozenset({"source", "driver", "backingStore"})
 
 
 def domain_xml(spec: DomainSpec) -> str:
@@ -28,6 +32,25 @@ def domain_xml(spec: DomainSpec) -> str:
         spec: The VM to be.
     """
     ET.register_namespace("qemu", _QEMU_NAMESPACE)
+    return ET.tostring(_domain(spec), encoding="unicode")
+
+
+def layout(hardware: Hardware) -> str:
+    """Return a digest of the devices that a VM has: a device state can be loaded only where it is equal.
+
+    Args:
+        hardware: The guest-visible machine.
+    """
+    nowhere = Path("/")
+    domain = _domain(DomainSpec("", "", nowhere, hardware, nowhere, (nowhere,)))
+    visible = [part for tag in _VISIBLE for part in domain.findall(tag)]
+    for element in [element for part in visible for element in part.iter()]:
+        for behind in [child for child in element if child.tag in _BEHIND]:
+            element.remove(behind)
+    return hashlib.sha256(b"".join(map(ET.tostring, visible))).hexdigest()[:16]
+
+
+def _domain(spec: DomainSpec) -> ET.Element:
     hardware = spec.hardware
     domain = ET.Element("domain", type="kvm" if hardware.accelerator == "kvm" else "qemu")
     _text(domain, "name", spec.name)
@@ -50,7 +73,7 @@ def domain_xml(spec: DomainSpec) -> str:
     commandline = ET.SubElement(domain, f"{{{_QEMU_NAMESPACE}}}commandline")
     for argument in _qemu_arguments(spec):
         ET.SubElement(commandline, f"{{{_QEMU_NAMESPACE}}}arg", value=argument)
-    return ET.tostring(domain, encoding="unicode")
+    return domain
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> ET.Element:
@@ -89,6 +112,7 @@ def _add_devices(domain: ET.Element, spec: DomainSpec) -> None:
     else:
         vsock = ET.SubElement(devices, "vsock", model="virtio")
         ET.SubElement(vsock, "cid", auto="yes")
+    _add_channel(devices, EGRESS_PORT, spec.egress_socket)
     # The device must be there in every VM of a snapshot; only a boot has anything to say on it, and a running guest
     # must not be able to fill the host's disk with it.
     if spec.boot is not None:

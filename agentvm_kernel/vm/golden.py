@@ -13,6 +13,7 @@ from pathlib import Path
 from agentvm_kernel.errors import LinkError, VMError
 from agentvm_kernel.link.control import ControlChannel
 from agentvm_kernel.vm.disk import create_overlay, give_to
+from agentvm_kernel.vm.domain import layout
 from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
 from agentvm_kernel.vm.snapshot import Manifest, Snapshot, hardware_values, new_snapshot_folder, write_manifest
 from agentvm_kernel.vm.spec import VSOCK_PORT, Boot, DomainSpec, Hardware
@@ -41,7 +42,7 @@ class Source:
 
 async def golden_id(hypervisor: Hypervisor, source: Source, hardware: Hardware) -> str:
     """Return the name of the golden snapshot: a digest over all that it depends on."""
-    return hardware.fingerprint(source.digest, await hypervisor.version(), _cmdline(hardware))
+    return hardware.fingerprint(source.digest, await hypervisor.version(), _cmdline(hardware), layout(hardware))
 
 
 async def make_golden(
@@ -74,7 +75,8 @@ async def make_golden(
             await machine.save(partial / "device-state")
         finally:
             await machine.end()
-        for leftover in (spec.control_socket, spec.link_socket, spec.monitor_socket, spec.console):
+        sockets = (spec.control_socket, spec.link_socket, spec.egress_socket, spec.monitor_socket)
+        for leftover in (*sockets, spec.console):
             leftover.unlink(missing_ok=True)
         manifest = Manifest(
             image=source.digest, hypervisor=version, hardware=hardware_values(hardware), layers=(str(source.rootfs),),

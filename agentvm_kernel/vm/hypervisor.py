@@ -63,10 +63,6 @@ class Machine(ABC):
         """
 
     @abstractmethod
-    async def disk_writes(self) -> int:
-        """Return how many writes the guest has made to its disk."""
-
-    @abstractmethod
     async def prepare_overlay(self, overlay: Path) -> None:
         """Get ready to freeze the disk.
 
@@ -77,6 +73,42 @@ class Machine(ABC):
     @abstractmethod
     async def freeze_disk(self) -> None:
         """Put the prepared overlay on top of a paused machine's disk; what was the top is not written any more."""
+
+    @abstractmethod
+    async def merge_layers(self, count: int) -> None:
+        """Copy into the top of a running machine's disk what the layers right below it hold, and let go of those.
+
+        The caller sees to it that nobody freezes the disk meanwhile. After a failure all layers are still in use.
+
+        Args:
+            count: How many layers.
+        """
+
+    @abstractmethod
+    async def throttle_disk(self, megabytes: int | None, operations: int | None) -> None:
+        """Limit reads and writes together, from now on, whichever disk it has.
+
+        Args:
+            megabytes: MB (10^6 bytes) a second; ``None`` for no limit.
+            operations: Operations a second; ``None`` for no limit.
+        """
+
+    @abstractmethod
+    async def limit_process(self, cores: float | None, memory: int) -> None:
+        """Take it into use: limit the process as a whole as far as this host lets us; else the log says why not.
+
+        Args:
+            cores: CPU seconds a second; ``None`` for no limit.
+            memory: Bytes.
+        """
+
+    @abstractmethod
+    async def give_way(self, gives_way: bool) -> None:
+        """Let other machines that want the CPU go first, or no longer, as far as this host lets us.
+
+        Args:
+            gives_way: Whether they go first.
+        """
 
     @abstractmethod
     async def end(self) -> None:

@@ -26,6 +26,7 @@ _T = TypeVar("_T")
 
 QEMU_USER = "libvirt-qemu"
 EMBED = "embed"
+CGROUPS = Path("/sys/fs/cgroup")
 _SYSTEM_FOLDER = Path("/var/lib/libvirt/qemu")
 _OPEN_SECONDS = 60.0
 
@@ -93,6 +94,16 @@ class DomainGoneError(HypervisorError):
     """The domain ended before it could be asked."""
 
 
+def has_cgroups(uri: str) -> bool:
+    """Return whether libvirt gives QEMU control groups: its privileged drivers do where a CPU controller is mounted.
+
+    Args:
+        uri: ``embed`` or a libvirt URI.
+    """
+    is_privileged = "system" in uri or (uri == EMBED and os.geteuid() == 0)
+    return is_privileged and any((CGROUPS / name).exists() for name in ("cgroup.controllers", "cpu"))
+
+
 class LibvirtConnection:
     """One open connection.
 
@@ -103,6 +114,7 @@ class LibvirtConnection:
 
     def __init__(self, uri: str, root: Path) -> None:
         self.uri = f"qemu:///embed?root={root}" if uri == EMBED else uri
+        self.has_cgroups = has_cgroups(uri)
         self._root = root if uri == EMBED else None
         self._connection: libvirt.virConnect | None = None
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="libvirt-start")
@@ -122,7 +134,7 @@ class LibvirtConnection:
             HypervisorError: libvirt refused or did not answer.
         """
         if self._root is not None:
-            self._prepare_root(self._root)
+            prepare_root(self._root)
         _ensure_event_loop()
         try:
             self._connection = await asyncio.wait_for(self.call(libvirt.open, self.uri), _OPEN_SECONDS)
@@ -130,14 +142,6 @@ class LibvirtConnection:
             raise HypervisorError(
                 f"No connection to libvirt ({self.uri}): {error.message}", "Run `agentvm doctor` for the remedy."
             ) from error
-
-    @staticmethod
-    def _prepare_root(root: Path) -> None:
-        (root / "etc").mkdir(parents=True, exist_ok=True)
-        # QEMU's own user (when root owns the supervisor) has to reach the monitor sockets below.
-        is_root = os.geteuid() == 0
-        root.chmod(0o711 if is_root else 0o700)
-        (root / "etc" / "qemu.conf").write_text(_QEMU_CONF + (_QEMU_CONF_OF_ROOT if is_root else ""))
 
     async def call(self, function: Callable[..., _T], *arguments: object, start: bool = False) -> _T:
         """Run a blocking libvirt call in a thread.
@@ -166,3 +170,16 @@ class LibvirtConnection:
             await self.call(connection.close)
         self._starter.shutdown()
         self._workers.shutdown()
+
+
+def prepare_root(root: Path) -> None:
+    """Make the folder of an embedded driver, with its configuration.
+
+    Args:
+        root: The folder.
+    """
+    (root / "etc").mkdir(parents=True, exist_ok=True)
+    # QEMU's own user (when root owns the supervisor) has to reach the monitor sockets below.
+    is_root = os.geteuid() == 0
+    root.chmod(0o711 if is_root else 0o700)
+    (root / "etc" / "qemu.conf").write_text(_QEMU_CONF + (_QEMU_CONF_OF_ROOT if is_root else ""))

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import re
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import libvirt
 
-from agentvm_kernel.errors import HypervisorError
+from agentvm_kernel.errors import HostError, HypervisorError
+from agentvm_kernel.vm.accelerator import QEMU
+from agentvm_kernel.vm.cgroup import Subtree, find_subtree, remove_tree
 from agentvm_kernel.vm.domain import domain_xml
 from agentvm_kernel.vm.hypervisor import Hypervisor
-from agentvm_kernel.vm.libvirt_connection import EMBED, DomainGoneError, LibvirtConnection, qemu_owner
+from agentvm_kernel.vm.libvirt_connection import CGROUPS, EMBED, DomainGoneError, LibvirtConnection, qemu_owner
 from agentvm_kernel.vm.libvirt_machine import LibvirtMachine
+from agentvm_kernel.vm.nice import NICE_READY, set_nice
+from agentvm_kernel.vm.processes import clear_root, pid_of
 from agentvm_kernel.vm.reaper import Reaper, become_subreaper, describe_status
 from agentvm_kernel.vm.spec import DomainSpec
 
+_log = logging.getLogger(__name__)
+
 DOMAIN_PREFIX = "agentvm-"
+_KEPT_LOGS = 20
 
 _STOPPED_REASONS = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "the VM powered itself off",
@@ -40,12 +48,16 @@ class LibvirtHypervisor(Hypervisor):
     def __init__(self, uri: str, root: Path, user_tag: str = "") -> None:
         self._connection = LibvirtConnection(uri, root)
         self._is_embedded = uri == EMBED
+        self._root = root
+        self._logs = root / "log" / "qemu"
+        self._left: list[str] = []
         self._owner = qemu_owner(uri)
         self._prefix = f"{DOMAIN_PREFIX}{user_tag or os.geteuid()}-"
         self._machines: dict[str, LibvirtMachine] = {}
         self._reaper = Reaper(self._on_reaped)
         self._reaped: dict[int, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._subtree: Subtree | None = None
 
     @property
     def owner(self) -> tuple[int, int] | None:
@@ -55,14 +67,23 @@ class LibvirtHypervisor(Hypervisor):
     async def open(self) -> None:
         """Connect, and begin to hear of domains that end."""
         self._loop = asyncio.get_running_loop()
+        _check_qemu()
         if self._is_embedded:
             become_subreaper()
             self._reaper.start()
+            self._left = await asyncio.to_thread(clear_root, self._root)
         await self._connection.open()
+        if self._is_embedded:
+            await asyncio.to_thread(self._remove_old_logs)
         handle = self._connection.handle
         await self._connection.call(
             handle.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
         )
+
+    def _remove_old_logs(self) -> None:
+        logs = sorted(self._logs.glob(f"{self._prefix}*.log"), key=lambda path: path.stat().st_mtime)
+        for path in logs[:-_KEPT_LOGS]:
+            path.unlink()
 
     async def close(self) -> None:
         """Disconnect."""
@@ -85,11 +106,16 @@ class LibvirtHypervisor(Hypervisor):
             _share_with_daemon(spec)
         flags = libvirt.VIR_DOMAIN_START_PAUSED
         handle = self._connection.handle
-        domain = await self._connection.call(handle.createXML, domain_xml(spec), flags, start=True)
-        pid = await self._find_pid(domain)
-        machine = LibvirtMachine(self._connection, domain, spec, pid)
+        try:
+            domain = await self._connection.call(handle.createXML, domain_xml(spec), flags, start=True)
+        except HypervisorError:
+            _check_qemu()  # libvirt's words for that say nothing of QEMU
+            raise
+        pid = await asyncio.to_thread(pid_of, domain.name())
+        machine = LibvirtMachine(self._connection, domain, spec, pid, self._subtree)
+        set_nice(pid, NICE_READY)
         self._machines[spec.name] = machine
-        machine.ended.add_done_callback(lambda _: self._machines.pop(spec.name, None))
+        machine.ended.add_done_callback(lambda _: self._forget(machine))
         try:
             await machine.connect()
         except BaseException:
@@ -97,14 +123,16 @@ class LibvirtHypervisor(Hypervisor):
             raise
         return machine
 
+    def _forget(self, machine: LibvirtMachine) -> None:
+        name = machine.spec.name
+        self._machines.pop(name, None)
+        if self._is_embedded and machine.was_ended:
+            # Libvirt keeps QEMU's messages for ever: those of one that ended by itself are worth reading.
+            (self._logs / f"{name}.log").unlink(missing_ok=True)
+
     def domain_name(self, vm: str) -> str:
         """Return the domain name for a VM id."""
         return self._prefix + vm
-
-    async def _find_pid(self, domain: libvirt.virDomain) -> int:
-        """Return QEMU's pid, which libvirt's API does not tell: from the process whose guest name is the domain's."""
-        name = domain.name()
-        return await asyncio.to_thread(_pid_by_guest_name, name)
 
     async def end_leftovers(self) -> list[str]:
         """End every domain of this user's that is there already."""
@@ -113,7 +141,23 @@ class LibvirtHypervisor(Hypervisor):
         left = [name for name in by_name if name.startswith(self._prefix) and name not in self._machines]
         # Each takes up to two seconds: libvirt waits until somebody has reaped the process.
         await asyncio.gather(*(self._destroy(by_name[name]) for name in left))
-        return left
+        self._prepare_cgroups()
+        return sorted({*left, *self._left})
+
+    def _prepare_cgroups(self) -> None:
+        """Get ready to limit machines; remove the groups of those whose QEMU was gone before they could be ended."""
+        if self._connection.has_cgroups:
+            for group in CGROUPS.glob(f"*/machine/qemu-*-{self._prefix}*.libvirt-qemu"):
+                remove_tree(group)
+            return
+        try:
+            subtree = find_subtree()
+            subtree.prepare()
+        except OSError as error:
+            _log.info("no limits by cgroup: %s", error)
+            return
+        self._subtree = subtree
+        subtree.sweep(self._prefix)
 
     async def _destroy(self, domain: libvirt.virDomain) -> None:
         with suppress(DomainGoneError):
@@ -139,6 +183,16 @@ class LibvirtHypervisor(Hypervisor):
         machine.on_stopped(reason)
 
 
+def _check_qemu() -> None:
+    """See that libvirt can find QEMU, which it looks for by its name.
+
+    Raises:
+        HostError: it cannot.
+    """
+    if shutil.which(QEMU) is None:
+        raise HostError(f"{QEMU} is not installed.", "Run `agentvm setup`.")
+
+
 def _share_with_daemon(spec: DomainSpec) -> None:
     """Keep what the system daemon, which is root, makes in an ordinary user's folder accessible to that user."""
     # It makes the sockets writable for their group, and in a setgid folder that is the folder's.
@@ -150,15 +204,3 @@ def _share_with_daemon(spec: DomainSpec) -> None:
 
 def _dotted(version: int) -> str:
     return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
-
-
-def _pid_by_guest_name(name: str) -> int:
-    wanted = re.compile(rb"\0-name\0guest=" + re.escape(name).encode() + rb"(,|\0)")
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            cmdline = (entry / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        if wanted.search(cmdline):
-            return int(entry.name)
-    raise HypervisorError(f"The QEMU process of {name} is gone.", "See `agentvm doctor` and QEMU's log.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -15,13 +17,24 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.link.endpoint import VsockEndpoint
+from agentvm_kernel.vm.cgroup import CPU_PERIOD, WEIGHT, Subtree, limit, set_weight
 from agentvm_kernel.vm.domain import DISK_ALIAS
+from agentvm_kernel.vm.full_disk import REASON, outlast_full_disk
 from agentvm_kernel.vm.hypervisor import Machine
 from agentvm_kernel.vm.libvirt_connection import DomainGoneError, LibvirtConnection
+from agentvm_kernel.vm.nice import NICE, NICE_BEHIND, set_nice
 from agentvm_kernel.vm.spec import VSOCK_PORT, DomainSpec, Transport
+
+_log = logging.getLogger(__name__)
 
 _MIGRATION_SECONDS = 120.0
 _END_SECONDS = 15.0
+_DISK_DEVICE = f"/machine/peripheral/{DISK_ALIAS}/virtio-backend"
+_BURST = 2
+_BEHIND = 32  # times less weight
+_MERGE_JOB = "agentvm-merge"
+_TOP_NODE = "agentvm-disk"
+_NESTED = "agentvm-below-"
 
 
 class LibvirtMachine(Machine):
@@ -32,9 +45,17 @@ class LibvirtMachine(Machine):
         domain: Libvirt's handle.
         spec: What it was made from.
         pid: QEMU's process id.
+        subtree: Where control groups of ours can be made; ``None`` where they cannot, or libvirt makes some.
     """
 
-    def __init__(self, connection: LibvirtConnection, domain: libvirt.virDomain, spec: DomainSpec, pid: int) -> None:
+    def __init__(
+        self,
+        connection: LibvirtConnection,
+        domain: libvirt.virDomain,
+        spec: DomainSpec,
+        pid: int,
+        subtree: Subtree | None = None,
+    ) -> None:
         self.spec = spec
         self.pid = pid
         self.vsock = None
@@ -42,10 +63,15 @@ class LibvirtMachine(Machine):
         self.reaped_as = ""
         self._connection = connection
         self._domain = domain
-        self._monitor = QMPClient(spec.name)
+        self._monitor = QMPClient()  # with a name it would leave a logger behind for each VM there ever was
         self._is_ending = False
-        self._disk_node = "agentvm-disk"
+        self._disk_nodes: list[str] = []  # lowest first
         self._spare_node = ""
+        self._subtree = subtree
+        self._shares = 0  # as libvirt has set them
+        self._failure = ""
+        self._watching: asyncio.Task[None] | None = None
+        self.paused = True
 
     async def connect(self) -> None:
         """Connect to QEMU's monitor, and read the CID that libvirt chose."""
@@ -60,6 +86,16 @@ class LibvirtMachine(Machine):
                 raise HypervisorError(f"Libvirt names no CID for {self.spec.name}.")
             self.vsock = VsockEndpoint(int(cid.attrib["address"]), VSOCK_PORT)
 
+        self._watching = asyncio.create_task(self._watch_disk())
+
+    async def _watch_disk(self) -> None:
+        with self._monitor.listener("BLOCK_IO_ERROR") as events:
+            await outlast_full_disk(self, events, self._give_up)
+
+    async def _give_up(self) -> None:
+        self._failure = REASON
+        os.kill(self.pid, signal.SIGKILL)
+
     async def qmp(self, command: str, **arguments: object) -> object:
         """Ask QEMU's monitor.
 
@@ -73,10 +109,11 @@ class LibvirtMachine(Machine):
         Raises:
             HypervisorError: QEMU refused, in its own words, or is gone.
         """
+        return await self._execute(command, {key.replace("_", "-"): value for key, value in arguments.items()})
+
+    async def _execute(self, command: str, arguments: dict[str, object]) -> object:
         try:
-            return await self._monitor.execute(
-                command, {key.replace("_", "-"): value for key, value in arguments.items()}
-            )
+            return await self._monitor.execute(command, arguments)
         except ExecuteError as error:
             raise HypervisorError(f"QEMU: {command}: {error}") from error
         except QMPError as error:
@@ -84,10 +121,12 @@ class LibvirtMachine(Machine):
 
     async def resume(self) -> None:
         """Let the guest run; libvirt hears of it from QEMU."""
+        self.paused = False
         await self.qmp("cont")
 
     async def pause(self) -> None:
         """Stop the guest's CPUs."""
+        self.paused = True
         await self.qmp("stop")
 
     async def load(self, device_state: Path, *, is_dump: bool = False) -> None:
@@ -100,6 +139,10 @@ class LibvirtMachine(Machine):
         """Write everything through a migration to a file."""
         await self._use_mapped_ram()
         await self._migrate("migrate", path)
+        async with asyncio.timeout(_MIGRATION_SECONDS):
+            # It says that it has completed a moment before it lets the guest run on.
+            while cast("dict[str, str]", await self.qmp("query-status"))["status"] == "finish-migrate":
+                pass
 
     async def _use_mapped_ram(self) -> None:
         """Let a file hold each page at a place of its own, so that what is zero is a hole; QEMU 9.0 or newer."""
@@ -109,16 +152,21 @@ class LibvirtMachine(Machine):
     async def _migrate(self, command: str, file: Path) -> None:
         with self._monitor.listener("MIGRATION") as events:
             await self.qmp(command, uri=f"file:{file}")
-            waiting = asyncio.ensure_future(_migration_end(events))
-            try:
-                async with asyncio.timeout(_MIGRATION_SECONDS):
-                    await asyncio.wait({waiting, self.ended}, return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
-                    raise HypervisorError(f"QEMU ended during {command}: {self.ended.result()}.")
-                if waiting.result() != "completed":
-                    raise HypervisorError(f"QEMU: {command} of {file}: {waiting.result()}.")
-            finally:
-                waiting.cancel()
+            async with asyncio.timeout(_MIGRATION_SECONDS):
+                status = await self._outcome(command, _migration_end(events))
+        if status != "completed":
+            raise HypervisorError(f"QEMU: {command} of {file}: {status}.")
+
+    async def _outcome(self, command: str, end: Coroutine[object, None, str]) -> str:
+        """Wait until a command that goes on in the background has ended; say so if QEMU ends before."""
+        waiting = asyncio.ensure_future(end)
+        try:
+            await asyncio.wait({waiting, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise HypervisorError(f"QEMU ended during {command}: {self.ended.result()}.")
+            return waiting.result()
+        finally:
+            waiting.cancel()
 
     async def save(self, device_state: Path) -> None:
         """Write the device state, without memory."""
@@ -126,18 +174,14 @@ class LibvirtMachine(Machine):
 
     async def attach_disk(self, chain: tuple[Path, ...]) -> None:
         """Build the chain of block nodes and let the disk, which holds a placeholder, use it instead."""
+        # In one command: while memory is written, each answer may take a while to be noticed.
         node: dict[str, object] | None = None
-        for layer in reversed(chain):
-            node = _block_node(layer, node, read_only=layer is not chain[0])
-        await self.qmp("blockdev-add", **(node or {}), node_name=self._disk_node)
-        await self.qmp(
-            "qom-set", path=f"/machine/peripheral/{DISK_ALIAS}/virtio-backend", property="drive", value=self._disk_node
-        )
-
-    async def disk_writes(self) -> int:
-        """Ask QEMU's statistics."""
-        (disk,) = cast("list[dict[str, dict[str, int]]]", await self.qmp("query-blockstats"))
-        return disk["stats"]["wr_operations"] + disk["stats"]["unmap_operations"]
+        for number, layer in enumerate(reversed(chain)):
+            name = _TOP_NODE if layer is chain[0] else f"{_NESTED}{number}"
+            node = {**_block_node(layer, node, read_only=layer is not chain[0]), "node-name": name}
+            self._disk_nodes.append(name)
+        await self.qmp("blockdev-add", **(node or {}))
+        await self.qmp("qom-set", path=_DISK_DEVICE, property="drive", value=_TOP_NODE)
 
     async def prepare_overlay(self, overlay: Path) -> None:
         """Open the overlay, so that freezing the disk takes less time."""
@@ -146,8 +190,74 @@ class LibvirtMachine(Machine):
 
     async def freeze_disk(self) -> None:
         """Make the prepared overlay the disk's top: QEMU's external snapshot."""
-        await self.qmp("blockdev-snapshot", node=self._disk_node, overlay=self._spare_node)
-        self._disk_node = self._spare_node
+        await self.qmp("blockdev-snapshot", node=self._disk_nodes[-1], overlay=self._spare_node)
+        self._disk_nodes.append(self._spare_node)
+
+    async def merge_layers(self, count: int) -> None:
+        """Let QEMU stream the layers into the top; it changes where the top's backing file is at the very end."""
+        kept, merged, top = self._disk_nodes[: -1 - count], self._disk_nodes[-1 - count : -1], self._disk_nodes[-1]
+        with self._monitor.listener("JOB_STATUS_CHANGE") as events:
+            # Without a name of the backing file in the layer: it would be a path of this host, and nobody needs it.
+            await self.qmp(
+                "block-stream", job_id=_MERGE_JOB, device=top, base_node=kept[-1], backing_file="", auto_dismiss=False
+            )
+            await self._outcome("block-stream", _job_end(events, _MERGE_JOB))
+        jobs = cast("list[dict[str, str]]", await self.qmp("query-jobs"))
+        await self.qmp("job-dismiss", id=_MERGE_JOB)
+        if error := next((job.get("error") for job in jobs if job["id"] == _MERGE_JOB), None):
+            raise HypervisorError(f"QEMU: block-stream: {error}.")
+        self._disk_nodes = [*kept, top]
+        try:
+            for node in reversed(merged):
+                if not node.startswith(_NESTED):  # it goes with what was over it
+                    await self.qmp("blockdev-del", node_name=node)
+        except HypervisorError as error:  # they are only held open
+            _log.warning("merged disk layers of %s stay open: %s", self.spec.name, error)
+
+    async def throttle_disk(self, megabytes: int | None, operations: int | None) -> None:
+        """Throttle QEMU's end of the device; for a second, twice as much may pass after a rest."""
+        limits: dict[str, int] = {"bps_rd": 0, "bps_wr": 0, "iops_rd": 0, "iops_wr": 0}
+        for name, value in (("bps", (megabytes or 0) * 10**6), ("iops", operations or 0)):
+            limits[name] = value
+            if value:
+                limits |= {f"{name}_max": _BURST * value, f"{name}_max_length": 1}
+        await self._execute("block_set_io_throttle", {"id": _DISK_DEVICE, **limits})
+
+    async def limit_process(self, cores: float | None, memory: int) -> None:
+        """By libvirt's control groups where it has made some, else by our own."""
+        set_nice(self.pid, NICE)
+        try:
+            if self._subtree is not None:
+                limit(self._subtree.place(self.spec.name, self.pid), cores=cores, memory=memory)
+            elif self._connection.has_cgroups:
+                await self._limit_by_libvirt(cores, memory)
+        except (OSError, HypervisorError) as error:
+            _log.warning("%s is not limited by cgroup: %s", self.spec.name, error)
+
+    async def _limit_by_libvirt(self, cores: float | None, memory: int) -> None:
+        live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+        quota = {"global_period": CPU_PERIOD, "global_quota": -1 if cores is None else int(cores * CPU_PERIOD)}
+        await self._connection.call(self._domain.setSchedulerParametersFlags, quota, live)
+        await self._connection.call(self._domain.setMemoryParameters, {"hard_limit": memory >> 10}, live)
+
+    async def give_way(self, gives_way: bool) -> None:
+        """By control groups likewise, and by niceness where there are none."""
+        set_nice(self.pid, NICE_BEHIND if gives_way else NICE)
+        divisor = _BEHIND if gives_way else 1
+        if self._subtree is not None:
+            try:
+                set_weight(self._subtree.folder / self.spec.name, WEIGHT // divisor)
+            except OSError as error:
+                raise HypervisorError(f"The weight of {self.spec.name} cannot be set: {error.strerror}.") from error
+        elif self._connection.has_cgroups:
+            await self._set_shares(divisor)
+
+    async def _set_shares(self, divisor: int) -> None:
+        if not self._shares:  # 1024 or 100, by the version of the control groups
+            self._shares = (await self._connection.call(self._domain.schedulerParameters))["cpu_shares"]
+        shares = {"cpu_shares": self._shares // divisor}
+        live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+        await self._connection.call(self._domain.setSchedulerParametersFlags, shares, live)
 
     async def end(self) -> None:
         """End QEMU by a signal (libvirt's ``destroy`` takes longer), then wait until libvirt has found it gone."""
@@ -161,14 +271,24 @@ class LibvirtMachine(Machine):
         except TimeoutError:
             with suppress(DomainGoneError):
                 await self._connection.call(self._domain.destroy)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         if self._monitor.runstate is not Runstate.IDLE:
             with suppress(QMPError, OSError, EOFError):  # it reports that QEMU went away without saying goodbye
                 await self._monitor.disconnect()
 
+    @property
+    def was_ended(self) -> bool:
+        """Whether it has ended because ``end`` was called."""
+        return self._is_ending
+
     def on_stopped(self, reason: str) -> None:
         """Take note that libvirt has seen it go; called by the hypervisor in the event loop's thread."""
+        if self._subtree is not None:
+            self._subtree.remove(self.spec.name)
         if not self.ended.done():
-            self.ended.set_result("was ended" if self._is_ending else reason)
+            self.ended.set_result("was ended" if self._is_ending else self._failure or reason)
 
 
 async def _migration_end(events: EventListener) -> str:
@@ -177,6 +297,14 @@ async def _migration_end(events: EventListener) -> str:
         if status in {"completed", "failed", "cancelled"}:
             return status
     return "the monitor was closed"
+
+
+async def _job_end(events: EventListener, job: str) -> str:
+    async for event in events:
+        data = cast("dict[str, str]", event["data"])
+        if (data["id"], data["status"]) == (job, "concluded"):
+            break
+    return "concluded"
 
 
 def _block_node(layer: Path, below: dict[str, object] | None, *, read_only: bool) -> dict[str, object]:

@@ -10,11 +10,13 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentvm_kernel.durable import Disk, sync
 from agentvm_kernel.errors import VMError
+from agentvm_kernel.vm.domain import layout
 from agentvm_kernel.vm.spec import Hardware, Transport
 
 _MANIFEST = "manifest.json"
@@ -40,7 +42,7 @@ class Manifest(BaseModel):
     Attributes:
         image: Digest of the image it descends from.
         hypervisor: Versions that its device state depends on.
-        hardware: The guest-visible machine.
+        hardware: The guest-visible machine, and the layout of its devices.
         layers: Disk layers below its own, topmost first; of a golden snapshot only, the others have their parent's.
         created: Seconds since the epoch.
         boot_seconds: How long the cold boot took; of a golden snapshot only.
@@ -51,6 +53,8 @@ class Manifest(BaseModel):
         delta: Name of the file with the memory written since the parent; another one after a merge.
         is_dump: Its device state is a dump of QEMU's own, with all memory in it; the delta is empty.
         own_layers: Names of its own disk layers, topmost first: those written since the parent.
+        over: How many of its parent's disk layers, counted from the golden snapshot's upwards, its own lie over: they
+            hold what is in the others; ``None`` for all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +72,29 @@ class Manifest(BaseModel):
     delta: str = "memory.delta"
     is_dump: bool = False
     own_layers: tuple[str, ...] = ()
+    over: int | None = Field(default=None, ge=0)
+
+
+class Layer(NamedTuple):
+    """A disk layer of a snapshot that is not golden.
+
+    Attributes:
+        snapshot: Whose own it is; the disks of others may lie over it.
+        name: Its file's name.
+    """
+
+    snapshot: Snapshot
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.snapshot.folder / self.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of its file."""
+        return self.snapshot.manifest.files[self.name].size
 
 
 @dataclass(frozen=True)
@@ -155,17 +182,49 @@ class Snapshot:
         return self.folder / "disk.qcow2"
 
     @property
+    def layers(self) -> list[Layer]:
+        """The disk's layers above the golden snapshot's, lowest first: own ones and ancestors'."""
+        chain: list[Layer] = []
+        for one in self.lineage[1:]:
+            if one.manifest.over is not None:
+                del chain[one.manifest.over :]
+            chain += [Layer(one, name) for name in reversed(one.manifest.own_layers)]
+        return chain
+
+    @property
+    def depth(self) -> int:
+        """How many layers its disk has above the golden snapshot's."""
+        depth, one = 0, self
+        while one.parent is not None:
+            depth += len(one.manifest.own_layers)
+            if one.manifest.over is not None:
+                return depth + one.manifest.over
+            one = one.parent
+        return depth
+
+    @property
     def disks(self) -> tuple[Path, ...]:
         """The disk's chain, topmost first."""
-        golden, *others = self.lineage
-        own = [one.folder / name for one in reversed(others) for name in one.manifest.own_layers]
+        golden = self.golden
+        own = [layer.path for layer in reversed(self.layers)]
         return (*own, golden.disk, *map(Path, golden.manifest.layers))
 
     @property
     def hardware(self) -> Hardware:
-        """The guest-visible machine."""
+        """The guest-visible machine.
+
+        Raises:
+            VMError: its devices are not those that a VM has today.
+        """
         values = dict(self.manifest.hardware)
-        return Hardware(**values | {"transport": Transport(values["transport"])})  # type: ignore[arg-type]
+        devices = values.pop("layout", "")
+        hardware = Hardware(**values | {"transport": Transport(values["transport"])})  # type: ignore[arg-type]
+        if devices != layout(hardware):
+            raise VMError(
+                f"Snapshot {self.id[:12]} was made by another version of AgentVM, whose VMs have other devices.",
+                "Use it with that version, or begin with a fresh VM.",
+            )
+        return hardware
 
     @classmethod
     def load(cls, folder: Path, parent: Snapshot | None = None) -> Snapshot | None:
@@ -188,8 +247,9 @@ class Snapshot:
 
 
 def hardware_values(hardware: Hardware) -> dict[str, int | str]:
-    """Return hardware as plain values for a manifest."""
-    return {key: str(value) if isinstance(value, str) else value for key, value in asdict(hardware).items()}
+    """Return hardware as plain values for a manifest, with the layout of its devices."""
+    values = {key: str(value) if isinstance(value, str) else value for key, value in asdict(hardware).items()}
+    return values | {"layout": layout(hardware)}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from agentvm_kernel.vm.accelerator import Accelerator
 VSOCK_PORT = 4011
 CONTROL_PORT = "agentvm.control"
 LINK_PORT = "agentvm.link"
+EGRESS_PORT = "agentvm.egress"
 
 
 class Transport(enum.StrEnum):
@@ -95,6 +96,11 @@ class DomainSpec:
     def link_socket(self) -> Path:
         """Host end of the link, where virtio-serial carries it."""
         return self.folder / "link.sock"
+
+    @property
+    def egress_socket(self) -> Path:
+        """Host end of what the guest's forwarder sends out, whatever carries the link: nobody else can open it."""
+        return self.folder / "egress.sock"
 
     @property
     def monitor_socket(self) -> Path:

@@ -71,8 +71,8 @@ def environment_of(paths: Paths) -> dict[str, str]:
 
 
 def qemus(tag: str) -> list[int]:
-    """Return the pids of the QEMUs whose domain name has a tag."""
-    wanted = re.compile(rb"guest=agentvm-" + tag.encode() + rb"-")
+    """Return the pids of the QEMUs whose domain name begins with a supervisor's tag, or a tag and a VM's id."""
+    wanted = re.compile(rb"guest=agentvm-" + tag.encode() + rb"[-,]")
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -88,7 +88,7 @@ def supervisor_pid(paths: Paths) -> int:
 
     async def ask() -> int:
         async with SupervisorClient(paths, start=False) as client:
-            return int(str((await client.status())["pid"]))
+            return (await client.status()).pid
 
     return asyncio.run(ask())
 
@@ -105,7 +105,7 @@ def anonymous_kib(pid: int) -> int:
 async def shut_down(paths: Paths) -> None:
     """End the supervisor and wait until it is gone: it holds its lock to the end."""
     async with SupervisorClient(paths, start=False) as client:
-        pid = int(str((await client.status())["pid"]))
+        pid = (await client.status()).pid
         process = os.pidfd_open(pid)
         await client.shutdown()
     loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Of a terminal that commands under test do not have; pytest-xdist sets it.
+os.environ.pop("COLUMNS", None)
 
 # How long an example takes is not tested.
 settings.register_profile("agentvm", deadline=None)

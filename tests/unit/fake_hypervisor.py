@@ -26,6 +26,7 @@ class FakeMachine(Machine):
         self.lies: dict[str, object] = {}
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
+        self._top = self._spare = Path()
 
     async def listen(self) -> None:
         self._server = await asyncio.start_unix_server(self._serve, str(self.spec.control_socket))
@@ -76,15 +77,35 @@ class FakeMachine(Machine):
 
     async def attach_disk(self, chain: tuple[Path, ...]) -> None:
         self.calls.append(f"attach {chain[0].name}")
+        self._top = chain[0]
 
-    async def disk_writes(self) -> int:
-        return 0
+    def write_disk(self) -> None:
+        """Let the guest write something to its disk."""
+        with self._top.open("ab") as file:
+            file.write(b"written")
 
     async def prepare_overlay(self, overlay: Path) -> None:
         self.calls.append(f"prepare {overlay.name}")
+        self._spare = overlay
 
     async def freeze_disk(self) -> None:
         self.calls.append("freeze")
+        self._top = self._spare
+
+    async def merge_layers(self, count: int) -> None:
+        self.calls.append(f"merge {count}")
+        self.write_disk()
+
+    async def throttle_disk(self, megabytes: int | None, operations: int | None) -> None:
+        self.calls.append(f"throttle {megabytes} {operations}")
+
+    async def limit_process(self, cores: float | None, memory: int) -> None:
+        self.calls.append(f"limit {cores} {memory >> 20}")
+
+    async def give_way(self, gives_way: bool) -> None:
+        if self.ended.done():
+            raise HypervisorError("QEMU is gone.")
+        self.calls.append("give way" if gives_way else "take turns")
 
     async def end(self) -> None:
         self.die("was ended")

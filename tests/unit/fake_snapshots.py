@@ -11,13 +11,12 @@ from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.snapshots.tree import Tree
 from agentvm_kernel.vm.delta import BLOCK, Delta, Layers, merge_runs, write_delta
-from agentvm_kernel.vm.snapshot import Manifest, Snapshot, write_manifest
+from agentvm_kernel.vm.snapshot import Manifest, Snapshot, hardware_values, write_manifest
+from agentvm_kernel.vm.spec import Hardware, Transport
 
 MEMORY_MIB = 1
 GOLDEN = "a" * 32
-HARDWARE: dict[str, int | str] = {
-    "vcpus": 1, "memory_mib": MEMORY_MIB, "disk_gb": 2, "accelerator": "tcg", "transport": "serial",
-}  # fmt: skip
+HARDWARE = hardware_values(Hardware(1, MEMORY_MIB, 2, "tcg", Transport.SERIAL))
 PLENTY = 10**9
 
 
@@ -74,11 +73,12 @@ def take(
     created: float | None = None,
     text: str = "",
     is_dump: bool = False,
+    over: int | None = None,
 ) -> Stored:
     """Take a snapshot as the supervisor does."""
     notes = Notes(label=label, text=text) if created is None else Notes(label=label, text=text, created=created)
     with tree.new(parent, notes) as new:
-        new.is_dump = is_dump
+        new.is_dump, new.over = is_dump, over
         (new.folder / "device-state").write_text(f"device state of {label}")
         write_blocks(new.folder / "memory.delta", {0: 1} if blocks is None else blocks)
         if disk:

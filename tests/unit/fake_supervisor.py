@@ -23,12 +23,14 @@ from aiohttp import web
 from local_guest import LocalGuest, local_guest
 
 from agentvm_kernel.config import Paths
+from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.messages import (
     Ended,
     ForkGranted,
     ForkRequest,
     Granted,
     LeaseRequest,
+    LimitsRequest,
     Message,
     Progress,
     Replaced,
@@ -38,6 +40,8 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotRequest,
     SnapshotTree,
 )
+from agentvm_kernel.supervisor.network_messages import CellRequest, NetworkInfo, NetworkRequest, RuleInfo
+from agentvm_kernel.supervisor.status import LeaseInfo, Status
 
 
 @dataclass
@@ -48,6 +52,8 @@ class FakeLease:
     guest: LocalGuest
     stack: AsyncExitStack
     current: str = ""
+    limits: Limits = field(default_factory=Limits)
+    network: NetworkRequest = field(default_factory=NetworkRequest)
     taken: list[SnapshotInfo] = field(default_factory=list)
     forks: dict[int, tuple[LocalGuest, AsyncExitStack]] = field(default_factory=dict)
 
@@ -84,6 +90,11 @@ class FakeSupervisor:
             [
                 web.get("/v1/status", self._status),
                 web.post("/v1/leases", self._lease),
+                web.get(f"{lease}/limits", self._limits),
+                web.put(f"{lease}/limits", self._limits),
+                web.put(f"{lease}/cell", self._cell),
+                web.get(f"{lease}/network", self._network),
+                web.put(f"{lease}/network", self._network),
                 web.get(f"{lease}/snapshots", self._tree),
                 web.post(f"{lease}/snapshots", self._snapshot),
                 web.post(f"{lease}/rollback/plan", self._plan),
@@ -101,14 +112,19 @@ class FakeSupervisor:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._runner
+        for site in list(self._runner.sites):
+            await site.stop()
+        await _accepted()  # or the runner would forget those
         await self._runner.cleanup()
         if self._spare:
             _, stack = await self._spare
             await stack.aclose()
 
     async def _status(self, _: web.Request) -> web.Response:
-        notebooks = [lease.wanted.notebook for lease in self._leases.values()]
-        return web.json_response({"fake": True, "leases": self.leases, "notebooks": notebooks})
+        leases = [LeaseInfo.of(self._granted(name, one.guest), one.wanted) for name, one in self._leases.items()]
+        return _answer(
+            Status(version="fake", pid=os.getpid(), uptime=1.0, libvirt="", accelerator="tcg", leases=tuple(leases))
+        )
 
     async def _lease(self, request: web.Request) -> web.StreamResponse:
         wanted = LeaseRequest.model_validate_json(await request.read())
@@ -139,6 +155,26 @@ class FakeSupervisor:
                 await fork.aclose()
             await lease.stack.aclose()
         return response
+
+    async def _limits(self, request: web.Request) -> web.Response:
+        lease = self._leases[request.match_info["lease"]]
+        if request.method == "PUT":
+            changes = LimitsRequest.model_validate_json(await request.read()).changes
+            lease.limits = Limits.model_validate(lease.limits.model_dump() | changes)
+        return web.Response(text=lease.limits.model_dump_json(), content_type="application/json")
+
+    async def _cell(self, request: web.Request) -> web.Response:
+        CellRequest.model_validate_json(await request.read())
+        return web.Response(text="{}", content_type="application/json")
+
+    async def _network(self, request: web.Request) -> web.Response:
+        lease = self._leases[request.match_info["lease"]]
+        if request.method == "PUT":
+            lease.network = NetworkRequest.model_validate_json(await request.read())
+        rules = [RuleInfo(pattern=host, verdict="allow", source="session") for host in lease.network.allow]
+        rules += [RuleInfo(pattern=host, verdict="deny", source="session") for host in lease.network.deny]
+        mode = lease.network.mode or "filtered"
+        return _answer(NetworkInfo(mode=mode, connected=True, rules=tuple(rules), max_connections=1))
 
     async def _tree(self, request: web.Request) -> web.Response:
         lease = self._leases[request.match_info["lease"]]
@@ -227,6 +263,7 @@ class FakeSupervisor:
             accelerator="tcg",
             pid=guest.pid,
             acquire_ms=1.0,
+            limits=lease.limits,
         )
 
     async def _take(self) -> tuple[LocalGuest, AsyncExitStack]:
@@ -237,6 +274,15 @@ class FakeSupervisor:
 async def _start() -> tuple[LocalGuest, AsyncExitStack]:
     stack = AsyncExitStack()
     return await stack.enter_async_context(local_guest(identify=False)), stack
+
+
+async def _accepted() -> None:
+    """Wait until connections that the loop has taken off their listening sockets are known to their server."""
+    loop = asyncio.get_running_loop()
+    names = {task: getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks(loop)}
+    accepting = [task for task, name in names.items() if name == "_accept_connection2"]
+    if accepting:
+        await asyncio.wait(accepting)
 
 
 def _answer(message: Message) -> web.Response:

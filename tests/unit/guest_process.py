@@ -92,7 +92,6 @@ class MemoryMachine(FakeMachine):
 
     def __init__(self, spec: DomainSpec, pid: int) -> None:
         super().__init__(spec, pid)
-        self.writes = 0
         self.faults: set[str] = set()
         self.common_faults: set[str] = set()
         self.process: GuestProcess | None = None
@@ -130,9 +129,6 @@ class MemoryMachine(FakeMachine):
         self._step("load")
         await super().load(device_state, is_dump=is_dump)
 
-    async def disk_writes(self) -> int:
-        return self.writes
-
     async def prepare_overlay(self, overlay: Path) -> None:
         self._step("prepare")
         await super().prepare_overlay(overlay)
@@ -140,6 +136,10 @@ class MemoryMachine(FakeMachine):
     async def freeze_disk(self) -> None:
         self._step("freeze")
         await super().freeze_disk()
+
+    async def merge_layers(self, count: int) -> None:
+        self._step("merge")
+        await super().merge_layers(count)
 
 
 class MemoryHypervisor(FakeHypervisor):

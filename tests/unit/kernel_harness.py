@@ -13,6 +13,7 @@ from pathlib import Path
 from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.session import Session
 
+from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import AgentVMError, ApiError, LinkClosedError, LinkError
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.router import Router
@@ -20,18 +21,27 @@ from agentvm_kernel.kernel.sockets import Addresses, Heartbeat, Sockets
 from agentvm_kernel.kernel.wire import Wire
 from agentvm_kernel.link.endpoint import UnixEndpoint
 from agentvm_kernel.magics import Registry
+from agentvm_kernel.profiles import Limits, changed
 from agentvm_kernel.supervisor.messages import (
-    Ended,
     ForkRequest,
     Granted,
+    LeaseEvent,
     LeaseRequest,
-    Progress,
+    LimitsRequest,
     Replaced,
     RollbackPlan,
     SnapshotInfo,
     SnapshotRequest,
     SnapshotTree,
 )
+from agentvm_kernel.supervisor.network_messages import (
+    CassetteRequest,
+    CellRequest,
+    NetworkInfo,
+    NetworkRequest,
+    RuleInfo,
+)
+from agentvm_kernel.supervisor.status import Status
 
 TIMEOUT = 20.0
 
@@ -60,18 +70,23 @@ class ScriptedLease:
     """Gives out the events that a test puts in; an exception is raised."""
 
     def __init__(self) -> None:
-        self.events: asyncio.Queue[Progress | Granted | Ended | Exception | None] = asyncio.Queue()
+        self.events: asyncio.Queue[LeaseEvent | Exception | None] = asyncio.Queue()
 
     def __aiter__(self) -> ScriptedLease:
         return self
 
-    async def __anext__(self) -> Progress | Granted | Ended:
+    async def __anext__(self) -> LeaseEvent:
         event = await self.events.get()
         if event is None:
             raise StopAsyncIteration
         if isinstance(event, Exception):
             raise event
         return event
+
+
+async def _all(connections: list[Connection]) -> AsyncIterator[Connection]:
+    for one in connections:
+        yield one
 
 
 class ScriptedSupervisor:
@@ -95,6 +110,13 @@ class ScriptedSupervisor:
         self.working = 0
         self.forking = False
         self.fork_events: asyncio.Queue[object] = asyncio.Queue()
+        self.given = Limits()
+        self.enforced_by = {"cpu": "the test"}
+        self.network_wanted = NetworkRequest()
+        self.rules: list[RuleInfo] = []
+        self.cells: list[CellRequest] = []
+        self.told = asyncio.Event()
+        self.connected: list[Connection] = []
 
     async def __aenter__(self) -> ScriptedSupervisor:
         return self
@@ -117,7 +139,46 @@ class ScriptedSupervisor:
 
     def _granted(self) -> Granted:
         self.vms += 1
-        return granted(self.vms, lease="lease-1", snapshot=self.current)
+        return granted(self.vms, lease="lease-1", snapshot=self.current, limits=self.given)
+
+    async def status(self) -> Status:
+        return Status(version="", pid=1, uptime=1, libvirt="", accelerator="tcg", enforced_by=self.enforced_by)
+
+    async def set_limits(self, lease: str, request: LimitsRequest) -> Limits:
+        self.asked.append(f"limits {request.changes}")
+        if self.fails:
+            raise self.fails
+        return changed(self.given, request.changes)
+
+    async def network(self, lease: str) -> NetworkInfo:
+        own = self.network_wanted
+        rules = [RuleInfo(pattern=host, verdict="allow", source="session") for host in own.allow]
+        rules += [RuleInfo(pattern=host, verdict="deny", source="session") for host in own.deny]
+        rules += self.rules
+        return NetworkInfo(
+            mode=own.mode or "filtered", connected=True, rules=tuple(rules), max_connections=9, allowed=2, refused=3,
+            bytes_sent=2048, bytes_received=3 << 20,
+        )  # fmt: skip
+
+    async def set_network(self, lease: str, request: NetworkRequest) -> NetworkInfo:
+        if self.fails:
+            raise self.fails
+        self.network_wanted = request
+        return await self.network(lease)
+
+    async def play_cassette(self, lease: str, request: CassetteRequest) -> NetworkInfo:
+        self.asked.append(f"{request.action} {request.name}")
+        return (await self.network(lease)).model_copy(update={"cassette": request.name})
+
+    async def set_cell(self, lease: str, request: CellRequest) -> None:
+        if self.fails:
+            raise self.fails
+        self.cells.append(request)
+        self.told.set()
+
+    @asynccontextmanager
+    async def connections(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[AsyncIterator[Connection]]:
+        yield _all(self.connected)
 
     async def _work(self, what: str) -> None:
         """Be at work until the test lets it go on; one thing at a time."""
@@ -167,7 +228,10 @@ class ScriptedSupervisor:
     async def plan_rollback(self, lease: str, to: str) -> RollbackPlan:
         target = self._find(to)
         left = [one for one in reversed(self.taken) if one.created > target.created]
-        return RollbackPlan(target=target, left=tuple(left), seconds=65.0, written=5 << 20)
+        sent = tuple(self.connected)
+        return RollbackPlan(
+            target=target, left=tuple(left), seconds=65.0, written=5 << 20, connections=sent, connection_count=len(sent)
+        )
 
     async def rollback(self, lease: str, to: str) -> Replaced:
         await self._work(f"rollback {to}")

@@ -112,6 +112,8 @@ async def local_guest(
 
 def _environment(folder: Path) -> dict[str, str]:
     environment = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "HOME": str(folder)}
+    # As in the VM, `python` is the one that has the packages.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # With it ipykernel leaves the process's own stdout alone.
     environment.pop("PYTEST_CURRENT_TEST", None)
     return environment

@@ -10,8 +10,9 @@ from pathlib import Path
 from aiohttp import web
 from fake_hypervisor import FakeHypervisor
 
-from agentvm_kernel.config import Paths, Profile, Settings
+from agentvm_kernel.config import Paths, Settings
 from agentvm_kernel.image.store import Image
+from agentvm_kernel.profiles import Profile
 from agentvm_kernel.supervisor.api import make_app
 from agentvm_kernel.supervisor.client import Lease
 from agentvm_kernel.supervisor.core import Supervisor
@@ -57,9 +58,11 @@ async def serving(paths: Paths, hypervisor: FakeHypervisor, settings: Settings =
     runner = web.AppRunner(make_app(supervisor, asyncio.Event()), handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     await web.UnixSite(runner, str(paths.socket)).start()
-    yield supervisor
-    await supervisor.close()
-    await runner.cleanup()
+    try:
+        yield supervisor
+    finally:
+        await supervisor.close()
+        await runner.cleanup()
 
 
 async def first_grant(lease: Lease) -> Granted:

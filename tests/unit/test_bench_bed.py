@@ -22,8 +22,10 @@ from agentvm_kernel.bench.bed import (
     temporary_paths,
 )
 from agentvm_kernel.bench.memory import memory_of
-from agentvm_kernel.config import Paths, Pool, Profile, Settings
+from agentvm_kernel.config import Paths, Pool, Settings
 from agentvm_kernel.errors import ApiError, ConfigError, SupervisorError
+from agentvm_kernel.profiles import Profile
+from agentvm_kernel.supervisor.messages import PoolInfo, StockInfo
 
 GUEST = Path(__file__).parents[2] / "guest"
 
@@ -60,16 +62,33 @@ def test_folders_are_temporary_except_for_the_cache(monkeypatch: pytest.MonkeyPa
     assert not paths.config.parent.exists()
 
 
+def stock(warm: int, blanks: int) -> StockInfo:
+    return StockInfo(
+        snapshot="a",
+        image="b",
+        vcpus=1,
+        memory_mib=512,
+        warm=warm,
+        warm_wanted=2,
+        blanks=blanks,
+        blanks_wanted=1,
+        rate=0,
+    )
+
+
 @pytest.mark.parametrize(
-    ("ready", "expected"),
+    ("stocks", "expected"),
     [
-        ({}, False),
-        ({"a": {"warm": 1, "blanks": 0}}, False),
-        ({"a": {"warm": 1, "blanks": 1}}, True),
+        ((), False),
+        ((stock(1, 1),), False),
+        ((stock(2, 0),), False),
+        ((stock(2, 1),), True),
+        ((stock(2, 1), stock(2, 0)), False),
     ],
 )
-def test_pool_is_full_when_it_has_all_it_wants(ready: dict[str, dict[str, int]], expected: bool) -> None:
-    assert is_full({"ready": ready}, Settings()) is expected
+def test_pool_is_full_when_it_has_all_it_wants(stocks: tuple[StockInfo, ...], expected: bool) -> None:
+    pool = PoolInfo(stocks=stocks, out=0, max_vms=1, room=1, waiting=(), drained=False)
+    assert is_full(pool) is expected
 
 
 def test_a_supervisor_that_refuses_is_an_error_and_leaves_nothing(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from agentvm_kernel.bench.bed import Wanted
-from agentvm_kernel.bench.figures import Figure, Series, differences, p95
+from agentvm_kernel.bench.figures import Figure, Series, differences, percentile
 from agentvm_kernel.bench.memory import parse_rollup
 from agentvm_kernel.bench.run import Result
 from agentvm_kernel.bench.show import as_json, as_table
@@ -23,7 +23,7 @@ samples = st.lists(st.floats(0, 1e6), min_size=1, max_size=200)
 
 @given(samples)
 def test_p95_is_the_least_sample_that_95_percent_do_not_exceed(values: list[float]) -> None:
-    found = p95(values)
+    found = percentile(values)
     assert found in values
     assert sum(value <= found for value in values) >= 0.95 * len(values)
     below = [value for value in values if value < found]
@@ -31,8 +31,8 @@ def test_p95_is_the_least_sample_that_95_percent_do_not_exceed(values: list[floa
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (19, 19), (20, 19), (100, 95)])
-def test_p95_of_counted_samples(count: int, expected: int) -> None:
-    assert p95([float(n) for n in range(count, 0, -1)]) == expected
+def test_percentile_of_counted_samples(count: int, expected: int) -> None:
+    assert percentile([float(n) for n in range(count, 0, -1)]) == expected
 
 
 @pytest.mark.parametrize(

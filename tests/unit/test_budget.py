@@ -21,7 +21,7 @@ def meminfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_room_follows_the_available_memory(meminfo: Path, mib: int, room: int) -> None:
     meminfo.write_text(f"MemTotal: 99999999 kB\nMemFree: 1 kB\nMemAvailable:   {mib * 1024} kB\n")
     assert budget.available_memory() == mib << 20
-    assert budget.room() == room
+    assert budget.Budget(0.7).room() == room
 
 
 def test_one_fork_runs_in_any_case_and_no_more_than_the_cores_bear(
@@ -29,6 +29,6 @@ def test_one_fork_runs_in_any_case_and_no_more_than_the_cores_bear(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     meminfo.write_text("MemAvailable: 1 kB\n")
-    assert budget.slots() == 1
+    assert budget.Budget(0.7).slots() == 1
     meminfo.write_text(f"MemAvailable: {1 << 30} kB\n")
-    assert budget.slots() == 8
+    assert budget.Budget(0.7).slots() == 8

@@ -1,14 +1,16 @@
 """A VM's snapshot is taken in a short pause, and a failure at any step costs neither the VM nor what it wrote."""
+# ruff: noqa: F811 - fixtures are imported by name
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from capture_bed import MEMORY_MIB, capturer, golden, hypervisor, keep, machine, vm  # noqa: F401
 from guest_process import MemoryHypervisor, MemoryMachine
 
 from agentvm_kernel.errors import AgentVMError, DiskFullError, HypervisorError, SnapshotError, VMError
@@ -18,49 +20,8 @@ from agentvm_kernel.vm.blank import DUMP_VARIABLE, Blank, start_blank
 from agentvm_kernel.vm.capture import Capture, Capturer
 from agentvm_kernel.vm.clone import VM, become
 from agentvm_kernel.vm.delta import BLOCK, PAGE, Delta, Run
-from agentvm_kernel.vm.golden import Source, make_golden
 from agentvm_kernel.vm.memory import Buffer
-from agentvm_kernel.vm.snapshot import Manifest, Snapshot
-from agentvm_kernel.vm.spec import Hardware, Transport
-
-MEMORY_MIB = 8
-HARDWARE = Hardware(1, MEMORY_MIB, 4, "tcg", Transport.SERIAL)
-
-
-@pytest.fixture
-async def hypervisor() -> AsyncIterator[MemoryHypervisor]:
-    hypervisor = MemoryHypervisor()
-    yield hypervisor
-    for machine in hypervisor.running:
-        await machine.end()
-
-
-@pytest.fixture
-async def golden(hypervisor: MemoryHypervisor, short_tmp: Path) -> Snapshot:
-    for name in ("kernel", "initramfs", "rootfs"):
-        (short_tmp / name).write_bytes(b"\0" * 512)
-    source = Source("d" * 64, short_tmp / "kernel", short_tmp / "initramfs", short_tmp / "rootfs")
-    return await make_golden(hypervisor, source, HARDWARE, short_tmp / "golden", "agentvm-golden", lambda _stage: None)
-
-
-@pytest.fixture
-async def vm(hypervisor: MemoryHypervisor, golden: Snapshot, short_tmp: Path) -> AsyncIterator[VM]:
-    vm = await become(await start_blank(hypervisor, golden, short_tmp / "vm-1", "vm-1"), "vm-1")
-    yield vm
-    await vm.end()
-    assert not (short_tmp / "vm-1").exists()
-
-
-@pytest.fixture
-def machine(vm: VM, hypervisor: MemoryHypervisor) -> MemoryMachine:
-    machine = hypervisor.of(vm.pid)
-    machine.calls.clear()
-    return machine
-
-
-@pytest.fixture
-def capturer() -> Capturer:
-    return Capturer(None)
+from agentvm_kernel.vm.snapshot import Snapshot
 
 
 def saved(capture: Capture) -> dict[int, bytes]:
@@ -76,20 +37,6 @@ def one_byte(page: int, value: int = 7) -> dict[int, bytes]:
     return {
         page * PAGE // BLOCK + page // BLOCK: bytes(page % BLOCK) + bytes([value]) + bytes(BLOCK - 1 - page % BLOCK)
     }
-
-
-def keep(vm: VM, capture: Capture, folder: Path) -> Snapshot:
-    """Store a capture as its VM's newest snapshot."""
-    folder.mkdir()
-    capture.device_state.rename(folder / "device-state")
-    capture.delta.rename(folder / "memory.delta")
-    manifest = Manifest(
-        image="d" * 64, hypervisor="fake 1", hardware=vm.snapshot.manifest.hardware, created=1.0,
-        is_dump=capture.is_dump,
-    )  # fmt: skip
-    snapshot = Snapshot(folder.name, folder, manifest, vm.snapshot)
-    vm.descend(snapshot)
-    return snapshot
 
 
 async def test_the_pause_holds_only_what_needs_it(
@@ -108,7 +55,7 @@ async def test_the_pause_holds_only_what_needs_it(
         capturer, "_write_delta", lambda *a: (machine.calls.append("write"), Capturer._write_delta(capturer, *a))
     )
     machine.guest.touch(1, 2)
-    machine.writes = 5
+    machine.write_disk()
     told: list[tuple[float, int]] = []
 
     def on_resume(pause: float, written: int) -> None:
@@ -150,7 +97,7 @@ async def test_failure_costs_neither_the_vm_nor_what_it_wrote(
     vm: VM, machine: MemoryMachine, capturer: Capturer, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     machine.guest.touch(1)
-    machine.writes = 1
+    machine.write_disk()
     told: list[float] = []
     with monkeypatch.context() as patch:
         if step == "copy":
@@ -166,7 +113,7 @@ async def test_failure_costs_neither_the_vm_nor_what_it_wrote(
     assert len(told) == (step == "write")
     assert not list(vm.folder.glob("*.delta"))
     machine.guest.touch(5)
-    machine.writes = 2
+    machine.write_disk()
     capture = await capturer.capture(vm)
     assert machine.calls.count("resume") == machine.calls.count("pause") == 1 + (step != "pause")
     assert saved(capture) == one_byte(1) | one_byte(5)
@@ -200,9 +147,9 @@ async def test_pages_that_are_taken_back_are_in_the_next_snapshot(
     vm: VM, machine: MemoryMachine, capturer: Capturer
 ) -> None:
     machine.guest.touch(1, 4)
-    machine.writes = 1
+    machine.write_disk()
     capture = await capturer.capture(vm)
-    vm.take_back(capture.runs, capture.layers)
+    vm.take_back(capture.runs, capture.layers, capture.over)
     machine.guest.touch(4, 8, value=9)
     later = await capturer.capture(vm)
     assert saved(later) == one_byte(1) | one_byte(4, 9) | one_byte(8, 9)
@@ -227,7 +174,7 @@ async def test_missing_spare_overlay_fails_only_the_snapshot_that_needs_it(
 ) -> None:
     await capturer.capture(vm)
     machine.guest.touch(1)
-    machine.writes = 1
+    machine.write_disk()
     machine.faults.add("prepare")
     capture = await capturer.capture(vm)
     assert saved(capture) == one_byte(1)
@@ -236,7 +183,7 @@ async def test_missing_spare_overlay_fails_only_the_snapshot_that_needs_it(
     with pytest.raises(HypervisorError):
         await capturer.capture(vm)
     assert machine.calls[-1] == "prepare failed"
-    machine.writes = 2
+    machine.write_disk()
     assert [layer.name for layer in (await capturer.capture(vm)).layers] == ["disk-2.qcow2"]
     assert len({call for call in machine.calls if call.startswith("prepare disk")}) == 3
 
@@ -276,8 +223,8 @@ async def test_clone_of_a_snapshot_has_its_memory(
         await clone.end()
 
 
-async def blank_of(hypervisor: MemoryHypervisor, golden: Snapshot, short_tmp: Path) -> Blank:
-    return await start_blank(hypervisor, golden, short_tmp / "vm-2", "vm-2")
+async def blank_of(hypervisor: MemoryHypervisor, golden: Snapshot, short_tmp: Path, *, is_empty: bool = False) -> Blank:
+    return await start_blank(hypervisor, golden, short_tmp / "vm-2", "vm-2", is_empty=is_empty)
 
 
 async def test_where_memory_cannot_be_reached_qemu_dumps_everything(
@@ -287,7 +234,7 @@ async def test_where_memory_cannot_be_reached_qemu_dumps_everything(
     vm = await become(await blank_of(hypervisor, golden, short_tmp), "vm-2")
     machine = hypervisor.of(vm.pid)
     machine.calls.clear()
-    machine.writes = 1
+    machine.write_disk()
     machine.guest.touch(1)
     told: list[int] = []
     capture = await capturer.capture(vm, lambda _pause, written: told.append(written))
@@ -313,7 +260,7 @@ async def test_dump_that_fails_costs_nothing(
     monkeypatch.setenv(DUMP_VARIABLE, "1")
     vm = await become(await blank_of(hypervisor, golden, short_tmp), "vm-2")
     machine = hypervisor.of(vm.pid)
-    machine.writes = 1
+    machine.write_disk()
     machine.faults.add(step)
     with pytest.raises(HypervisorError):
         await capturer.capture(vm)
@@ -327,7 +274,7 @@ async def test_dump_that_finds_no_room_is_tried_again(
 ) -> None:
     monkeypatch.setenv(DUMP_VARIABLE, "1")
     vm = await become(await blank_of(hypervisor, golden, short_tmp), "vm-2")
-    hypervisor.of(vm.pid).writes = 1
+    hypervisor.of(vm.pid).write_disk()
     with monkeypatch.context() as patch:
         patch.setattr(capture_module, "write_delta", fill_disk)
         with pytest.raises(DiskFullError):
@@ -341,10 +288,19 @@ async def test_clone_of_a_dump_is_loaded_by_qemu_and_dumped_again(
 ) -> None:
     vm.tracker = None
     snapshot = keep(vm, await capturer.capture(vm), short_tmp / "a")
-    clone = await become(await blank_of(hypervisor, golden, short_tmp), "vm-2", snapshot)
+    clone = await become(await blank_of(hypervisor, golden, short_tmp, is_empty=True), "vm-2", snapshot)
     assert clone.content is None
     assert (await capturer.capture(clone)).is_dump
     await clone.end()
+
+
+async def test_dump_is_refused_by_a_blank_whose_memory_is_not_empty(
+    vm: VM, hypervisor: MemoryHypervisor, golden: Snapshot, short_tmp: Path, capturer: Capturer
+) -> None:
+    vm.tracker = None
+    snapshot = keep(vm, await capturer.capture(vm), short_tmp / "a")
+    with pytest.raises(SnapshotError, match="empty memory"):
+        await become(await blank_of(hypervisor, golden, short_tmp), "vm-2", snapshot)
 
 
 async def test_snapshot_of_another_golden_one_is_refused(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fake_hypervisor import FakeHypervisor
 
-from agentvm_kernel.config import Profile
 from agentvm_kernel.image.store import Image
+from agentvm_kernel.profiles import Profile
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.catalogue import Catalogue
 from agentvm_kernel.vm.spec import Transport

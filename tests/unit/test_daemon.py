@@ -18,10 +18,11 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, ApiError, SupervisorError
 from agentvm_kernel.supervisor import api, catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.core import Supervisor, choose_transport
+from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.daemon import AlreadyRunningError, only_one, prepare_folders
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
 from agentvm_kernel.vm.spec import Transport
+from agentvm_kernel.vm.transport import choose_transport
 
 
 @pytest.fixture
@@ -115,8 +116,8 @@ async def test_status_tells_leases_but_no_key(client: SupervisorClient) -> None:
     async with client.lease(LeaseRequest(owner="somebody")) as lease:
         granted = await first_grant(lease)
         status = await client.status()
-    assert granted.key not in json.dumps(status)
-    assert [entry["owner"] for entry in status["leases"]] == ["somebody"]  # type: ignore[index, union-attr]
+    assert granted.key not in status.model_dump_json()
+    assert [entry.owner for entry in status.leases] == ["somebody"]
 
 
 async def test_an_unknown_profile_is_one_clear_event(client: SupervisorClient) -> None:

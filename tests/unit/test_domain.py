@@ -8,7 +8,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from agentvm_kernel.vm.domain import domain_xml
+from agentvm_kernel.vm import domain
+from agentvm_kernel.vm.domain import domain_xml, layout
 from agentvm_kernel.vm.spec import Boot, DomainSpec, Hardware, Transport
 
 SPEC = DomainSpec(
@@ -93,3 +94,22 @@ def test_a_guest_that_stops_reboots_or_crashes_ends() -> None:
     root = tree(SPEC)
     assert {root.findtext(event) for event in ("on_poweroff", "on_reboot", "on_crash")} == {"destroy"}
     assert root.find("devices/panic") is not None
+
+
+def test_what_the_guest_sends_out_has_a_port_of_its_own_whatever_carries_the_link() -> None:
+    for transport in Transport:
+        root = tree(replace(SPEC, hardware=replace(SPEC.hardware, transport=transport)))
+        ports = {
+            channel.find("target").attrib["name"]: channel.find("source").attrib["path"]
+            for channel in root.iterfind("devices/channel")
+        }
+        assert ports["agentvm.egress"] == "/run/vm-1/egress.sock"
+
+
+def test_the_layout_changes_with_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = layout(SPEC.hardware)
+    assert layout(replace(SPEC.hardware, memory_mib=1024, disk_gb=8)) == before
+    assert layout(replace(SPEC.hardware, transport=Transport.VSOCK)) != before
+    assert layout(replace(SPEC.hardware, accelerator="kvm")) != before
+    monkeypatch.setattr(domain, "EGRESS_PORT", "another")
+    assert layout(SPEC.hardware) != before

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 from local_guest import LocalGuest, identity_fields, local_guest
@@ -270,10 +271,9 @@ async def test_over_long_messages_are_replaced_by_a_note(shared: LocalGuest) -> 
 async def test_a_host_that_does_not_read_gets_everything_later(shared: LocalGuest) -> None:
     notebook = await Notebook.attach(shared, Limits(window=64 << 10))
     number = await notebook.execute("for i in range(2000): display('x' * 1000)")
-    # The reply overtakes the unread output: it is another stream.
-    assert (await notebook.receive("shell"))[1] == number
     output = await notebook.until_idle(number)
     assert sum(kind == "display_data" for kind, _ in output) == 2000
+    assert (await notebook.receive("shell"))[1] == number
     await notebook.link.close()
 
 
@@ -540,3 +540,43 @@ async def test_a_killed_agent_does_not_hang_the_host() -> None:
             await guest.control.request("ping", timeout=5)
         # ipykernel, which nobody could reach any more, ends by itself.
         await waiting
+
+
+async def until_blocked(pid: int) -> None:
+    """Return when a process uses no CPU any more."""
+    process, before = psutil.Process(pid), -1.0
+    async with asyncio.timeout(60):
+        while (now := sum(process.cpu_times()[:2])) > before:
+            before = now
+            await asyncio.sleep(0.3)
+
+
+PRINTS = "import resource\nfor n in range(6000): print(n, '.' * 50_000)"
+DISPLAYS = "for n in range(2500): print(n); display('.' * 100_000)"
+
+
+@pytest.mark.parametrize(("code", "count"), [(PRINTS, 6000), (DISPLAYS, 2500)], ids=["prints", "displays"])
+async def test_a_flood_that_nobody_reads_waits_and_loses_nothing(notebook: Notebook, code: str, count: int) -> None:
+    pid = int((await notebook.run("import os; print(os.getpid())"))[0])
+    used = psutil.Process(pid).memory_info().rss
+    number = await notebook.execute(code)
+    await until_blocked(pid)
+    assert psutil.Process(pid).memory_info().rss - used < 150 << 20
+    output = await notebook.until_idle(number)
+    _, parent, reply, _ = await notebook.receive("shell")
+    assert (parent, reply["status"]) == (number, "ok")
+    text = "".join(content["text"] for kind, content in output if kind == "stream")
+    assert [int(line.split()[0]) for line in text.splitlines()] == list(range(count))
+    if code is DISPLAYS:
+        assert sum(kind == "display_data" for kind, _ in output) == count
+
+
+async def test_a_flood_that_waits_can_be_interrupted(notebook: Notebook) -> None:
+    pid = int((await notebook.run("import os; print(os.getpid())"))[0])
+    number = await notebook.execute("while True: print('.' * 50_000)")
+    await until_blocked(pid)
+    assert await notebook.tell_agent("interrupt") == {"id": 1, "ok": True}
+    output = await notebook.until_idle(number)
+    assert ("error", "KeyboardInterrupt") in [(kind, content.get("ename")) for kind, content in output]
+    assert (await notebook.receive("shell"))[2]["ename"] == "KeyboardInterrupt"
+    assert (await notebook.run("print(6 * 7)"))[0] == "42\n"

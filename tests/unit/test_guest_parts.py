@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 from agentvm_guest import init, system
 from agentvm_guest.control import ControlPort, Reply
-from agentvm_guest.kernel import _user_environment
 from agentvm_guest.loop import Loop
 from agentvm_guest.ports import Port, find_virtio_port, listen_vsock
 from agentvm_guest.relay import DELIMITER, Bridge, Relay, replace_over_long, strip_frames
-from agentvm_guest.system import Account, RecordingSystem, System
+from agentvm_guest.system import Account, RecordingSystem, System, login_options
 from agentvm_guest.zmtp import OverLong, ZmtpError
 
 ACCOUNT = Account("agent", 1000, 1000, [1000, 27], "/home/agent")
@@ -337,7 +336,7 @@ def test_ipykernels_user_comes_from_the_password_file(monkeypatch: pytest.Monkey
 
 
 def test_ipykernels_environment_is_a_logins() -> None:
-    environment = _user_environment(ACCOUNT, "/opt/agentvm/venv/bin/python")
+    environment = login_options(ACCOUNT, "/opt/agentvm/venv/bin/python")["env"]
     assert environment["HOME"] == "/home/agent"
     assert environment["PATH"].startswith("/opt/agentvm/venv/bin:")
     assert environment["VIRTUAL_ENV"] == "/opt/agentvm/venv"

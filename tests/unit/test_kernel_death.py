@@ -15,16 +15,20 @@ from kernel_harness import (
     InProcessKernel,
     ScriptedGuest,
     ScriptedSupervisor,
+    cell,
     granted,
     outputs,
     parts_of,
+    replied,
     running,
     types,
+    within,
 )
 
-from agentvm_kernel.errors import HeartbeatError, LinkClosedError, LinkError, ProtocolError, SupervisorError
+from agentvm_kernel.errors import ApiError, HeartbeatError, LinkClosedError, LinkError, ProtocolError, SupervisorError
 from agentvm_kernel.kernel import endings
-from agentvm_kernel.supervisor.messages import Ended, Progress
+from agentvm_kernel.kernel.machine import State
+from agentvm_kernel.supervisor.messages import Ended, Leaving, Progress
 
 
 def kernel_died(guest: ScriptedGuest, **facts: object) -> None:
@@ -329,3 +333,55 @@ async def test_an_unforeseen_failure_while_the_vm_comes_is_an_error_of_the_cell(
         msg_id = client.execute("x")
         supervisor.leases[0].events.put_nowait(ZeroDivisionError("never thought of"))
         assert "ZeroDivisionError: never thought of" in await error_of(client, msg_id)
+
+
+async def test_a_supervisor_that_leaves_gets_the_vm_kept_first(tmp_path: Path) -> None:
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        await cell(client, guest, "x = 1")
+        kernel.supervisor.leases[0].events.put_nowait(Leaving(seconds=60))
+        await within(lambda: kernel.machine.state is State.ENDED)
+        message = await error_of(client, client.execute("x"))
+        (wanted,) = kernel.supervisor.wanted
+    assert message.startswith(
+        "The supervisor was told to leave; the VM is kept as the snapshot 000000000001. %rollback 000000000001 goes on"
+    )
+    assert (wanted.text, wanted.busy, wanted.cell.code) == ("kept when the supervisor left", False, "x = 1")
+
+
+async def test_a_running_cell_has_time_to_end_before_the_vm_is_kept(tmp_path: Path) -> None:
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        msg_id = client.execute("quick")
+        asked = await guest.asked()
+        kernel.supervisor.leases[0].events.put_nowait(Leaving(seconds=600))
+        guest.begin(asked)
+        assert kernel.supervisor.wanted == []
+        guest.finish(asked)
+        assert (await replied(client, msg_id))["content"]["status"] == "ok"
+        await within(lambda: kernel.machine.state is State.ENDED)
+        assert [one.busy for one in kernel.supervisor.wanted] == [False]
+
+
+async def test_a_cell_that_does_not_end_in_time_is_frozen(tmp_path: Path) -> None:
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        msg_id = client.execute("slow")
+        guest.begin(await guest.asked())
+        kernel.supervisor.leases[0].events.put_nowait(Leaving(seconds=0.1))
+        message = await error_of(client, msg_id)
+        assert [one.busy for one in kernel.supervisor.wanted] == [True]
+    assert "kept as the snapshot 000000000001" in message
+
+
+async def test_a_vm_that_cannot_be_kept_is_named_with_the_reason(tmp_path: Path) -> None:
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        await cell(client, guest, "x = 1")
+        kernel.supervisor.fails = ApiError("disk_full", "There is no room for a snapshot.", "Prune.")
+        kernel.supervisor.leases[0].events.put_nowait(Leaving(seconds=60))
+        await within(lambda: kernel.machine.state is State.ENDED)
+        message = await error_of(client, client.execute("x"))
+    assert message.startswith(
+        "The supervisor left, and the VM could not be kept: There is no room for a snapshot. Prune."
+    )

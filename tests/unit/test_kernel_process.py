@@ -146,7 +146,7 @@ def test_snapshots_belong_to_the_notebook_that_jupyter_names_else_to_the_kernel(
 
     async def notebooks() -> list[str]:
         async with SupervisorClient(paths, start=False) as client:
-            return list((await client.status())["notebooks"])  # type: ignore[call-overload]
+            return [lease.notebook for lease in (await client.status()).leases]
 
     for session in ("/home/ada/study.ipynb", ""):
         with notebook({**kernel_environment, "JPY_SESSION_NAME": session}) as nb:

@@ -502,8 +502,8 @@ async def test_a_dry_run_says_what_would_be_lost_and_changes_nothing(tmp_path: P
         "  [3] y = 2…",
         "Left, on a branch of the tree: 1 snapshot:",
         "  later (000000000002)",
-        "Not undone: what went over the network, what the notebook shows already, and files that were pulled out of"
-        " the VM.",
+        "Not undone: nothing went over the network since.",
+        "Not undone: what the notebook shows already, and files that were pulled out of the VM.",
     ]
 
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agentvm_kernel.errors import LinkClosedError, ProtocolError
 from agentvm_kernel.link import frame as f
-from agentvm_kernel.link.frame import DATA_CHUNK, HEADER, encode_frame
+from agentvm_kernel.link.frame import DATA_CHUNK, HEADER, MAX_PAYLOAD, encode_frame
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.proof import Terms
 from agentvm_kernel.link.session import Session
@@ -117,10 +117,20 @@ def test_streams_take_turns() -> None:
     long, _ = open_stream(a, b, "iopub")
     short, other = open_stream(a, b, "control")
     long.send([bytes(900_000)])
-    short.send([bytes(DATA_CHUNK + 1)])
-    b.feed(a.take())
-    b.feed(a.take())
+    short.send([bytes(MAX_PAYLOAD + 1)])
+    for _ in range(4):
+        b.feed(a.take())
     assert other.receive() is not None
+
+
+@pytest.mark.parametrize(("host", "longest"), [(True, MAX_PAYLOAD), (False, DATA_CHUNK)])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_the_host_sends_longer_frames_than_the_guest(*, host: bool, longest: int, extra: int) -> None:
+    a, b = pair()
+    ours, _ = open_stream(a, b) if host else open_stream(b, a)
+    ours.send([bytes(longest - 8 + extra)])
+    (kind, _, _, _, length) = HEADER.unpack_from((a if host else b).take())
+    assert (kind, length) == (f.DATA, longest)
 
 
 def test_data_beyond_the_credit_is_refused_by_name() -> None:

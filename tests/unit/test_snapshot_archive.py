@@ -146,6 +146,18 @@ def test_merged_snapshot_can_be_exported_too(exported: Path, store: SnapshotStor
     assert len(disks_of(back[0].snapshot)) == 2
 
 
+def test_disk_that_leaves_layers_out_comes_back_as_it_was(store: SnapshotStore, tmp_path: Path) -> None:
+    layer = make_layer(tmp_path / "layer.qcow2")
+    tree = store.tree("n")
+    parent = golden_of(tmp_path)
+    for number in range(3):
+        parent = take(tree, parent, disk=layer + bytes([number])).snapshot
+    flat = take(tree, parent, disk=layer + b"all", over=1)
+    export_snapshot(store, tree, flat.id, tmp_path / "flat.tar")
+    back = store.import_archive(tmp_path / "flat.tar", "other")
+    assert disks_of(back[-1].snapshot) == disks_of(flat.snapshot) == [layer + b"all", layer + b"\0"]
+
+
 def test_export_does_not_overwrite_and_leaves_no_half_file(exported: Path, tmp_path: Path) -> None:
     store = make_store(exported)
     tree = store.tree("notes.ipynb")
@@ -361,6 +373,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, bytes]], Any], str]
     "layer name": (lambda d, f: entry(d)["manifest"].update(own_layers=["/etc/shadow"]), "unknown names"),
     "layer twice": (lambda d, f: entry(d)["manifest"].update(own_layers=["disk.qcow2"] * 2), "must have"),
     "layer missing": (lambda d, f: entry(d)["manifest"].update(own_layers=[]), "must have"),
+    "over layers that are not there": (lambda d, f: entry(d, 2)["manifest"].update(over=2), "more layers than"),
+    "over less than nothing": (lambda d, f: entry(d, 2)["manifest"].update(over=-1), "over"),
+    "over a path": (lambda d, f: entry(d, 2)["manifest"].update(over="../disk.qcow2"), "over"),
+    "over, without a layer": (lambda d, f: entry(d, 1)["manifest"].update(over=0), "without having one"),
     "more files": (
         lambda d, f: entry(d)["manifest"]["files"].update(extra={"size": 0, "sha256": "0" * 64}), "must have",
     ),

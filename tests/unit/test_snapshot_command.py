@@ -108,6 +108,7 @@ def test_show_has_files_lineage_and_children(tree: Tree) -> None:
     second = tree.snapshots()[1]
     found = run_json("show", second.id[:6])
     assert found["lineage"] == [GOLDEN, tree.find("clean").id, second.id]
+    assert found["disk_layers"] == 0
     assert found["children"] == [tree.find("trained").id]
     assert set(found["files"]) == {"device-state", "memory.delta"}
     assert "work/notes.ipynb" in run("show", "clean").stdout

@@ -75,6 +75,40 @@ def test_merged_disk_layers_are_links_not_copies(tree: Tree, tmp_path: Path) -> 
     assert [path.stat().st_ino for path in tree.find("child").snapshot.disks[:-2]][1] == number
 
 
+def test_layers_that_no_disk_lies_over_any_more_go_with_their_snapshot(
+    store: SnapshotStore, tree: Tree, tmp_path: Path
+) -> None:
+    first = take(tree, golden_of(tmp_path), disk=b"one")
+    second = take(tree, first.snapshot, disk=b"two" * 9000)
+    third = take(tree, second.snapshot, "three", disk=b"two and three", over=1)
+    fourth = take(tree, third.snapshot, "four", disk=b"all of them", over=0)
+    assert disks_of(third.snapshot) == [b"two and three", b"one"]
+    number = second.snapshot.disks[0].stat().st_ino
+    assert store.prune(lambda one: one.id == second.id, dry_run=True).freed > 27000
+    tree.remove(second.id)
+    assert contents(tree)[third.id][1] == [b"two and three", b"one"]
+    assert number not in {path.stat().st_ino for path in files_below(tmp_path)}
+    assert tree.find("three").snapshot.manifest.over is None
+    tree.remove(third.id)
+    assert contents(tree)[fourth.id][1] == [b"all of them"]
+    assert tree.find("four").snapshot.manifest.over == 0
+    tree.remove(first.id)
+    assert contents(tree)[fourth.id][1] == [b"all of them"]
+    assert tree.find("four").snapshot.manifest.over is None
+    assert [path.name for path in files_below(tmp_path) if path.suffix == ".qcow2"] == ["disk.qcow2"]
+
+
+def test_layer_stays_as_long_as_a_descendants_disk_lies_over_it(tree: Tree, tmp_path: Path) -> None:
+    first = take(tree, golden_of(tmp_path), disk=b"one")
+    second = take(tree, first.snapshot, disk=b"two")
+    third = take(tree, second.snapshot, disk=b"three")
+    fourth = take(tree, third.snapshot, disk=b"three and four", over=2)
+    for gone in (second, first, third):
+        tree.remove(gone.id)
+        assert contents(tree)[fourth.id][1] == [b"three and four", b"two", b"one"]
+    assert tree.verify(fourth.id) == []
+
+
 def test_snapshot_with_several_children_stays(tree: Tree, tmp_path: Path) -> None:
     first = take(tree, golden_of(tmp_path))
     children = [take(tree, first.snapshot), take(tree, first.snapshot)]
@@ -87,13 +121,13 @@ def test_snapshot_with_several_children_stays(tree: Tree, tmp_path: Path) -> Non
 
 
 @st.composite
-def forests(draw: st.DrawFn) -> tuple[list[int], list[Blocks], list[bool], list[int]]:
-    """Parents (0: golden, k: the k-th snapshot), memory, whether there is a disk layer, and what is to go."""
+def forests(draw: st.DrawFn) -> tuple[list[int], list[Blocks], list[int | None], list[int]]:
+    """Parents (0: golden, k: the k-th snapshot), memory, how many layers a new one leaves out, and what is to go."""
     count = draw(st.integers(1, 7))
     parents = [draw(st.integers(0, number)) for number in range(count)]
     blocks = st.dictionaries(st.integers(0, 40), st.integers(0, 255), max_size=8)
     memory = draw(st.lists(blocks, min_size=count, max_size=count))
-    disks = draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    disks = draw(st.lists(st.none() | st.integers(0, count), min_size=count, max_size=count))
     gone = draw(st.lists(st.integers(0, count - 1), unique=True, max_size=count))
     return parents, memory, disks, gone
 
@@ -101,7 +135,7 @@ def forests(draw: st.DrawFn) -> tuple[list[int], list[Blocks], list[bool], list[
 @settings(max_examples=60, deadline=None)
 @given(forests())
 def test_whatever_is_pruned_the_others_keep_their_content(
-    tmp_path_factory: pytest.TempPathFactory, forest: tuple[list[int], list[Blocks], list[bool], list[int]]
+    tmp_path_factory: pytest.TempPathFactory, forest: tuple[list[int], list[Blocks], list[int | None], list[int]]
 ) -> None:
     parents, memory, disks, gone = forest
     folder = tmp_path_factory.mktemp("forest")
@@ -109,8 +143,10 @@ def test_whatever_is_pruned_the_others_keep_their_content(
     tree = store.tree("n")
     made = [golden_of(folder)]
     for number, parent in enumerate(parents):
-        disk = str(number).encode() if disks[number] else b""
-        stored = take(tree, made[parent], blocks=memory[number], disk=disk, created=number)
+        left_out = disks[number]
+        disk = b"" if left_out is None else str(number).encode()
+        over = max(made[parent].depth - left_out, 0) if left_out else None
+        stored = take(tree, made[parent], blocks=memory[number], disk=disk, created=number, over=over)
         made.append(stored.snapshot)
     before, used = contents(tree), store.used
     wanted = {made[number + 1].id for number in gone}

@@ -26,6 +26,7 @@ from fake_snapshots import (
 from agentvm_kernel.errors import SnapshotError
 from agentvm_kernel.snapshots import prune
 from agentvm_kernel.snapshots.notes import Cell, Notes
+from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.snapshots.tree import Tree
 from agentvm_kernel.vm.snapshot import FileDigest, Snapshot
@@ -79,6 +80,50 @@ def test_children_have_their_parents_and_their_disks_in_order(tree: Tree, tmp_pa
     assert memory_of(snapshot) == {1: 1, 2: 3, 4: 4}
     assert disks_of(snapshot) == [b"upper", b"lower"]
     assert snapshot.disks[-1] == Path("/image/rootfs.ext4")
+
+
+def test_a_disk_that_holds_what_is_in_others_does_not_lie_over_them(tree: Tree, tmp_path: Path) -> None:
+    first = take(tree, golden_of(tmp_path), disk=b"1")
+    second = take(tree, first.snapshot, disk=b"2")
+    third = take(tree, second.snapshot, disk=b"3")
+    flat = take(tree, third.snapshot, disk=b"2 to 4", over=1)
+    branch = take(tree, flat.snapshot)
+    found = {one.id: one.snapshot for one in tree.snapshots()}
+    assert [disks_of(found[one.id]) for one in (third, flat, branch)] == [
+        [b"3", b"2", b"1"], [b"2 to 4", b"1"], [b"2 to 4", b"1"],
+    ]  # fmt: skip
+    assert [found[one.id].depth for one in (first, third, flat, branch)] == [1, 3, 2, 2]
+
+
+def test_stores_from_before_disks_left_layers_out_can_be_read(tree: Tree, tmp_path: Path) -> None:
+    first = take(tree, golden_of(tmp_path), disk=b"1")
+    second = take(tree, first.snapshot, disk=b"2")
+    for one in (first, second):
+        change_manifest(one, lambda manifest: manifest.pop("over"))
+    assert disks_of(tree.find(second.id).snapshot) == [b"2", b"1"]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [({"over": 2}, "more layers"), ({"over": -1}, "greater than"), ({"over": 0, "own_layers": []}, "must have")],
+)
+def test_disk_that_lies_over_what_is_not_there_is_damaged(
+    tree: Tree, tmp_path: Path, values: dict[str, object], reason: str
+) -> None:
+    first = take(tree, golden_of(tmp_path), disk=b"1")
+    second = take(tree, first.snapshot, disk=b"2")
+    change_manifest(second, lambda manifest: manifest.update(values))
+    (damaged,) = tree.damaged()
+    assert damaged.id == second.id
+    assert reason in damaged.reason
+
+
+def change_manifest(stored: Stored, change: Callable[[dict[str, object]], object]) -> None:
+    path = stored.snapshot.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.chmod(0o600)
+    path.write_text(json.dumps(manifest))
 
 
 def test_several_layers_of_one_snapshot_keep_their_order(tree: Tree, tmp_path: Path) -> None:

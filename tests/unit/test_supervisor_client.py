@@ -15,12 +15,12 @@ from aiohttp import web
 from fake_supervisor import FakeSupervisor
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import ApiError, SupervisorError
+from agentvm_kernel.errors import ApiError, NoLeaseError, SupervisorError
 from agentvm_kernel.supervisor import answers, launch
 from agentvm_kernel.supervisor import client as module
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.launch import start_supervisor
-from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
+from agentvm_kernel.supervisor.messages import Ended, ForkRequest, Granted, LeaseRequest, Progress
 
 REQUEST = LeaseRequest(image="minimal", owner="test")
 
@@ -85,7 +85,8 @@ async def test_leaving_the_lease_gives_the_vm_back(paths: Paths) -> None:
 
 async def test_status_is_what_the_supervisor_says(paths: Paths) -> None:
     async with FakeSupervisor(paths), SupervisorClient(paths, start=False) as client:
-        assert await client.status() == {"fake": True, "leases": 0, "notebooks": []}
+        status = await client.status()
+        assert (status.version, status.pid, status.leases) == ("fake", os.getpid(), ())
 
 
 async def test_nobody_there_is_an_error_when_none_may_be_started(paths: Paths) -> None:
@@ -224,7 +225,8 @@ while True:
         c.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
         break
     if data:
-        c.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 14\\r\\nConnection: close\\r\\n\\r\\n" + b'{"mine": true}')
+        body = json.dumps({"version": "mine", "pid": 1, "uptime": 1, "libvirt": "", "accelerator": "tcg"}).encode()
+        c.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n" % len(body) + body)
     c.close()
 """
 
@@ -234,9 +236,37 @@ async def test_a_supervisor_is_started_once_for_two_who_ask(
 ) -> None:
     starts = instead(monkeypatch, short_tmp, LISTEN)
     async with SupervisorClient(paths) as one, SupervisorClient(paths) as two:
-        assert await asyncio.gather(one.status(), two.status()) == [{"mine": True}, {"mine": True}]
+        assert [answer.version for answer in await asyncio.gather(one.status(), two.status())] == ["mine", "mine"]
         await one.shutdown()
     assert starts.read_text() == "x\n"
+
+
+async def test_what_one_session_chose_is_no_default_of_the_supervisors(
+    paths: Paths, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = short_tmp / "told"
+    instead(monkeypatch, short_tmp, f"open({str(told)!r}, 'w').write(' '.join(os.environ))" + LISTEN)
+    monkeypatch.setenv("AGENTVM_PROFILE", "light")
+    monkeypatch.setenv("AGENTVM_IMAGE", "minimal")
+    async with SupervisorClient(paths) as client:
+        await client.shutdown()
+    names = set(told.read_text().split())
+    assert "AGENTVM_STATE_DIR" in names
+    assert not {"AGENTVM_PROFILE", "AGENTVM_IMAGE"} & names
+
+
+async def test_for_a_lease_that_is_lost_no_supervisor_is_started(
+    paths: Paths, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = instead(monkeypatch, short_tmp, LISTEN)
+    async with SupervisorClient(paths) as client:
+        for request in (client.snapshots("l"), client.rollback("l", ""), client.limits("l"), client.end_fork("l", 1)):
+            with pytest.raises(NoLeaseError, match="is gone"):
+                await request
+        with pytest.raises(NoLeaseError):
+            async with client.forks("l", ForkRequest(count=1)):
+                pass
+    assert not starts.exists()
 
 
 async def test_one_that_is_on_its_way_out_is_waited_for(
@@ -247,7 +277,7 @@ async def test_one_that_is_on_its_way_out_is_waited_for(
     twice += f"    os.write(fd, {error!r}.encode() + b'\\n')\n    raise SystemExit\n"
     starts = instead(monkeypatch, short_tmp, twice + LISTEN)
     async with SupervisorClient(paths) as client:
-        assert await client.status() == {"mine": True}
+        assert (await client.status()).version == "mine"
         await client.shutdown()
     assert starts.read_text() == "x\n" * 3
 

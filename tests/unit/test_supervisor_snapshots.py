@@ -16,8 +16,9 @@ from agentvm_kernel import config
 from agentvm_kernel.config import Settings, SnapshotSettings
 from agentvm_kernel.errors import ApiError, DiskFullError, SupervisorError
 from agentvm_kernel.snapshots.pins import is_used
-from agentvm_kernel.supervisor import bases, catalogue, forks, history
+from agentvm_kernel.supervisor import bases, catalogue, history
 from agentvm_kernel.supervisor.answers import Forks
+from agentvm_kernel.supervisor.budget import Budget
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.lease import Lease
@@ -31,6 +32,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotInfo,
     SnapshotRequest,
 )
+from agentvm_kernel.vm.chain import LONG, LONGEST
 from agentvm_kernel.vm.delta import PAGE
 from agentvm_kernel.vm.memory import Buffer, GuestMemory
 
@@ -63,7 +65,7 @@ class Session:
 
     def used(self) -> set[str]:
         """Return the ids of the snapshots that are in use."""
-        folder = self.supervisor._paths.state / "snapshots" / self.lease.terms.tree.id
+        folder = self.supervisor.paths.state / "snapshots" / self.lease.terms.tree.id
         return {path.name for path in folder.iterdir() if path.is_dir() and is_used(path)}
 
 
@@ -76,7 +78,7 @@ async def leased(folder: Path, hypervisor: MemoryHypervisor, settings: Settings 
         client.lease(LeaseRequest(notebook="n.ipynb")) as events,
     ):
         granted = await first_grant(events)
-        await supervisor.pool.wait_all_filled()
+        await supervisor.pool.filled()
         yield Session(supervisor, hypervisor, client, granted.lease, events)
     assert not hypervisor.running
 
@@ -124,13 +126,13 @@ async def test_snapshots_are_a_line_and_the_last_is_current(session: Session) ->
     assert is_awake(session.machine)
 
 
-@pytest.mark.parametrize(("label", "says"), [("a", "taken"), ("../x", "label")])
-async def test_label_that_cannot_be_had_costs_no_pause(session: Session, label: str, says: str) -> None:
+@pytest.mark.parametrize(("label", "says", "code"), [("a", "taken", "label_taken"), ("../x", "label", "snapshot")])
+async def test_label_that_cannot_be_had_costs_no_pause(session: Session, label: str, says: str, code: str) -> None:
     first = await session.snapshot("a")
     calls = list(session.machine.calls)
     with pytest.raises(ApiError, match=says) as caught:
         await session.snapshot(label)
-    assert caught.value.code == "snapshot"
+    assert caught.value.code == code
     assert session.machine.calls == calls
     assert (await session.client.snapshots(session.id)).snapshots == (first,)
 
@@ -187,7 +189,7 @@ async def test_unknown_reference_costs_no_pause(session: Session, to: str) -> No
     for ask in (session.client.rollback, session.client.plan_rollback):
         with pytest.raises(ApiError, match="no snapshot") as caught:
             await ask(session.id, to)
-        assert caught.value.code == "snapshot"
+        assert caught.value.code == "no_snapshot"
     assert session.machine is machine
     assert machine.calls == calls
 
@@ -263,13 +265,49 @@ async def test_snapshot_over_the_quota_is_refused_and_what_it_held_is_not_lost(
     small = COLD.model_copy(update={"snapshots": SnapshotSettings(quota_gb=1e-9)})
     async with leased(short_tmp, hypervisor, small) as session:
         session.machine.guest.touch(1)
-        session.machine.writes = 1
+        session.machine.write_disk()
         with pytest.raises(ApiError) as caught:
             await session.snapshot()
         assert caught.value.code == "quota"
         assert is_awake(session.machine)
         assert session.lease.vm.unsaved_runs == [(1, 1)]
         assert [layer.name for layer in session.lease.vm.unsaved_layers] == ["disk-1.qcow2"]
+
+
+async def test_the_chain_of_disk_layers_stays_short(session: Session) -> None:
+    names = []
+    for _ in range(3 * LONG):
+        session.machine.write_disk()
+        names.append((await session.snapshot()).id)
+        await session.lease.vm.settle()
+    merges = [call for call in session.machine.calls if call.startswith("merge")]
+    found = {stored.id: stored.snapshot for stored in session.lease.terms.tree.snapshots()}
+    assert list(found) == names
+    assert max(snapshot.depth for snapshot in found.values()) == LONG + 1
+    assert sum(snapshot.manifest.over is not None for snapshot in found.values()) == len(merges) > 1
+    assert session.machine.calls.index(merges[0]) > session.machine.calls.index("freeze")
+
+
+async def test_the_chain_stays_short_for_one_who_always_goes_back(session: Session) -> None:
+    for _ in range(2 * LONGEST):
+        session.machine.write_disk()
+        await session.client.rollback(session.id, (await session.snapshot()).id)
+    depths = [stored.snapshot.depth for stored in session.lease.terms.tree.snapshots()]
+    assert max(depths) == LONGEST
+    assert len(depths) == 2 * LONGEST
+
+
+async def test_layers_are_not_merged_where_the_next_snapshot_would_not_fit(
+    short_tmp: Path, hypervisor: MemoryHypervisor
+) -> None:
+    # Each snapshot takes more than 200 kB: there is room for them, but not for a layer as large as all together.
+    small = COLD.model_copy(update={"snapshots": SnapshotSettings(quota_gb=0.0045)})
+    async with leased(short_tmp, hypervisor, small) as session:
+        for _ in range(LONG + 2):
+            session.machine.write_disk()
+            await session.snapshot()
+            await session.lease.vm.settle()
+        assert not [call for call in session.machine.calls if call.startswith("merge")]
 
 
 async def grants(events: Forks, count: int) -> dict[int, ForkGranted]:
@@ -306,7 +344,7 @@ async def test_forks_are_clones_of_the_vm_as_it_is(session: Session, randomness:
 
 
 async def test_only_as_many_forks_run_as_there_are_slots(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks, "slots", lambda: 1)
+    monkeypatch.setattr(Budget, "slots", lambda _: 1)
     async with session.forks(3) as events:
         (first,) = await grants(events, 1)
         await session.client.rest_fork(session.id, first)
@@ -407,7 +445,7 @@ async def test_forks_end_when_others_are_asked_for(session: Session) -> None:
 async def test_a_later_fork_request_takes_the_place_of_one_that_still_waits(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forks, "slots", lambda: 1)
+    monkeypatch.setattr(Budget, "slots", lambda _: 1)
     async with session.forks(2) as earlier:
         (number,) = await grants(earlier, 1)
         async with session.forks(1) as later:
@@ -453,7 +491,7 @@ async def test_far_notebook_gets_a_complete_file_for_as_long_as_it_is_leased(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bases, "_FAR", 20_000)
-    folder = session.supervisor._paths.state / "memory"
+    folder = session.supervisor.paths.state / "memory"
     await session.snapshot("near")
     await session.supervisor.settled(session.lease)
     assert list(folder.iterdir()) == []
@@ -461,7 +499,7 @@ async def test_far_notebook_gets_a_complete_file_for_as_long_as_it_is_leased(
     far = await session.snapshot("far")
     await session.supervisor.settled(session.lease)
     assert [path.name for path in folder.iterdir()] == [f"{far.id}.memory"]
-    assert session.supervisor.pool.counts()[far.id] == {"warm": 0, "blanks": 1}
+    assert session.supervisor.pool.stocks.counts()[far.id] == {"warm": 0, "blanks": 1}
     session.machine.guest.touch(9, value=5)
     assert session.supervisor.pool.nearest_distance(session.lease.vm.snapshot) == 0
     await session.snapshot("child")
@@ -475,11 +513,11 @@ async def test_far_notebook_gets_a_complete_file_for_as_long_as_it_is_leased(
     farther = await session.snapshot("farther")
     await session.supervisor.settled(session.lease)
     assert [path.name for path in folder.iterdir()] == [f"{farther.id}.memory"]
-    assert far.id not in session.supervisor.pool.counts()
+    assert far.id not in session.supervisor.pool.stocks.counts()
     lease = session.lease
     await session.supervisor.release(lease)
     assert list(folder.iterdir()) == []
-    assert farther.id not in session.supervisor.pool.counts()
+    assert farther.id not in session.supervisor.pool.stocks.counts()
 
 
 async def test_no_complete_file_where_there_is_no_room(
@@ -491,7 +529,7 @@ async def test_no_complete_file_where_there_is_no_room(
         session.machine.guest.touch(1)
         await session.snapshot("far")
         await session.supervisor.settled(session.lease)
-        assert list((session.supervisor._paths.state / "memory").iterdir()) == []
+        assert list((session.supervisor.paths.state / "memory").iterdir()) == []
         assert "no room for a complete memory file" in caplog.text
         await session.client.rollback(session.id, "far")
         assert byte_of(session.machine, 1) == 7
@@ -515,7 +553,7 @@ async def test_complete_file_that_fails_is_no_failure_of_the_snapshot(
 async def test_drained_pool_makes_clones_from_scratch(session: Session) -> None:
     await session.snapshot("a")
     await session.supervisor.pool.drain()
-    (counts,) = session.supervisor.pool.counts().values()
+    (counts,) = session.supervisor.pool.stocks.counts().values()
     assert counts["blanks"] == 0
     before = len(session.hypervisor.machines)
     await session.client.rollback(session.id, "a")
@@ -527,12 +565,12 @@ async def test_quiet_pool_starts_nothing_until_the_last_has_finished(session: Se
     await session.snapshot("a")
     with pool.quiet():
         await session.client.rollback(session.id, "a")
-        (counts,) = pool.counts().values()
+        (counts,) = pool.stocks.counts().values()
         assert counts["blanks"] == 0
-        await asyncio.wait([asyncio.ensure_future(pool.wait_all_filled())], timeout=0.05)
+        await asyncio.wait([asyncio.ensure_future(pool.filled())], timeout=0.05)
         assert counts["blanks"] == 0
-    await pool.wait_all_filled()
-    (counts,) = pool.counts().values()
+    await pool.filled()
+    (counts,) = pool.stocks.counts().values()
     assert counts["blanks"] == 1
 
 

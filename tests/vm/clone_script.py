@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from agentvm_kernel.config import Profile
 from agentvm_kernel.link.connection import connect
+from agentvm_kernel.profiles import Profile
 from agentvm_kernel.supervisor.catalogue import Catalogue
 from agentvm_kernel.vm.blank import start_blank
 from agentvm_kernel.vm.clone import VM, become

@@ -42,7 +42,7 @@ def remains() -> set[str]:
 def check(figures: list[dict[str, Any]]) -> None:
     assert figures
     for figure in figures:
-        assert figure["unit"] in {"ms", "MB", "MiB"}
+        assert figure["unit"] in {"ms", "MB", "MiB", "/s"}
         assert figure["n"] >= 1
         assert figure["median"] <= figure["p95"]
         assert figure["baseline"]["median"] >= 0
@@ -106,3 +106,10 @@ def test_bench_timetravel_measures_cells_and_room() -> None:
     check(figures)
     assert {30, 250} <= {figure["limit"] for figure in figures}
     assert median(figures, "stored by 100 cells") > 100, "random data cannot be made smaller"
+
+
+def test_bench_egress_measures_connections_and_downloads_beside_slirp() -> None:
+    figures = bench("egress", 1)
+    check(figures)
+    assert {15, 1} <= {figure["limit"] for figure in figures}
+    assert median(figures, "private memory of the gateway's process with 1000") > 10

@@ -8,7 +8,7 @@ import pytest
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ApiError
-from agentvm_kernel.experiment import ForkResult, Session
+from agentvm_kernel.experiment import AsyncSession, ForkResult
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -20,11 +20,11 @@ RANDOM = (
 @pytest.fixture
 async def session(
     vm_paths: Paths, vm_environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> AsyncIterator[Session]:
+) -> AsyncIterator[AsyncSession]:
     """A session in a VM of its own, with a tree of its own."""
     for name, value in vm_environment.items():
         monkeypatch.setenv(name, value)
-    async with Session(paths=vm_paths, notebook=request.node.name) as session:
+    async with AsyncSession(paths=vm_paths, notebook=request.node.name) as session:
         yield session
 
 
@@ -33,7 +33,7 @@ def values(results: list[ForkResult]) -> list[str]:
     return [one.cell.result for one in results]
 
 
-async def test_forks_of_forks_are_independent(session: Session) -> None:
+async def test_forks_of_forks_are_independent(session: AsyncSession) -> None:
     await session.run("path = ['root']; open('file', 'w').write('root')")
     step = "path.append(f'{len(path)}'); open('file', 'a').write(path[-1]); (path, open('file').read())"
     for depth in (1, 2, 3):
@@ -44,14 +44,14 @@ async def test_forks_of_forks_are_independent(session: Session) -> None:
     assert (await session.run("len(path)")).result == "4"
 
 
-async def test_diverging_forks_differ_in_everything_random(session: Session) -> None:
+async def test_diverging_forks_differ_in_everything_random(session: AsyncSession) -> None:
     await session.run("import random; random.seed(1)")
     drawn = [eval(text) for text in values(await session.fork(4, RANDOM))]
     for kind in range(4):
         assert len({one[kind] for one in drawn}) == 4
 
 
-async def test_common_forks_agree_in_user_space_only(session: Session) -> None:
+async def test_common_forks_agree_in_user_space_only(session: AsyncSession) -> None:
     await session.run("import random")
     drawn = [eval(text) for text in values(await session.fork(3, RANDOM, randomness="common"))]
     assert len({one[0] for one in drawn}) == 1
@@ -72,7 +72,7 @@ async def test_common_forks_agree_in_user_space_only(session: Session) -> None:
     ],
 )
 async def test_a_fork_that_misbehaves_costs_only_itself(
-    session: Session, harm: str, status: str, timeout: float
+    session: AsyncSession, harm: str, status: str, timeout: float
 ) -> None:
     await session.run("import os, socket, subprocess, time; state = 'kept'")
     # Some forks do harm, by their host names, which are random; of four nearly always some do and some do not.
@@ -94,7 +94,7 @@ async def test_a_fork_that_misbehaves_costs_only_itself(
             await session.adopt(bad[0].fork)
 
 
-async def test_an_adopted_fork_goes_on_with_its_processes_and_connections(session: Session) -> None:
+async def test_an_adopted_fork_goes_on_with_its_processes_and_connections(session: AsyncSession) -> None:
     await session.run(
         "import socket, subprocess\n"
         "server = socket.create_server(('127.0.0.1', 0))\n"
@@ -116,7 +116,7 @@ async def test_numpys_generator_differs_or_agrees_as_the_forks_do(
     for name, value in vm_environment.items():
         monkeypatch.setenv(name, value)
     draw = "(np.random.random(), np.random.default_rng().random())"
-    async with Session(paths=vm_paths, image="standard", notebook="numpy") as session:
+    async with AsyncSession(paths=vm_paths, image="standard", notebook="numpy") as session:
         await session.run("import numpy as np; np.random.seed(3)")
         apart = [eval(text) for text in values(await session.fork(3, draw))]
         alike = [eval(text) for text in values(await session.fork(3, draw, randomness="common"))]

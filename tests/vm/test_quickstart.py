@@ -34,7 +34,9 @@ def test_quickstart_runs_every_cell_in_a_vm(vm_environment: Mapping[str, str], v
     assert "kernel:  6.12" in text
     assert "user:    agent" in text
     assert "\nroot\n" in text, "sudo works inside the VM"
-    assert "Network is unreachable" in text
+    assert "http://example.org/ 403" in text
+    assert "http://192.0.2.1/ 403" in text
+    assert "%net allow example.org" in text
     assert "written inside the VM" in text
     assert text.endswith("done\n")
     assert [output.ename for output in outputs if output.output_type == "error"] == ["ZeroDivisionError"]

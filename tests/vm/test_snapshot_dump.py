@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -11,8 +12,9 @@ import pytest
 from vms import qemus, shut_down
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.experiment import Session
+from agentvm_kernel.experiment import AsyncSession
 from agentvm_kernel.vm.blank import DUMP_VARIABLE
+from agentvm_kernel.vm.chain import LONG
 
 CONFIG = """\
 image = "minimal"
@@ -46,7 +48,7 @@ async def paths(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Paths]:
 
 
 async def test_going_back_to_dumps_restores_memory_and_disk(paths: Paths) -> None:
-    async with Session(paths=paths) as session:
+    async with AsyncSession(paths=paths) as session:
         await session.run(
             "import os; data = bytearray(os.urandom(1 << 20) * 50); state = 1; open('file','w').write('a')"
         )
@@ -63,3 +65,32 @@ async def test_going_back_to_dumps_restores_memory_and_disk(paths: Paths) -> Non
             assert (await session.run(HASH)).stdout == expected
     assert first.size > 50 << 20
     assert second.parent == first.id
+
+
+async def test_a_page_that_is_zero_in_a_dump_is_not_what_it_was_when_the_machine_was_booted(paths: Paths) -> None:
+    """QEMU takes for granted that what a dump leaves out is zero already, and our blanks are views of a booted VM."""
+    drop = "subprocess.run('sync; echo 3 | sudo tee /proc/sys/vm/drop_caches', shell=True, check=True)"
+    async with AsyncSession(paths=paths) as session:
+        await session.run(f"import subprocess\n{drop}\nzeros = bytearray(b'\\0') * (300 << 20)")
+        await session.snapshot("zeros")
+        await session.rollback("zeros")
+        assert (await session.run("any(zeros)")).result == "False"
+
+
+async def test_disks_of_dumps_stay_short_chains(paths: Paths) -> None:
+    everything = "print(*(open(name).read() for name in sorted(os.listdir('.')) if name.startswith('file')))"
+    drop = "subprocess.run('sync; echo 3 | sudo tee /proc/sys/vm/drop_caches', shell=True, check=True)"
+    count = LONG + 3
+    async with AsyncSession(paths=paths) as session:
+        await session.run("import os, subprocess")
+        for number in range(count):
+            await session.run(f"open('file-{number:02}', 'w').write('{number}'); os.sync()")
+            await session.snapshot(f"step-{number}")
+        for number in (count - 1, 3, LONG):
+            await session.rollback(f"step-{number}")
+            await session.run(drop)
+            expected = " ".join(map(str, range(number + 1)))
+            assert (await session.run(everything)).stdout == f"{expected}\n"
+    manifests = [json.loads(path.read_text()) for path in paths.state.glob("snapshots/*/*/manifest.json")]
+    assert all(manifest["is_dump"] for manifest in manifests)
+    assert [manifest["over"] for manifest in manifests if manifest["over"] is not None] == [0]

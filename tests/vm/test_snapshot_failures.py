@@ -9,13 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kernel_client import Notebook, notebook
+from kernel_client import Notebook, notebook, wait_until
 from travel import back, named, ok, refused, saved, told, value
 from vms import environment_of, own_supervisor
 
 pytestmark = pytest.mark.timeout(300)
 
 STATE = "(steps, zlib.crc32(large), [open(f'/home/agent/{step}').read() == step * 9000 for step in steps])"
+
+FILL = """
+import os
+with open('/home/agent/large', 'wb') as file:
+    for _ in range(96):
+        file.write(os.urandom(1 << 20))
+    file.flush()
+    os.fsync(file.fileno())
+"""
 
 
 def step(nb: Notebook, name: str) -> None:
@@ -76,3 +85,24 @@ def test_a_full_disk() -> None:
         with notebook(named(environment_of(paths), "/tests/full.ipynb")) as nb:
             fail_and_recover(nb, "no room", lambda: mount("remount,size=1G", paths.state))
         assert not list((paths.state / "snapshots").glob(".*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_a_host_disk_that_is_full_for_a_moment_only_makes_the_guest_wait() -> None:
+    with own_supervisor(disk=small_disk) as paths, notebook(environment_of(paths)) as nb:
+        ok(nb, "x = 41")
+        msg_id = nb.client.execute(FILL)
+        wait_until(lambda: os.statvfs(paths.state).f_bavail == 0, "the disk is full")
+        wait_until(lambda: "a write of a VM's failed" in paths.log.read_text(), "QEMU has stopped the guest")
+        mount("remount,size=1G", paths.state)
+        assert nb.finish(msg_id).status == "ok"
+        assert value(nb, "x + 1") == 42
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_a_host_disk_that_stays_full_ends_the_vm_and_says_so() -> None:
+    with own_supervisor(disk=small_disk) as paths, notebook(environment_of(paths)) as nb:
+        cell = nb.run(FILL)
+        assert cell.status == "error"
+        assert str(cell.reply["evalue"]).startswith("The host's disk was full, so that the VM could not write")
+        ok(nb, "%vm restart")

@@ -1,0 +1,41 @@
+"""VMs and blanks on their way out: ended in the background, a few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from agentvm_kernel.vm.blank import Blank
+from agentvm_kernel.vm.clone import VM
+
+# Libvirt ends a domain in a tenth of a second, and has few threads.
+_AT_ONCE: Final = 4
+
+
+class Retirement:
+    """Ends VMs and blanks."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, things: Iterable[VM | Blank]) -> None:
+        """End them in the background."""
+        for thing in things:
+            task = asyncio.create_task(self.end(thing))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def end(self, thing: VM | Blank) -> None:
+        """End one, and wait until it has ended."""
+        async with self._places:
+            await thing.end()
+
+    async def close(self) -> None:
+        """Wait until all have ended.
+
+        Raises:
+            AgentVMError: one did not end as it should; all were tried.
+        """
+        await asyncio.gather(*self._tasks)

@@ -1,0 +1,193 @@
+"""How much output a cell may have, and how fast."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from kernel_harness import (
+    TIMEOUT,
+    ScriptedSupervisor,
+    ask,
+    outputs,
+    parts_of,
+    replied,
+    running,
+    types,
+    within,
+)
+
+from agentvm_kernel.kernel import output
+from agentvm_kernel.kernel.limits import HeldLimits
+from agentvm_kernel.kernel.output import OutputGate, Verdict
+from agentvm_kernel.kernel.requests import Request
+from agentvm_kernel.kernel.wire import ClientMessage, check_guest
+from agentvm_kernel.profiles import Limits
+
+MIB = 1 << 20
+
+
+def supervisor(**limits: int) -> ScriptedSupervisor:
+    made = ScriptedSupervisor()
+    made.given = Limits.model_validate(limits)
+    return made
+
+
+def texts(messages: list[dict[str, object]], name: str) -> str:
+    streams = [m["content"] for m in messages if m["msg_type"] == "stream"]
+    return "".join(str(content["text"]) for content in streams if content["name"] == name)  # type: ignore[index]
+
+
+async def test_what_is_too_much_is_left_out_with_one_note_and_the_cell_goes_on(tmp_path: Path) -> None:
+    async with running(tmp_path, supervisor(output_mib=1)) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        msg_id = client.execute("flood()")
+        asked = await guest.asked()
+        guest.begin(asked)
+        for _ in range(10):
+            guest.output(asked, "x" * (MIB // 4))
+        guest.finish(asked)
+        messages = await outputs(client, msg_id)
+        assert len(texts(messages, "stdout")) == 3 * MIB // 4
+        note = texts(messages, "stderr")
+        assert note.count("left out") == 1
+        assert "more than 1 MiB, the output limit of profile test; change it with %limits output=SIZE" in note
+        assert (await replied(client, msg_id))["content"]["status"] == "ok"  # type: ignore[index]
+
+
+async def test_the_next_cell_has_its_own_measure(tmp_path: Path) -> None:
+    async with running(tmp_path, supervisor(output_mib=1)) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        for _ in range(2):
+            msg_id = client.execute("flood()")
+            asked = await guest.asked()
+            guest.begin(asked)
+            guest.output(asked, "x" * MIB)
+            guest.output(asked, "y")
+            guest.finish(asked)
+            assert "left out" in texts(await outputs(client, msg_id), "stderr")
+
+
+@pytest.mark.parametrize("kind", ["display_data", "update_display_data", "comm_msg", "clear_output"])
+async def test_everything_counts_as_output(tmp_path: Path, kind: str) -> None:
+    async with running(tmp_path, supervisor(output_mib=1)) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        msg_id = client.execute("flood()")
+        asked = await guest.asked()
+        guest.begin(asked)
+        guest.say("iopub", parts_of(kind, {"comm_id": "c", "data": {}}, asked.header, buffers=[b"x" * MIB]))
+        guest.output(asked, "after")
+        guest.finish(asked)
+        messages = await outputs(client, msg_id)
+        assert kind not in types(messages)
+        assert texts(messages, "stdout") == ""
+        assert "left out" in texts(messages, "stderr")
+
+
+async def test_the_error_that_ends_a_flood_is_shown_once(tmp_path: Path) -> None:
+    async with running(tmp_path, supervisor(output_mib=1)) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        msg_id = client.execute("flood()")
+        asked = await guest.asked()
+        guest.begin(asked)
+        guest.output(asked, "x" * MIB)
+        guest.say("iopub", parts_of("error", {"ename": "E", "evalue": "x" * MIB, "traceback": []}, asked.header))
+        for _ in range(3):
+            guest.say("iopub", parts_of("error", {"ename": "E", "evalue": "v", "traceback": []}, asked.header))
+        guest.finish(asked)
+        errors = [m["content"]["evalue"] for m in await outputs(client, msg_id) if m["msg_type"] == "error"]  # type: ignore[index]
+        assert errors == ["v"]
+
+
+async def test_the_rate_is_held_by_not_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await blocked.wait()
+
+    async with running(tmp_path, supervisor(output_mib_per_second=1)) as kernel, kernel.client() as client:
+        import asyncio
+
+        blocked = asyncio.Event()
+        monkeypatch.setattr(output, "sleep", sleep)
+        guest = await kernel.guest()
+        client.execute("flood()")
+        asked = await guest.asked()
+        guest.begin(asked)
+        for _ in range(5):
+            guest.output(asked, "x" * (2 * MIB))
+        await within(lambda: slept)
+        waiting = guest.link.streams["iopub"].to_host.qsize()
+        assert waiting == 4
+        assert slept[0] == pytest.approx(1, abs=0.3)
+        # Whatever waits there, an interrupt does not wait behind it.
+        await ask(client, "interrupt_request", {}, "control")
+        async with asyncio.timeout(TIMEOUT):
+            (raw,) = await guest.link.streams["agent"].to_guest.get()
+        assert json.loads(raw)["op"] == "interrupt"
+        assert guest.link.streams["iopub"].to_host.qsize() == waiting
+        blocked.set()
+
+
+def gate(**limits: int) -> tuple[OutputGate, list[float]]:
+    held = HeldLimits()
+    held.now = Limits.model_validate(limits)
+    clock = [100.0]
+    return OutputGate(held, lambda: clock[0]), clock
+
+
+def message(size: int, kind: str = "stream"):  # type: ignore[no-untyped-def]
+    return check_guest("iopub", parts_of(kind, {"text": "x" * size}))
+
+
+async def test_after_a_rest_a_seconds_worth_passes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(output, "sleep", sleep)
+    held, clock = gate(output_mib_per_second=1)
+    await held.pace(None, message(MIB // 2))
+    await held.pace(None, message(MIB // 4))
+    assert slept == []
+    await held.pace(None, message(MIB))
+    assert slept == [pytest.approx(0.75, abs=0.01)]
+    clock[0] += 60
+    await held.pace(None, message(MIB // 2))
+    assert len(slept) == 1
+
+
+async def test_what_waits_when_a_cell_is_over_comes_at_once_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(output, "sleep", sleep)
+    held, _ = gate(output_mib_per_second=1)
+    header = {"msg_type": "execute_request"}
+    request = Request("shell", ClientMessage([], header, b"", b"", b"", b"", []), replied=True, backlog=20 * MIB)
+    for _ in range(2):
+        await held.pace(request, message(10 * MIB))
+    assert slept == []
+    await held.pace(request, message(10 * MIB))
+    assert len(slept) == 1
+
+
+def test_output_that_belongs_to_no_cell_is_bounded_until_the_next_begins() -> None:
+    held, _ = gate(output_mib=1)
+    verdicts = [held.judge(None, message(MIB // 2)) for _ in range(3)]
+    assert verdicts == [Verdict.SHOWN, Verdict.LEFT_OUT, Verdict.LEFT_OUT]
+    held.begin()
+    assert held.judge(None, message(MIB // 2)) is Verdict.SHOWN
+
+
+def test_many_small_messages_count_for_more_than_what_is_in_them() -> None:
+    held, _ = gate(output_mib=1)
+    request = Request("shell", ClientMessage([], {}, b"", b"", b"", b"", []))
+    one = message(1)
+    shown = sum(held.judge(request, one) is Verdict.SHOWN for _ in range(4096))
+    assert 1000 < shown < 2048
