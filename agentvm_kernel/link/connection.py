@@ -90,14 +90,14 @@ class Link(asyncio.Protocol):
             if self._session is not None:
                 self._session.bye("the host closed the link")
                 self.pump()
-            self._fail(LinkClosedError("The link was closed by this end."), abort=False)
+            self._fail(LinkClosedError("The link to the VM was closed by this end."), abort=False)
         # A guest that does not read keeps the goodbye from leaving; it is not worth waiting for.
         await asyncio.wait([self._lost], timeout=_GOODBYE)
         self.abort()
 
     def abort(self) -> None:
         """Close the connection without a goodbye."""
-        self._fail(LinkClosedError("The link was closed by this end."))
+        self._fail(LinkClosedError("The link to the VM was closed by this end."))
         if self._transport is not None:
             self._transport.abort()
 
