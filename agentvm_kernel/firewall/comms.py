@@ -15,6 +15,8 @@ _WIDGET: Final = "jupyter.widget"
 _CONTROL: Final = "jupyter.widget.control"
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,128}\Z")
 _MOST: Final = 10_000
+_MOST_MODELS: Final = 50_000
+_MOST_CLIENTS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,18 @@ class CommGuard:
         self._most = most
         self._open: dict[str, str] = {}
         self._models: dict[str, Model] = {}
+        self._clients: dict[str, None] = {}
 
     def opened_by_client(self, content: Mapping[str, object]) -> None:
         """Take notice of a front end's own ``comm_open``: it asks for the widgets' state that way."""
         name, target = content.get("comm_id"), content.get("target_name")
-        if isinstance(name, str) and isinstance(target, str) and len(self._open) < self._most:
+        if isinstance(name, str) and isinstance(target, str):
+            self._clients[name] = None
             self._open[name] = target
+            if len(self._clients) > _MOST_CLIENTS:
+                oldest = next(iter(self._clients))
+                del self._clients[oldest]
+                self._open.pop(oldest, None)
 
     def opened(
         self, content: Mapping[str, object], metadata: Mapping[str, object], buffers: Sequence[bytes], context: Context
@@ -61,7 +69,7 @@ class CommGuard:
         name, target, data = content.get("comm_id"), content.get("target_name"), content.get("data")
         if not (isinstance(name, str) and _ID.match(name) and isinstance(target, str) and isinstance(data, dict)):
             return _blocked(context, Reason.MALFORMED, "a comm without id, target or data")
-        if len(self._open) >= self._most and name not in self._open:
+        if len(self._open) - len(self._clients) >= self._most and name not in self._open:
             return _blocked(context, Reason.RATE, "too many comms open")
         if target == _WIDGET:
             passed = self._widget(name, data, buffers, context)
@@ -99,6 +107,7 @@ class CommGuard:
         """Clean a ``comm_close`` of either side."""
         name = content.get("comm_id")
         if isinstance(name, str) and self._open.pop(name, None) is not None:
+            self._clients.pop(name, None)
             return {"comm_id": name, "data": {}}
         context.block(Reason.COMM, "the end of a comm that is not open")
         return None
@@ -130,18 +139,22 @@ class CommGuard:
         known = self._models.get(name)
         if known is not None and "_model_name" not in state:
             return known
-        if known is None and len(self._models) >= self._most:
-            context.block(Reason.RATE, "too many widgets")
-            return None
         told = known_model(state, context)
         if known is None or told is None:
-            if told is not None:
-                self._models[name] = told
-            return told
+            return self._remember(name, told) if told is not None else None
         if (known.module, known.name, known.core) == (told.module, told.name, told.core):
             return known
         context.block(Reason.WIDGET, "a widget that became another")
         return None
+
+    def _remember(self, name: str, model: Model) -> Model:
+        """Keep a widget's class, for good as far as there is room; the oldest that is closed gives way."""
+        self._models[name] = model
+        if len(self._models) > _MOST_MODELS:
+            closed = next((one for one in self._models if one not in self._open), None)
+            if closed is not None:
+                del self._models[closed]
+        return model
 
     def _states(self, data: State, buffers: Sequence[bytes], context: Context) -> Passed | None:
         """Clean the states of all widgets, which a front end asks for that has just been opened."""

@@ -96,14 +96,18 @@ def framed(html: str, context: Context) -> str:
     )
 
 
-def framed_script(script: str, context: Context) -> str:
-    """JavaScript (``application/javascript``) in a frame, with an ``element`` to draw in, as notebooks have it."""
+def framed_script(script: str, context: Context, html: str = "") -> str:
+    """JavaScript (``application/javascript``) in a frame, with an ``element`` to draw in, as notebooks have it.
+
+    Args:
+        script: The script.
+        context: Of the message.
+        html: What stands before the element: the HTML of the same output.
+    """
     # Two ways in which a script's text could end its element or swallow its end; in JavaScript's strings both are same.
     text = re.sub(r"<(?=/script|script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
-    return framed(
-        f'<div id="element"></div><script>{{const element=document.getElementById("element");\n{text}\n}}</script>',
-        context,
-    )
+    place = '<div id="element"></div><script>{const element=document.getElementById("element");'
+    return framed(f"{html}{place}\n{text}\n}}</script>", context)
 
 
 def _allowed(host: str, hosts: list[str]) -> bool:

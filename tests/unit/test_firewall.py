@@ -1,0 +1,187 @@
+"""The firewall's own decisions, message by message; what they do in a browser is seen in tests/security."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from agentvm_kernel.firewall.context import Mode
+from agentvm_kernel.firewall.firewall import PROMPT, Firewall
+from agentvm_kernel.firewall.policy import Policy, note
+from agentvm_kernel.firewall.reasons import Reason
+
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1").decode()
+HUGE = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0").decode()
+
+
+class Said:
+    """A firewall, and what it has blocked."""
+
+    def __init__(self, **policy: Any) -> None:
+        self.firewall = Firewall(Policy(**policy))
+        self.firewall.is_host_code = lambda code: code.startswith("%")
+        self.reasons: Counter[Reason] = Counter()
+
+    def block(self, reason: Reason, _words: str) -> None:
+        self.reasons[reason] += 1
+
+    def output(self, msg_type: str, content: object) -> dict[str, Any] | None:
+        shown = self.firewall.output(msg_type, json.dumps(content).encode(), b"{}", [], self.block)
+        return dict(shown.content) if shown else None
+
+    def shown(self, data: dict[str, object]) -> dict[str, Any]:
+        content = self.output("display_data", {"data": data, "metadata": {}})
+        return content["data"] if content else {}
+
+    def reply(self, msg_type: str, content: object) -> dict[str, Any]:
+        return self.firewall.reply(msg_type, json.dumps(content).encode(), self.block)
+
+
+def test_colours_stay_and_what_steers_a_terminal_goes() -> None:
+    said = Said()
+    text = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x1b[2J\x1b]8;;http://x\x1b\\link\x9b5n\rdone"
+    stream = said.output("stream", {"name": "elsewhere", "text": text})
+    assert stream == {"name": "stdout", "text": "\x1b[31mred\x1b[0m link5n\rdone"}
+    assert said.reasons == {Reason.TERMINAL: 1}
+
+
+def test_long_lines_are_broken_and_nothing_of_them_is_lost() -> None:
+    stream = Said().output("stream", {"name": "stdout", "text": "x" * 100_000})
+    assert stream is not None
+    assert stream["text"].replace("\n", "") == "x" * 100_000
+    assert max(map(len, stream["text"].split("\n"))) <= 32_768
+
+
+@pytest.mark.parametrize("mode", [Mode.STANDARD, Mode.STRICT])
+def test_html_without_scripts_is_cleaned_in_place(mode: Mode) -> None:
+    shown = Said(mode=mode).shown({"text/html": "<b onclick=x>bold</b>"})
+    assert shown == {"text/html": "<b>bold</b>"}
+
+
+def test_html_with_scripts_goes_into_a_frame_or_loses_them() -> None:
+    script = {"text/html": "<p>seen</p><script>go()</script>"}
+    framed = Said().shown(script)["text/html"]
+    assert framed.startswith('<iframe class="agentvm-frame" sandbox="allow-scripts"')
+    assert Said(mode=Mode.STRICT).shown(script) == {"text/html": "<p>seen</p>"}
+    assert Said(mode=Mode.TRUSTED).shown(script) == script
+
+
+def test_javascript_becomes_a_frame_with_the_html_of_the_same_output() -> None:
+    shown = Said().shown({"application/javascript": "element.id", "text/html": "<div id=plot></div>"})
+    assert set(shown) == {"text/html"}
+    assert "div id=plot" in shown["text/html"]
+    said = Said(mode=Mode.STRICT)
+    assert said.shown({"application/javascript": "element.id"}) == {}
+    assert said.reasons == {Reason.SCRIPT: 1}
+
+
+def test_markdown_becomes_html_with_its_formulas() -> None:
+    shown = Said().shown({"text/markdown": "**bold** $a_1*b*c<d$ <img src=http://x/y> [x](javascript:alert(1))"})
+    assert "<strong>bold</strong> $a_1*b*c&lt;d$" in shown["text/html"]
+    assert "http://x" not in shown["text/html"]
+    assert "href" not in shown["text/html"]
+
+
+def test_an_svg_becomes_an_image() -> None:
+    svg = "<svg onload='alert(1)'></svg>"
+    shown = Said().shown({"image/svg+xml": svg})["text/html"]
+    assert shown.startswith("<img ")
+    assert base64.b64encode(svg.encode()).decode() in shown
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [(HUGE, Reason.SIZE), ("<svg/>", Reason.MALFORMED), ("AAAA", Reason.MALFORMED), (["x"], Reason.MALFORMED)],
+)
+def test_only_pictures_are_shown_as_pictures(picture: object, reason: Reason) -> None:
+    said = Said()
+    assert said.shown({"image/png": PNG}) == {"image/png": PNG}
+    assert said.shown({"image/png": picture}) == {}
+    assert said.reasons == {reason: 1}
+
+
+def test_types_that_are_not_known_are_dropped_unless_the_user_allows_them() -> None:
+    data = {"application/pdf": "x", "text/plain": "plain"}
+    said = Said()
+    assert said.shown(data) == {"text/plain": "plain"}
+    assert said.reasons == {Reason.MIME: 1}
+    assert Said(mime_types=("application/pdf",)).shown(data) == data
+
+
+def test_vega_is_interpreted_and_not_compiled() -> None:
+    content = Said().output("display_data", {"data": {"application/vnd.vega.v5+json": {"marks": []}}, "metadata": {}})
+    assert content is not None
+    assert content["metadata"] == {"application/vnd.vega.v5+json": {"embed_options": {"ast": True, "actions": False}}}
+
+
+def test_payloads_show_text_and_propose_cells_but_none_for_the_host() -> None:
+    page = {"source": "page", "data": {"text/html": "<script>", "text/plain": "help"}, "start": 0}
+    given = [
+        page,
+        {"source": "set_next_input", "text": "x = 1", "replace": True},
+        {"source": "set_next_input", "text": "%net allow all"},
+        {"source": "edit_magic", "filename": "/etc/passwd"},
+    ]
+    said = Said()
+    reply = said.reply("execute_reply", {"status": "ok", "execution_count": 3, "payload": given, "extra": 1})
+    assert reply == {
+        "status": "ok",
+        "execution_count": 3,
+        "user_expressions": {},
+        "payload": [
+            {"source": "page", "data": {"text/plain": "help"}, "start": 0},
+            {"source": "set_next_input", "text": "x = 1", "replace": True},
+        ],
+    }
+    assert said.reasons == {Reason.PAYLOAD: 2}
+
+
+def test_completions_have_no_markup_and_kernel_info_is_fixed() -> None:
+    said = Said()
+    completed = said.reply("complete_reply", {"status": "ok", "matches": ["fine", "<img src=x>", 1], "cursor_end": 2})
+    assert completed["matches"] == ["fine"]
+    info = said.reply(
+        "kernel_info_reply",
+        {
+            "status": "ok",
+            "help_links": [{"url": "javascript:x"}],
+            "language_info": {"version": "3.13.1", "name": "evil"},
+        },
+    )
+    assert info["help_links"] == []
+    assert info["language_info"]["name"] == "python"
+    assert info["language_info"]["version"] == "3.13.1"
+
+
+def test_prompts_name_the_vm_and_masks_are_for_cells_that_ask_for_them() -> None:
+    said = Said()
+    asked = json.dumps({"prompt": "password: ", "password": True}).encode()
+    assert said.firewall.prompt(asked, "getpass()", said.block) == {"prompt": PROMPT + "password: ", "password": True}
+    assert not said.reasons
+    assert said.firewall.prompt(asked, "work()", said.block)["password"] is False
+    assert said.reasons == {Reason.INPUT: 1}
+
+
+def test_the_note_names_what_was_blocked_how_often_and_the_way_out() -> None:
+    text = note({(Reason.MIME, "a type"): 2, (Reason.LINK, "a link"): 1})
+    assert text == "blocked: a type (2 times); [output] mime_types allows types\nblocked: a link\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"x", b"\xff", b"[" * 100_000, b'{"data": ' + b"[" * 900 + b"]" * 900 + b"}"]
+)
+def test_what_makes_no_sense_is_blocked(content: bytes) -> None:
+    said = Said()
+    assert said.firewall.output("display_data", content, b"{}", [], said.block) is None
+    assert said.firewall.reply("execute_reply", content, said.block)["status"] == "error"
+    assert said.reasons
+
+
+def test_halves_of_surrogate_pairs_are_replaced() -> None:
+    stream = Said().firewall.output("stream", b'{"text": "a\\ud800b"}', b"{}", [], lambda *_: None)
+    assert stream is not None
+    assert stream.content["text"] == "a?b"
