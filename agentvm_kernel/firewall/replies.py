@@ -164,7 +164,7 @@ def _history(content: Mapping[str, object], context: Context) -> Content:
 def _entry(entry: list[object], context: Context) -> list[object]:
     session, line, said = entry
     both = [clean_text(text, context) for text in said if isinstance(text, str)] if isinstance(said, list) else None
-    return [_number(session), _number(line), both if both is not None else _text(said, context)]
+    return [_number(session, -(1 << 31)), _number(line), both if both is not None else _text(said, context)]
 
 
 def _comms(content: Mapping[str, object], _context: Context) -> Content:

@@ -157,6 +157,12 @@ def test_completions_have_no_markup_and_kernel_info_is_fixed() -> None:
     assert info["language_info"]["version"] == "3.13.1"
 
 
+def test_history_keeps_its_numbers_below_zero_and_its_texts() -> None:
+    given = [[-1, 2, "x"], [1, 2, ["in\x07", "out"]], ["1", None, 3], "x"]
+    reply = Said().reply("history_reply", {"status": "ok", "history": given})
+    assert reply["history"] == [[-1, 2, "x"], [1, 2, ["in", "out"]], [0, 0, ""]]
+
+
 def test_prompts_name_the_vm_and_masks_are_for_cells_that_ask_for_them() -> None:
     said = Said()
     asked = json.dumps({"prompt": "password: ", "password": True}).encode()
