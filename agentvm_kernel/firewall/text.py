@@ -8,9 +8,6 @@ from typing import Final
 from agentvm_kernel.firewall.context import Context
 from agentvm_kernel.firewall.reasons import Reason
 
-LONGEST_LINE: Final = 32_768
-"""Characters; a longer line is broken, because front ends look for links in it in quadratic time."""
-
 # Colours, "erase the rest of the line" and "cursor up", with which progress bars draw.
 _KEPT: Final = r"\x1b\[[0-9;:]{0,64}m|\x1b\[[0-2]?K|\x1b\[[0-9]{0,2}A"
 _SEQUENCE: Final = (
@@ -19,7 +16,6 @@ _SEQUENCE: Final = (
     r"|\x1b[ -/]{0,8}[0-~]?"
 )
 _CONTROL: Final = re.compile(rf"({_KEPT})|{_SEQUENCE}|[\x00-\x07\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
-_LONG: Final = re.compile(rf"[^\n]{{{LONGEST_LINE}}}(?=[^\n])")
 
 
 def clean_text(text: str, context: Context) -> str:
@@ -33,8 +29,8 @@ def clean_text(text: str, context: Context) -> str:
         cleaned = _CONTROL.sub(lambda found: found[1] or "", text)
         if cleaned != text:
             context.block(Reason.TERMINAL, "a control sequence for terminals")
-        text = cleaned
-    return _LONG.sub(lambda found: found[0] + "\n", text) if len(text) > LONGEST_LINE else text
+        return cleaned
+    return text
 
 
 def sound(value: object) -> object:
