@@ -9,12 +9,15 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from agentvm_kernel.errors import ConfigError
+from agentvm_kernel.firewall.context import Mode
+from agentvm_kernel.firewall.policy import Policy
 from agentvm_kernel.profiles import PROFILES, Profile
 from agentvm_kernel.tomllines import lines_of
 from agentvm_kernel.validation import Problem, problems
@@ -190,6 +193,46 @@ class Network(BaseModel):
     directives: bool = True
 
 
+class Output(BaseModel):
+    """What of the VMs' output is let through to the browser; see docs/output.md.
+
+    Attributes:
+        mode: ``standard``; ``strict`` shows no scripts and no plots drawn by code of the front end, either; ``trusted``
+            passes everything on as a plain kernel does.
+        notebooks: Another mode for notebooks whose path matches a pattern such as ``"reports/*.ipynb"``; the first
+            that matches holds.
+        frame_hosts: Hosts that HTML with scripts may load from, such as ``cdn.jsdelivr.net``.
+        widget_modules: JavaScript modules of widgets allowed besides those of ipywidgets; they are not checked.
+        comm_targets: Comm targets allowed besides those of ipywidgets; what is said on them is not checked.
+        mime_types: MIME types allowed besides the known ones, passed on unchanged.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode = Mode.STANDARD
+    notebooks: dict[str, Mode] = {}
+    frame_hosts: tuple[HostPattern, ...] = ()
+    widget_modules: tuple[str, ...] = ()
+    comm_targets: tuple[str, ...] = ()
+    mime_types: tuple[str, ...] = ()
+
+    def policy(self, notebook: str, mode: str = "") -> Policy:
+        """Return what holds for a notebook.
+
+        Args:
+            notebook: Its path.
+            mode: What its kernelspec says, if it says so.
+
+        Raises:
+            ConfigError: there is no such mode.
+        """
+        if mode and mode not in set(Mode):
+            raise ConfigError(f"There is no output mode {mode!r:.40}.", f"There are: {', '.join(Mode)}.")
+        found = [own for pattern, own in self.notebooks.items() if fnmatchcase(notebook, pattern)]
+        holds = found[0] if found else Mode(mode or self.mode)
+        return Policy(holds, self.frame_hosts, self.widget_modules, self.comm_targets, self.mime_types)
+
+
 class Settings(BaseModel):
     """The configuration file.
 
@@ -208,6 +251,7 @@ class Settings(BaseModel):
         pool: What is kept ready.
         snapshots: The snapshot store.
         network: What VMs reach of the network.
+        output: What of their output is let through.
         profiles: The user's own profiles, by name, beside the built-in ones.
     """
 
@@ -225,6 +269,7 @@ class Settings(BaseModel):
     pool: Pool = Pool()
     snapshots: SnapshotSettings = SnapshotSettings()
     network: Network = Network()
+    output: Output = Output()
     profiles: dict[Name, Profile] = {}
 
     def find_profile(self, name: str) -> tuple[str, Profile]:

@@ -163,8 +163,11 @@ def _history(content: Mapping[str, object], context: Context) -> Content:
 
 def _entry(entry: list[object], context: Context) -> list[object]:
     session, line, said = entry
-    both = [clean_text(text, context) for text in said if isinstance(text, str)] if isinstance(said, list) else None
-    return [_number(session, -(1 << 31)), _number(line), both if both is not None else _text(said, context)]
+    if isinstance(said, list):  # what was entered, and what came of it, if anything
+        told: object = [clean_text(text, context) if isinstance(text, str) else None for text in said[:2]]
+    else:
+        told = _text(said, context)
+    return [_number(session, -(1 << 31)), _number(line), told]
 
 
 def _comms(content: Mapping[str, object], _context: Context) -> Content:
@@ -217,9 +220,9 @@ def _debugged(content: Mapping[str, object], context: Context) -> Content:
 
 def _subshells(content: Mapping[str, object]) -> Content:
     cleaned: Content = {}
-    name, names = content.get("subshell_id"), content.get("subshell_id_list")
-    if isinstance(name, str) and _WORD.match(name):
-        cleaned["subshell_id"] = name
-    if isinstance(names, list):
-        cleaned["subshell_id_list"] = [one for one in names if isinstance(one, str) and _WORD.match(one)]
+    told = content.get("subshell_id")
+    if isinstance(told, str) and _WORD.match(told):
+        cleaned["subshell_id"] = told
+    elif isinstance(told, list):
+        cleaned["subshell_id"] = [one for one in told if isinstance(one, str) and _WORD.match(one)]
     return cleaned

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.firewall.policy import note as blocked_note
 from agentvm_kernel.kernel.network import note
 from agentvm_kernel.kernel.requests import NO_REPLY, Request
 from agentvm_kernel.kernel.sockets import Sockets
@@ -36,7 +37,8 @@ class Answers:
 
     def stamp(self, request: Request, **more: str) -> dict[str, object]:
         """Return what the host knows about a run, for its reply's metadata."""
-        return {"agentvm": {"run": request.run, **self._place(), **more}}
+        # JupyterLab records when a cell started by this, as ipykernel has it.
+        return {"started": request.started, "agentvm": {"run": request.run, **self._place(), **more}}
 
     def reply(
         self,
@@ -63,7 +65,7 @@ class Answers:
         content: bytes | dict[str, object],
         request: Request | None,
         *,
-        metadata: bytes = b"{}",
+        metadata: bytes | dict[str, object] = b"{}",
         buffers: Sequence[bytes] = (),
     ) -> None:
         """Publish on iopub, as an answer to a request where there is one."""
@@ -73,8 +75,7 @@ class Answers:
 
     async def busy(self, request: Request) -> None:
         """Publish `busy` for a request, once."""
-        if not request.busy_shown:
-            request.busy_shown = True
+        if request.start():
             await self.publish("status", {"execution_state": "busy"}, request)
 
     async def tell_blocked(self, request: Request) -> None:
@@ -82,6 +83,14 @@ class Answers:
         blocked, request.blocked = request.blocked, []
         if blocked and not request.silent:
             await self.publish("stream", {"name": "stderr", "text": note(blocked)}, request)
+        await self.tell_left_out(request)
+
+    async def tell_left_out(self, request: Request) -> None:
+        """Tell a cell what of its output was blocked, each kind once."""
+        left_out, request.left_out = request.left_out, {}
+        request.told |= left_out.keys()
+        if left_out and not request.silent:
+            await self.publish("stream", {"name": "stderr", "text": blocked_note(left_out)}, request)
 
     async def idle(self, request: Request) -> None:
         """Publish `idle` for a request."""

@@ -22,7 +22,7 @@ from traitlets.config import Application
 from traitlets.config.application import catch_config_error
 from traitlets.utils import filefind
 
-from agentvm_kernel.config import Paths
+from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.magic import Magics, NoMagics
 from agentvm_kernel.kernel.router import Router
@@ -47,6 +47,7 @@ _ALIASES: Final = {
     "image": "AgentVMKernelApp.image",
     "profile": "AgentVMKernelApp.profile",
     "allow": "AgentVMKernelApp.allow",
+    "output": "AgentVMKernelApp.output",
     "log-level": "Application.log_level",
 }
 _FLAGS: Final = {
@@ -69,6 +70,7 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
     image = Unicode(os.environ.get("AGENTVM_IMAGE", ""), help="Flavour of the guest image.").tag(config=True)
     profile = Unicode(os.environ.get("AGENTVM_PROFILE", ""), help="Name of the VM's profile.").tag(config=True)
     allow = List(Unicode(), help="Hosts that may be reached besides those that are configured.").tag(config=True)
+    output = Unicode("", help="How much output is let through: strict, standard or trusted.").tag(config=True)
     no_stdout = Bool(False, help="Redirect stdout to the null device.").tag(config=True)
     no_stderr = Bool(False, help="Redirect stderr to the null device.").tag(config=True)
     parent_handle = Integer(
@@ -109,11 +111,12 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
     async def _serve(self) -> None:
         owner = Path(self.connection_file).stem
         notebook = os.environ.get("JPY_SESSION_NAME") or owner  # Jupyter Server sets it to the notebook's path
+        policy = load_settings(Paths.of_user()).output.policy(notebook, self.output)
         request = LeaseRequest(
             image=self.image, profile=self.profile, owner=owner[:200], notebook=notebook[:4096],
             allow=tuple(self.allow),
         )  # fmt: skip
-        machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect)
+        machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect, policy)
         await Router(self.sockets, machine, self.magics).run()
 
     def _find_connection_file(self) -> None:

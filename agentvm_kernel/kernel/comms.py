@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
-
-from agentvm_kernel.kernel.jsoncheck import PARSE_LIMIT, parse_object
 
 _MOST: Final = 10_000
 _LONGEST: Final = 256
-_ID: Final = re.compile(rb'"comm_id"\s*:\s*"([^"\\]{1,256})"')
 
 
 class Comms:
@@ -29,23 +25,22 @@ class Comms:
         self._subshells: dict[str, int] = {}
         self._gone: dict[str, None] = {}
 
-    def note(self, msg_type: str, content: bytes) -> None:
+    def note(self, msg_type: str, content: dict[str, object]) -> None:
         """Take notice of a comm message, of either side.
 
         Args:
             msg_type: ``comm_open`` or ``comm_close``; others change nothing.
-            content: The message's content, known to be a JSON object.
+            content: The message's content.
         """
         if msg_type == "comm_close":
             self._open.pop(_comm_id(content), None)
         elif msg_type == "comm_open":
             self._number(self._open, _comm_id(content))
 
-    def subshell_opened(self, content: bytes) -> None:
+    def subshell_opened(self, content: dict[str, object]) -> None:
         """Take notice of a ``create_subshell_reply``."""
-        if len(content) <= PARSE_LIMIT:
-            name = parse_object(content).get("subshell_id")
-            self._number(self._subshells, name if isinstance(name, str) else "")
+        name = content.get("subshell_id")
+        self._number(self._subshells, name if isinstance(name, str) else "")
 
     def is_gone(self, subshell: object) -> bool:
         """Whether a subshell that a client names went with a guest that is gone."""
@@ -76,10 +71,6 @@ class Comms:
             known[name] = self.last
 
 
-def _comm_id(content: bytes) -> str:
-    if len(content) <= PARSE_LIMIT:
-        name = parse_object(content).get("comm_id")
-        return name if isinstance(name, str) else ""
-    # A widget's state can be long, and ipykernel puts it before the id.
-    found = _ID.findall(content)
-    return found[-1].decode(errors="replace") if found else ""
+def _comm_id(content: dict[str, object]) -> str:
+    name = content.get("comm_id")
+    return name if isinstance(name, str) else ""

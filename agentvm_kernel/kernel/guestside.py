@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, LinkError, ProtocolError
+from agentvm_kernel.firewall.context import Block
+from agentvm_kernel.firewall.firewall import Firewall
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.debugging import Debugging
 from agentvm_kernel.kernel.guest import CHANNELS, Guest
@@ -24,7 +25,6 @@ from agentvm_kernel.kernel.wire import GuestMessage, WireError, check_guest
 
 log = logging.getLogger("agentvm.guest")
 
-_STATUS: Final = re.compile(rb'\s*\{\s*"status"\s*:\s*"([a-z]{1,16})"')
 _SHOWN: Final = frozenset({"stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"})
 _COMMS: Final = frozenset({"comm_open", "comm_close"})
 _STATES: Final = frozenset({"busy", "idle", "starting"})
@@ -47,6 +47,7 @@ class GuestSide:
         timeline: Takes notice of runs, comms and subshells.
         debugging: Takes notice of a debugger that stops it.
         gate: Bounds its output.
+        firewall: Cleans it.
         replied: Called when the guest is done with a cell, and may begin with the next.
         failed: Called after an error reply that is to abort what waits behind its request.
     """
@@ -60,6 +61,7 @@ class GuestSide:
         timeline: Timeline,
         debugging: Debugging,
         gate: OutputGate,
+        firewall: Firewall,
         replied: Callable[[], None],
         failed: Callable[[Request], Awaitable[None]],
     ) -> None:
@@ -73,6 +75,7 @@ class GuestSide:
         self._timeline = timeline
         self._debugging = debugging
         self._gate = gate
+        self._firewall = firewall
         self._heard = asyncio.Event()
         self._tasks = [asyncio.create_task(self._read(channel), name=f"guest-{channel}") for channel in CHANNELS]
 
@@ -134,51 +137,44 @@ class GuestSide:
         if message.msg_type != request.reply_type:
             raise WireError("a reply of another type than asked for")
         self._table.replied(request)
-        content: bytes | dict[str, object] = message.content
-        metadata: bytes | dict[str, object] = message.metadata
+        content = self._firewall.reply(message.msg_type, message.content, _block(request))
+        metadata: dict[str, object] = {}
         if message.msg_type == "kernel_info_reply":
-            content = with_banner(message.content)
+            content = with_banner(content)
         if message.msg_type == "create_subshell_reply":
-            self._timeline.comms.subshell_opened(message.content)
+            self._timeline.comms.subshell_opened(content)
         if request.is_execute:
-            metadata = self._stamped(request, message.metadata)
-            self._note_run(request, message.content)
+            metadata = self._answers.stamp(request)
+            self._note_run(request, content)
         if request.hold:
-            request.reply = parse_object(message.content) if len(message.content) <= PARSE_LIMIT else {}
+            request.reply = content
         else:
-            self._answers.reply(request, content, msg_type=message.msg_type, metadata=metadata, buffers=message.buffers)
+            self._answers.reply(request, content, msg_type=message.msg_type, metadata=metadata)
         request.settle(replied=True)
         if request.is_execute:
             self._replied()
-        if request.is_execute and request.stop_on_error and not request.silent and _status(message.content) == b"error":
+        if request.is_execute and request.stop_on_error and not request.silent and content["status"] == "error":
             await self._failed(request)
 
-    def _stamped(self, request: Request, metadata: bytes) -> dict[str, object]:
-        """Add what the host knows about the run to a reply's metadata."""
-        value = parse_object(metadata) if len(metadata) <= PARSE_LIMIT else {}
-        return value | self._answers.stamp(request)
-
-    def _note_run(self, request: Request, content: bytes) -> None:
-        count = _count(parse_object(content)) if len(content) <= PARSE_LIMIT else None
+    def _note_run(self, request: Request, content: dict[str, object]) -> None:
+        count = _count(content)
         if count is not None:
             self._answers.execution_count = count
-        if not (request.hold or request.silent or _status(content) == b"aborted"):
+        if not (request.hold or request.silent or content["status"] == "aborted"):
             self._timeline.ran(request.run, count, request.code)
 
     async def _input(self, channel: str, message: GuestMessage) -> None:
         request = self._table.find(message.parent_id)
         if request is None or request.replied or not request.allow_stdin:
             raise WireError(f"an input request on {channel} that no running cell allows")
-        host_id, frames = self._sockets.wire.pack(
-            "input_request", message.content, parent=request.message.raw_header, metadata=message.metadata
-        )
+        prompt = self._firewall.prompt(message.content, request.code, _block(request))
+        host_id, frames = self._sockets.wire.pack("input_request", prompt, parent=request.message.raw_header)
         if not request.expect_input(host_id, message.raw_header):
             raise WireError("too many input requests without an answer")
         self._sockets.send("stdin", request.message.idents, frames)
 
     async def _iopub(self, channel: str, message: GuestMessage) -> None:
         request = self._table.find(message.parent_id)
-        content: bytes | dict[str, object] = message.content
         state = ""
         if message.msg_type == "status":
             state = self._state(message)
@@ -189,17 +185,32 @@ class GuestSide:
             self._table.frozen &= state != "idle" or request is not None
         elif request is None and message.msg_type in _SHOWN:
             request = self._table.stray
-        elif message.msg_type == "execute_input" and request and request.hold:
-            content = _with_code(message.content, request.code)
-        if state or await self._is_shown(request, message):
-            self._take_note(message)
-            await self._answers.publish(
-                message.msg_type, content, request, metadata=message.metadata, buffers=message.buffers
-            )
+        if state:
+            await self._answers.publish("status", {"execution_state": state}, request)
+        elif await self._is_shown(request, message):
+            await self._show(request, message)
         if not state:
             await self._gate.pace(request, message)
         if state == "idle" and request:
             request.settle(idle=True)
+
+    async def _show(self, request: Request | None, message: GuestMessage) -> None:
+        """Pass on what the firewall lets through."""
+        if message.msg_type == "execute_input":
+            if request is not None:
+                shown = {"code": request.code, "execution_count": _count(_small(message.content)) or 0}
+                await self._answers.publish("execute_input", shown, request)
+            return
+        cleaned = self._firewall.output(
+            message.msg_type, message.content, message.metadata, message.buffers, _block(request)
+        )
+        if cleaned is not None:
+            self._take_note(message, cleaned.content)
+            await self._answers.publish(
+                message.msg_type, cleaned.content, request, metadata=cleaned.metadata, buffers=cleaned.buffers
+            )
+        if request and request.idle:
+            await self._answers.tell_left_out(request)
 
     async def _is_shown(self, request: Request | None, message: GuestMessage) -> bool:
         """Whether an output is passed on; the first that is too much gets a note in its place."""
@@ -209,9 +220,9 @@ class GuestSide:
             await self._answers.publish("stream", content, request)
         return verdict is Verdict.SHOWN
 
-    def _take_note(self, message: GuestMessage) -> None:
+    def _take_note(self, message: GuestMessage, content: dict[str, object]) -> None:
         if message.msg_type in _COMMS:
-            self._timeline.comms.note(message.msg_type, message.content)
+            self._timeline.comms.note(message.msg_type, content)
         elif message.msg_type == "debug_event":
             self._debugging.said(message.content)
 
@@ -224,8 +235,7 @@ class GuestSide:
     async def _keeps(self, request: Request, state: str) -> bool:
         """Whether a status is not passed on: a second `busy`, the `idle` of a stub or before a snapshot."""
         if state == "busy":
-            shown, request.busy_shown = request.busy_shown, True
-            return shown
+            return not request.start()
         if state == "idle" and (request.hold or request.keep_idle):
             request.idle_kept = True
             request.settle(idle=True)
@@ -233,16 +243,13 @@ class GuestSide:
         return False
 
 
-def _status(content: bytes) -> bytes:
-    """Return the status that a reply gives; ipykernel's comes first, so the beginning is enough."""
-    match = _STATUS.match(content[:64])
-    return match[1] if match else b""
+def _small(content: bytes) -> dict[str, object]:
+    return parse_object(content) if len(content) <= PARSE_LIMIT else {}
 
 
-def _with_code(content: bytes, code: str) -> dict[str, object]:
-    """Show the cell's own code instead of the stub's."""
-    value = parse_object(content) if len(content) <= PARSE_LIMIT else {}
-    return {"code": code, "execution_count": _count(value) or 0}
+def _block(request: Request | None) -> Block:
+    """Return who takes note of what is blocked."""
+    return request.leave_out if request else lambda _reason, _words: None
 
 
 def _count(content: dict[str, object]) -> int | None:

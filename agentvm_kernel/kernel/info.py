@@ -7,14 +7,12 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel import __version__
-from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.supervisor.messages import Granted
 
 if TYPE_CHECKING:
     import psutil  # type: ignore[import-untyped]
 
 BANNER: Final = f"AgentVM Kernel {__version__}: every cell runs in an isolated virtual machine."
-_MAX_BANNER: Final = 16 * 1024
 
 
 def kernel_info() -> dict[str, object]:
@@ -42,13 +40,9 @@ def kernel_info() -> dict[str, object]:
     }
 
 
-def with_banner(content: bytes) -> bytes | dict[str, object]:
+def with_banner(content: dict[str, object]) -> dict[str, object]:
     """Add the line about AgentVM to a guest's `kernel_info_reply`."""
-    if len(content) > _MAX_BANNER:
-        return content
-    value = parse_object(content)
-    value["banner"] = f"{str(value.get('banner', '')).rstrip()}\n{BANNER}\n"
-    return value
+    return content | {"banner": f"{str(content.get('banner', '')).rstrip()}\n{BANNER}\n"}
 
 
 class Usage:

@@ -10,6 +10,8 @@ from enum import Enum
 from typing import Final, TypeVar
 
 from agentvm_kernel.errors import AgentVMError, FreshVMError, SupervisorError, VMEndedError
+from agentvm_kernel.firewall.firewall import Firewall
+from agentvm_kernel.firewall.policy import Policy
 from agentvm_kernel.kernel.endings import best_reason, ended_error, lease_end, never, watched
 from agentvm_kernel.kernel.forkpoint import ForkPoint, ForkSupervisor
 from agentvm_kernel.kernel.guest import CHANNELS, Agent, Connect, Guest, Stream
@@ -33,6 +35,7 @@ from agentvm_kernel.supervisor.messages import (
 log = logging.getLogger("agentvm.machine")
 
 _T = TypeVar("_T")
+_DEFAULT: Final = Policy()
 _KEPT: Final = "kept when the supervisor left"
 
 
@@ -55,12 +58,14 @@ class Machine:
         request: What to lease.
         supervisor: Opens a client of the supervisor.
         connect: Dials a guest.
+        policy: What its output may be.
 
     Attributes:
         task: What the machine is at while it is starting or held, for the user; else empty.
         stage: Which part of it.
         done: The part's share, 0 to 1, where known.
         limits: What holds in the notebook.
+        firewall: Cleans what the guest puts out.
         network: What the notebook's VM may reach.
     """
 
@@ -69,6 +74,7 @@ class Machine:
         request: LeaseRequest,
         supervisor: Callable[[], AbstractAsyncContextManager[Supervisor]],
         connect: Connect,
+        policy: Policy = _DEFAULT,
     ) -> None:
         self.state = State.STARTING
         self.task, self.stage = "", ""
@@ -78,6 +84,7 @@ class Machine:
         self.watcher: Watcher | None = None
         self.connect = connect
         self.limits = HeldLimits()
+        self.firewall = Firewall(policy)
         self.network = NotebookNetwork(self._present)
         self._request = request
         self._supervisor = supervisor

@@ -16,6 +16,12 @@ _MIB: Final = 1 << 20
 _MESSAGE: Final = 512
 """Bytes that a message counts besides what is in it: a flood of small ones costs, too."""
 
+_DRAWN: Final = 32 << 10
+"""The same for what a browser has to draw, of which 8192 come to the default limit and 2048 a second to that rate."""
+
+_NEW: Final = frozenset({"display_data", "execute_result", "error", "comm_open"})
+_CHANGED: Final = frozenset({"update_display_data", "comm_msg", "clear_output"})
+
 _LAST_ERROR: Final = 256 << 10
 """The largest error that is still shown after the rest of the output is left out."""
 
@@ -80,11 +86,11 @@ class OutputGate:
         see it go on.
         """
         if request and request.is_execute and request.replied and request.backlog > 0:
-            request.backlog -= _size(message)
+            request.backlog -= _effort(message)
             return
         rate = self._limits.now.output_mib_per_second * _MIB
         now = self._clock()
-        self._debt = max(0.0, self._debt - (now - self._paid) * rate) + _size(message)
+        self._debt = max(0.0, self._debt - (now - self._paid) * rate) + _effort(message)
         self._paid = now
         if self._debt > rate:
             await sleep(self._debt / rate - 1)
@@ -99,4 +105,11 @@ class OutputGate:
 
 
 def _size(message: GuestMessage) -> int:
-    return _MESSAGE + len(message.content) + len(message.metadata) + sum(map(len, message.buffers))
+    """Return what a message adds to what the notebook holds."""
+    extra = _DRAWN if message.msg_type in _NEW else _MESSAGE
+    return extra + len(message.content) + len(message.metadata) + sum(map(len, message.buffers))
+
+
+def _effort(message: GuestMessage) -> int:
+    """Return what it costs to show a message, which a change of what is there costs as well."""
+    return _size(message) + (_DRAWN if message.msg_type in _CHANGED else 0)

@@ -7,8 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.kernel.wire import ClientMessage
 from agentvm_kernel.supervisor.messages import Blocked
@@ -40,7 +42,7 @@ class Request:
         guest_id: The msg_id under which the guest knows it.
         run: Number of the run within this kernel process; 0 for what is no execute request.
         forwarded: The guest has it.
-        busy_shown: The host has published `busy` for it, so the guest's own is not wanted.
+        started: When the host published `busy` for it, ISO 8601; empty until then. A second `busy` is not wanted.
         replied: The client has its reply, or needs none.
         idle: The client has its `idle`.
         idle_lost: It did not come in time.
@@ -57,6 +59,8 @@ class Request:
         error_shown: But for one error, and that has been shown.
         answered: Set once it is replied.
         blocked: Connections that were refused while it ran, and that it has not been told of.
+        left_out: How often what kind of its output was blocked, that it has not been told of.
+        told: Kinds that it has been told of.
         finished: Set once it is replied and idle.
     """
 
@@ -70,7 +74,7 @@ class Request:
     guest_id: str = ""
     run: int = 0
     forwarded: bool = False
-    busy_shown: bool = False
+    started: str = ""
     replied: bool = False
     idle: bool = False
     idle_lost: bool = False
@@ -86,6 +90,8 @@ class Request:
     cut: bool = False
     error_shown: bool = False
     blocked: list[Blocked] = field(default_factory=list)
+    left_out: dict[tuple[Reason, str], int] = field(default_factory=dict)
+    told: set[tuple[Reason, str]] = field(default_factory=set)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -107,6 +113,19 @@ class Request:
             request.allow_stdin = bool(content.get("allow_stdin", False))
             request.stop_on_error = bool(content.get("stop_on_error", True))
         return request
+
+    def start(self) -> bool:
+        """Take notice that it begins; false if it had begun before."""
+        if self.started:
+            return False
+        self.started = datetime.now(UTC).isoformat()
+        return True
+
+    def leave_out(self, reason: Reason, words: str) -> None:
+        """Remember that a part of its output was blocked."""
+        kind = (reason, words)
+        if reason is not Reason.TERMINAL and kind not in self.told:
+            self.left_out[kind] = self.left_out.get(kind, 0) + 1
 
     @property
     def is_execute(self) -> bool:

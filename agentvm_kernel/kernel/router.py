@@ -66,6 +66,7 @@ class Router:
         self._over = asyncio.Event()
         machine.watcher = self
         machine.network.on_blocked = self._blocked
+        machine.firewall.is_host_code = lambda code: magics.find(code) is not None or is_directed(code)
 
     async def run(self) -> None:
         """Serve until a shutdown request was answered, or `stop` was called."""
@@ -259,7 +260,10 @@ class Router:
         """Take note of what a client asked, where the host has to know."""
         try:
             if msg_type in NO_REPLY:
-                self._timeline.comms.note(msg_type, content)
+                value = parse_object(content)
+                self._timeline.comms.note(msg_type, value)
+                if msg_type == "comm_open":
+                    self._machine.firewall.opened_by_client(value)
             elif msg_type == "debug_request":
                 self._debugging.asked(content)
         except ValueError as error:
@@ -316,7 +320,7 @@ class Router:
         self._debugging.begin()
         side = GuestSide(
             guest, self._table, self._sockets, self._answers, self._timeline, self._debugging, self._gate,
-            self._tell_running, self._guest_failed,
+            self._machine.firewall, self._tell_running, self._guest_failed,
         )  # fmt: skip
         self._guest_side = side
         self._watchdog.wake()  # it may be in the middle of a cell

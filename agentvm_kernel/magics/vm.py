@@ -8,6 +8,8 @@ from typing import Final
 
 from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import VMEndedError
+from agentvm_kernel.firewall.context import Mode
+from agentvm_kernel.firewall.firewall import Firewall
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.info import Usage
@@ -50,7 +52,9 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
         case () | ("status",):
             return show.facts(_status(machine, host.usage))
         case ("security",):
-            return show.table(_LAYERS, [*_layers(machine), _network(await machine.network.status())])
+            return show.table(
+                _LAYERS, [*_layers(machine), _network(await machine.network.status()), _output(machine.firewall)]
+            )
         case ("profile",):
             return show.table(_PROFILES, _profiles(machine))
         case ("profile", name):
@@ -90,6 +94,14 @@ def _network(info: NetworkInfo) -> tuple[str, str, str]:
         "record-only": "no network card, but every public name may be reached: %net mode filtered changes that",
     }[info.mode]
     return ("network", "no" if info.mode == "record-only" else "yes", found)
+
+
+def _output(firewall: Firewall) -> tuple[str, str, str]:
+    """Return the line that says what becomes of the VM's output, and what of it was blocked."""
+    mode = firewall.policy.mode
+    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(firewall.blocked.items()))
+    found = f"mode {mode}; blocked so far: {counts or 'nothing'}"
+    return ("output", "no" if mode is Mode.TRUSTED else "yes", found)
 
 
 def _profiles(machine: Machine) -> list[tuple[str, ...]]:

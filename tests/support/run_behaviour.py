@@ -19,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 COMMAND = [sys.executable, "-c", "from agentvm_kernel.cli import main; main()", "run"]
 SECONDS = 240
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 class Runs:
@@ -196,7 +197,7 @@ def test_a_notebook_shows_its_outputs_and_is_kept_as_it_was_executed(runs: Runs)
         "print('bad', file=sys.stderr)",
         "open('made.txt', 'w').write('made'); 6 * 7",
         "%snapshot here",
-        "display({'image/png': 'aGk='}, raw=True)",
+        f"display({{'image/png': '{PNG}'}}, raw=True)",
     )
     runs.write("in.txt", "from the host")
     code, out, err = runs.run("n.ipynb", "--in", "in.txt", "--out", "out", "--result", "made.txt")
@@ -209,7 +210,7 @@ def test_a_notebook_shows_its_outputs_and_is_kept_as_it_was_executed(runs: Runs)
     cells = runs.read_notebook("out/n.ipynb")
     assert [cell["execution_count"] for cell in cells] == [1, 2, 3, 4]
     assert cells[1]["outputs"][0]["data"]["text/plain"] == "42"
-    assert cells[3]["outputs"][0]["data"]["image/png"].strip() == "aGk="
+    assert cells[3]["outputs"][0]["data"]["image/png"].strip() == PNG
     assert sorted(path.name for path in (runs.folder / "out").iterdir()) == ["made.txt", "n.ipynb"]
 
 

@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 def test_input_asks_and_gets_an_answer(nb: Notebook) -> None:
     msg_id = nb.client.execute("name = input('Name? ')\nprint(name.upper())", allow_stdin=True)
     request = nb.client.get_stdin_msg(timeout=TIMEOUT)
-    assert request["content"] == {"prompt": "Name? ", "password": False}
+    assert request["content"] == {"prompt": "[VM] Name? ", "password": False}
     nb.client.input("ada")
     assert nb.finish(msg_id).text() == "ADA\n"
 
@@ -26,7 +26,7 @@ def test_input_asks_and_gets_an_answer(nb: Notebook) -> None:
 def test_getpass_asks_for_a_password(nb: Notebook) -> None:
     msg_id = nb.client.execute("import getpass\nprint(len(getpass.getpass('Key: ')))", allow_stdin=True)
     request = nb.client.get_stdin_msg(timeout=TIMEOUT)
-    assert request["content"] == {"prompt": "Key: ", "password": True}
+    assert request["content"] == {"prompt": "[VM] Key: ", "password": True}
     nb.client.input("secret")
     assert nb.finish(msg_id).text() == "6\n"
 
@@ -199,10 +199,12 @@ def test_a_large_display_does_not_lose_its_bytes(nb: Notebook) -> None:
 def test_unicode_and_binary_display_data_arrive(nb: Notebook) -> None:
     code = "from IPython.display import Image, display\nimport base64\n"
     code += "print('żółć \\U0001f40d \\u202e')\n"
-    code += "display(Image(data=b'\\x89PNG\\r\\n\\x1a\\n' + bytes(range(256)), format='png'))"
+    code += "display(Image(data=b'\\x89PNG\\r\\n\\x1a\\n' + bytes(16) + bytes(range(256)), format='png'))"
     cell = nb.run(code)
     assert cell.text() == "żółć \U0001f40d \u202e\n"
-    assert cell.of("display_data")[0]["data"]["image/png"].strip().startswith("iVBORw0KGgoAAQID")
+    assert (
+        cell.of("display_data")[0]["data"]["image/png"].strip().startswith("iVBORw0KGgoAAAAAAAAAAAAAAAAAAAAAAAECAwQF")
+    )
 
 
 def test_a_display_can_be_updated(nb: Notebook) -> None:

@@ -15,6 +15,7 @@ from jupyter_client.session import Session
 
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import AgentVMError, ApiError, LinkClosedError, LinkError
+from agentvm_kernel.firewall.policy import Policy
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.router import Router
 from agentvm_kernel.kernel.sockets import Addresses, Heartbeat, Sockets
@@ -424,7 +425,9 @@ class InProcessKernel:
         )
         self.heartbeat = Heartbeat(self.addresses)
         self.sockets = Sockets(Wire(self.session), self.addresses)
-        self.machine = Machine(LeaseRequest(owner="test"), lambda: supervisor, self._connect)
+        self.machine = Machine(
+            LeaseRequest(owner="test"), lambda: supervisor, self._connect, Policy(comm_targets=("t",))
+        )
         self.router = Router(self.sockets, self.machine, Registry())
 
     async def _connect(self, endpoint: object, *, key: bytes, epoch: int, limits: object = None) -> MemoryLink:

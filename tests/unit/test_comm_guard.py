@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from ipywidgets import Widget  # type: ignore[import-untyped]
 
@@ -164,6 +166,17 @@ def test_the_states_of_all_widgets_are_cleaned() -> None:
     assert "script" not in str(passed.content)
     assert "anywidget" not in str(passed.content)
     assert "ok" in str(passed.content)
+
+
+@pytest.mark.parametrize(("mode", "passes"), [(Mode.STANDARD, True), (Mode.STRICT, False)])
+def test_who_opened_a_comm_hears_what_the_guest_says_on_it(mode: Mode, passes: bool) -> None:
+    bed = Bed()
+    context = replace(bed.context, mode=mode)
+    said = {"comm_id": "c", "data": {"n": 1}}
+    assert bed.guard.message(said, {}, [b"x"], context) is None
+    bed.guard.opened_by_client({"comm_id": "c", "target_name": "own"})
+    heard = bed.guard.message(said, {}, [b"x"], context)
+    assert heard == (Passed(said, {}, [b"x"]) if passes else None)
 
 
 def test_comms_are_bounded_and_end() -> None:

@@ -155,10 +155,16 @@ def test_completions_have_no_markup_and_kernel_info_is_fixed() -> None:
     assert info["language_info"]["version"] == "3.13.1"
 
 
+def test_subshells_are_named_and_listed() -> None:
+    assert Said().reply("create_subshell_reply", {"status": "ok", "subshell_id": "a-1"})["subshell_id"] == "a-1"
+    listed = Said().reply("list_subshell_reply", {"status": "ok", "subshell_id": ["a-1", 5, "<b>"]})
+    assert listed == {"status": "ok", "subshell_id": ["a-1"]}
+
+
 def test_history_keeps_its_numbers_below_zero_and_its_texts() -> None:
-    given = [[-1, 2, "x"], [1, 2, ["in\x07", "out"]], ["1", None, 3], "x"]
+    given = [[-1, 2, "x"], [1, 2, ["in\x07", "out"]], [1, 3, ["in", None]], ["1", None, 3], "x"]
     reply = Said().reply("history_reply", {"status": "ok", "history": given})
-    assert reply["history"] == [[-1, 2, "x"], [1, 2, ["in", "out"]], [0, 0, ""]]
+    assert reply["history"] == [[-1, 2, "x"], [1, 2, ["in", "out"]], [1, 3, ["in", None]], [0, 0, ""]]
 
 
 def test_prompts_name_the_vm_and_masks_are_for_cells_that_ask_for_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ def bad_iopub() -> list[tuple[str, list[bytes]]]:
         ("header type is a number", [b'{"msg_type": 5}', *good[1:]]),
         ("header is deep", [deep, *good[1:]]),
         ("header is huge", [b'{"msg_type": "stream", "x": "' + b"y" * 70_000 + b'"}', *good[1:]]),
-        ("header has a huge number", [b'{"msg_type": "stream", "n": ' + b"9" * 5000 + b"}", *good[1:]]),
-        ("header has NaN", [b'{"msg_type": "stream", "n": NaN}', *good[1:]]),
+        ("header has a huge number", [b'{"msg_type": "stream", "execution_count": ' + b"9" * 5000 + b"}", *good[1:]]),
+        ("header has NaN", [b'{"msg_type": "stream", "execution_count": NaN}', *good[1:]]),
         ("parent is a string", [good[0], b'"x"', *good[2:]]),
         ("metadata is null", [*good[:2], b"null", good[3]]),
         ("metadata is huge", [*good[:2], b'{"x": "' + b"y" * (5 << 20) + b'"}', good[3]]),
@@ -59,16 +60,16 @@ async def test_replies_that_were_not_asked_for_are_dropped(tmp_path: Path) -> No
         guest = await kernel.guest()
         client.execute("x")
         asked = await guest.asked()
-        guest.say("shell", parts_of("execute_reply", {"status": "ok", "n": 0}, {"msg_id": "unknown"}))
-        guest.say("shell", parts_of("execute_reply", {"status": "ok", "n": 1}))
-        guest.say("shell", parts_of("complete_reply", {"status": "ok", "n": 2}, asked.header))
-        guest.say("control", parts_of("execute_reply", {"status": "ok", "n": 3}, asked.header))
-        guest.say("shell", parts_of("shutdown_reply", {"status": "ok", "n": 4}, asked.header))
-        guest.reply(asked, {"status": "ok", "n": 5})
-        guest.reply(asked, {"status": "ok", "n": 6})
+        guest.say("shell", parts_of("execute_reply", {"status": "ok", "execution_count": 0}, {"msg_id": "unknown"}))
+        guest.say("shell", parts_of("execute_reply", {"status": "ok", "execution_count": 1}))
+        guest.say("shell", parts_of("complete_reply", {"status": "ok", "execution_count": 2}, asked.header))
+        guest.say("control", parts_of("execute_reply", {"status": "ok", "execution_count": 3}, asked.header))
+        guest.say("shell", parts_of("shutdown_reply", {"status": "ok", "execution_count": 4}, asked.header))
+        guest.reply(asked, {"status": "ok", "execution_count": 5})
+        guest.reply(asked, {"status": "ok", "execution_count": 6})
         client.execute("y")
-        guest.reply(await guest.asked(), {"status": "ok", "n": 7})
-        replies = [(await client.get_shell_msg(timeout=TIMEOUT))["content"]["n"] for _ in range(2)]
+        guest.reply(await guest.asked(), {"status": "ok", "execution_count": 7})
+        replies = [(await client.get_shell_msg(timeout=TIMEOUT))["content"]["execution_count"] for _ in range(2)]
     assert replies == [5, 7]
 
 
@@ -77,10 +78,12 @@ async def test_the_guest_cannot_forge_what_the_host_knows_about_a_run(tmp_path: 
         guest = await kernel.guest()
         client.execute("x")
         asked = await guest.asked()
-        lie = {"agentvm": {"run": 99, "vm": "other"}, "mine": 1}
+        guest.status(asked, "busy")
+        lie = {"agentvm": {"run": 99, "vm": "other"}, "started": "never", "mine": 1}
         guest.say("shell", parts_of("execute_reply", {"status": "ok"}, asked.header, lie))
         metadata = (await client.get_shell_msg(timeout=TIMEOUT))["metadata"]
-    assert metadata == {"agentvm": {"run": 1, "vm": "vm-1", "snapshot": ""}, "mine": 1}
+    assert datetime.fromisoformat(metadata.pop("started")).tzinfo is not None
+    assert metadata == {"agentvm": {"run": 1, "vm": "vm-1", "snapshot": ""}}
 
 
 async def test_input_is_not_asked_where_it_is_not_allowed(tmp_path: Path) -> None:
@@ -101,8 +104,8 @@ async def test_input_is_not_asked_where_it_is_not_allowed(tmp_path: Path) -> Non
         client.execute("third", allow_stdin=True)
         last = await guest.asked()
         guest.say("stdin", parts_of("input_request", {"prompt": "third"}, last.header))
-        assert (await client.get_stdin_msg(timeout=TIMEOUT))["content"]["prompt"] == "third"
-    assert prompts == [str(number) for number in range(64)]
+        assert (await client.get_stdin_msg(timeout=TIMEOUT))["content"]["prompt"] == "[VM] third"
+    assert prompts == [f"[VM] {number}" for number in range(64)]
 
 
 async def test_large_contents_pass_byte_for_byte(tmp_path: Path) -> None:

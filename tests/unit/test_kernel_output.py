@@ -191,3 +191,30 @@ def test_many_small_messages_count_for_more_than_what_is_in_them() -> None:
     one = message(1)
     shown = sum(held.judge(request, one) is Verdict.SHOWN for _ in range(4096))
     assert 1000 < shown < 2048
+
+
+def test_what_a_browser_has_to_draw_counts_more_than_its_bytes() -> None:
+    header = {"msg_type": "execute_request"}
+    shown = {}
+    for kind in ("stream", "update_display_data", "display_data"):
+        held, _ = gate(output_mib=1)
+        request = Request("shell", ClientMessage([], header, b"", b"", b"", b"", []))
+        verdicts = [held.judge(request, message(0, kind)) for _ in range(1000)]
+        shown[kind] = verdicts.count(Verdict.SHOWN)
+    assert shown == {"stream": 1000, "update_display_data": 1000, "display_data": 31}
+
+
+@pytest.mark.parametrize(("kind", "paused"), [("stream", False), ("display_data", True), ("comm_msg", True)])
+async def test_what_a_browser_has_to_draw_comes_slower(
+    monkeypatch: pytest.MonkeyPatch, kind: str, paused: bool
+) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(output, "sleep", sleep)
+    held, _ = gate(output_mib_per_second=1)
+    for _ in range(40):
+        await held.pace(None, message(0, kind))
+    assert bool(slept) is paused

@@ -421,7 +421,7 @@ async def test_what_runs_on_in_the_new_vm_is_shown_under_the_rollback(tmp_path: 
         fresh = await replaced(kernel)
         kinds = ("stream", "display_data", "error", "execute_result", "clear_output")
         for kind in kinds:
-            fresh.say("iopub", parts_of(kind, {}, asked.header))
+            fresh.say("iopub", parts_of(kind, {"text": "t", "data": {"text/plain": "t"}}, asked.header))
         said = [await client.get_iopub_msg(timeout=TIMEOUT) for _ in kinds]
         again = client.execute("%snapshot again --now")
         assert "froze a running cell" in shown(await outputs(client, again))

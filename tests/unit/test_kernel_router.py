@@ -68,15 +68,17 @@ async def test_two_requests_with_one_msg_id_get_their_own_replies(tmp_path: Path
         second.shell_channel.send(other)
         two = await guest.asked()
         assert one.header["msg_id"] != two.header["msg_id"]
-        guest.reply(two, {"status": "ok", "who": "second"})
-        guest.reply(one, {"status": "ok", "who": "first"})
-        assert (await first.get_shell_msg(timeout=TIMEOUT))["content"]["who"] == "first"
-        assert (await second.get_shell_msg(timeout=TIMEOUT))["content"]["who"] == "second"
+        guest.reply(two, {"status": "ok", "execution_count": 2})
+        guest.reply(one, {"status": "ok", "execution_count": 1})
+        assert (await first.get_shell_msg(timeout=TIMEOUT))["content"]["execution_count"] == 1
+        assert (await second.get_shell_msg(timeout=TIMEOUT))["content"]["execution_count"] == 2
 
 
 async def test_buffers_and_subshell_ids_pass_unchanged(tmp_path: Path) -> None:
     async with running(tmp_path) as kernel, kernel.client() as client:
         guest = await kernel.guest()
+        client.shell_channel.send(client.session.msg("comm_open", {"comm_id": "c", "target_name": "own", "data": {}}))
+        await guest.asked()
         message = client.session.msg("comm_msg", {"comm_id": "c", "data": {}})
         message["header"]["subshell_id"] = "sub-1"
         message["buffers"] = [b"\x00\xff" * 1000]
@@ -97,7 +99,7 @@ async def test_input_is_asked_of_the_client_that_executes_and_its_answer_goes_to
         question = parts_of("input_request", {"prompt": "name? ", "password": False}, asked.header)
         guest.say("stdin", question)
         request = await second.get_stdin_msg(timeout=TIMEOUT)
-        assert request["content"]["prompt"] == "name? "
+        assert request["content"]["prompt"] == "[VM] name? "
         second.input("Ada")
         answer = await guest.asked("stdin")
         assert answer.content["value"] == "Ada"

@@ -197,7 +197,7 @@ async def test_security_names_every_layer(tmp_path: Path) -> None:
         lines = (await told(client, await kernel.guest(), "%vm security")).splitlines()
         rows = {line.split("  ")[0]: line for line in lines}
         layers = ["hardware virtualisation", "seccomp sandbox", "namespaces", "cgroup limits", "AppArmor or SELinux"]
-        assert list(rows) == ["layer", *layers, "a user of its own", "network"]
+        assert list(rows) == ["layer", *layers, "a user of its own", "network", "output"]
         assert "needs KVM" in rows["hardware virtualisation"]
         # The scripted VM's process is this one.
         assert " no " in rows["namespaces"]

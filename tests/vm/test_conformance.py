@@ -14,8 +14,9 @@ from kernel_conformance import check_conformance  # noqa: E402
 
 
 def test_conforms_exactly_as_plain_ipykernel_does(
-    vm_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    vm_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in vm_environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # histories of other kernels would be plain ipykernel's, too
     check_conformance()
