@@ -193,6 +193,9 @@ class Network(BaseModel):
     directives: bool = True
 
 
+_OPENNESS: Final = (Mode.STRICT, Mode.STANDARD, Mode.TRUSTED)
+
+
 class Output(BaseModel):
     """What of the VMs' output is let through to the browser; see docs/output.md.
 
@@ -221,7 +224,8 @@ class Output(BaseModel):
 
         Args:
             notebook: Its path.
-            mode: What its kernelspec says, if it says so.
+            mode: What its kernelspec says, if it says so. That can only let less through: which kernelspec a notebook
+                has stands in its file, which may come from anywhere.
 
         Raises:
             ConfigError: there is no such mode.
@@ -229,7 +233,9 @@ class Output(BaseModel):
         if mode and mode not in set(Mode):
             raise ConfigError(f"There is no output mode {mode!r:.40}.", f"There are: {', '.join(Mode)}.")
         found = [own for pattern, own in self.notebooks.items() if fnmatchcase(notebook, pattern)]
-        holds = found[0] if found else Mode(mode or self.mode)
+        holds = found[0] if found else self.mode
+        if mode and _OPENNESS.index(Mode(mode)) < _OPENNESS.index(holds):
+            holds = Mode(mode)
         return Policy(holds, self.frame_hosts, self.widget_modules, self.comm_targets, self.mime_types)
 
 

@@ -1,4 +1,4 @@
-"""``agentvm kernelspec``: kernels in Jupyter's list that begin with another profile or image."""
+"""``agentvm kernelspec``: kernels in Jupyter's list with another profile, image or output mode."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import typer
 import agentvm_kernel
 from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import ConfigError
+from agentvm_kernel.firewall.context import Mode
 from agentvm_kernel.terminal import add_row, console, table
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def _specs() -> list[Spec]:
 def add(
     profile: Annotated[str, typer.Option(help="Name of the profile.")] = "",
     image: Annotated[str, typer.Option(help="Flavour of the image.")] = "",
-    name: Annotated[str, typer.Option(help="Its name; by default from profile and image.")] = "",
+    output: Annotated[Mode | None, typer.Option(help="Let no more output through than this.")] = None,
+    name: Annotated[str, typer.Option(help="Its name; by default from what is special about it.")] = "",
     display_name: Annotated[str, typer.Option(help="What Jupyter shows.")] = "",
     prefix: Annotated[Path | None, typer.Option(help="Install below PREFIX/share/jupyter.")] = None,
     user: Annotated[bool, typer.Option("--user", help="Install for this user (default outside environments).")] = False,
@@ -99,14 +101,15 @@ def add(
     ] = False,
     force: _Force = False,
 ) -> None:
-    """Add a kernel that begins with a profile, an image, or both."""
-    chosen = [part for part in (profile, image) if part]
+    """Add a kernel with a profile, an image or an output mode of its own."""
+    chosen = [part for part in (profile, image, output) if part]
     if not chosen:
-        raise ConfigError("Say what is special about it: --profile, --image, or both.", "See `agentvm config show`.")
+        raise ConfigError("Say what is special about it: --profile, --image or --output.", "See `agentvm config show`.")
     _check(profile, image)
     name = _checked_name(name or "-".join(("agentvm", *chosen)))
     _check_free(name, force)
-    content = _content(profile, image, _checked_title(display_name or f"Python (AgentVM, {', '.join(chosen)})"))
+    title = _checked_title(display_name or f"Python (AgentVM, {', '.join(chosen)})")
+    content = _content(profile, image, output, title)
     where = _place(prefix, user=user, sys_prefix=sys_prefix)
     try:
         with _folder(content) as source:
@@ -153,11 +156,11 @@ def _check_free(name: str, force: bool) -> None:
         )
 
 
-def _content(profile: str, image: str, title: str) -> dict[str, Any]:
+def _content(profile: str, image: str, output: Mode | None, title: str) -> dict[str, Any]:
     base: dict[str, Any] = json.loads((_base_folder() / "kernel.json").read_text())
     env = {"AGENTVM_PROFILE": profile, "AGENTVM_IMAGE": image}
     # The Python of this environment, whichever Jupyter starts it.
-    argv = [sys.executable, *base["argv"][1:]]
+    argv = [sys.executable, *base["argv"][1:], *([f"--output={output}"] if output else [])]
     return base | {
         "argv": argv,
         "display_name": title,

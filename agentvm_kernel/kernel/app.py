@@ -70,7 +70,7 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
     image = Unicode(os.environ.get("AGENTVM_IMAGE", ""), help="Flavour of the guest image.").tag(config=True)
     profile = Unicode(os.environ.get("AGENTVM_PROFILE", ""), help="Name of the VM's profile.").tag(config=True)
     allow = List(Unicode(), help="Hosts that may be reached besides those that are configured.").tag(config=True)
-    output = Unicode("", help="How much output is let through: strict, standard or trusted.").tag(config=True)
+    output = Unicode("", help="Let no more output through than: strict, standard, trusted.").tag(config=True)
     no_stdout = Bool(False, help="Redirect stdout to the null device.").tag(config=True)
     no_stderr = Bool(False, help="Redirect stderr to the null device.").tag(config=True)
     parent_handle = Integer(

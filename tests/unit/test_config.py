@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from agentvm_kernel import cli
-from agentvm_kernel.config import Paths, Pool, Settings, load_settings, read_configuration
+from agentvm_kernel.config import Output, Paths, Pool, Settings, load_settings, read_configuration
 from agentvm_kernel.config_reference import reference
 from agentvm_kernel.errors import ConfigError
 from agentvm_kernel.profiles import Profile
@@ -147,6 +147,30 @@ def test_every_key_has_the_line_on_which_it_stands(values: dict[str, object]) ->
 
     write(values, ())
     assert lines_of("\n".join(lines)) == expected
+
+
+@pytest.mark.parametrize(
+    ("configured", "notebook", "kernelspec", "holds"),
+    [
+        ("standard", "a.ipynb", "", "standard"),
+        ("standard", "a.ipynb", "strict", "strict"),
+        ("standard", "a.ipynb", "trusted", "standard"),
+        ("trusted", "a.ipynb", "standard", "standard"),
+        ("strict", "mine/a.ipynb", "", "trusted"),
+        ("strict", "mine/a.ipynb", "standard", "standard"),
+        ("standard", "mine/new/a.ipynb", "", "strict"),
+    ],
+)
+def test_a_kernelspec_can_only_let_less_output_through(
+    configured: str, notebook: str, kernelspec: str, holds: str
+) -> None:
+    output = Output.model_validate({"mode": configured, "notebooks": {"mine/new/*": "strict", "mine/*": "trusted"}})
+    assert output.policy(notebook, kernelspec).mode == holds
+
+
+def test_an_unknown_output_mode_is_named() -> None:
+    with pytest.raises(ConfigError, match="no output mode 'open'"):
+        Output().policy("a.ipynb", "open")
 
 
 def run(*arguments: str) -> Result:

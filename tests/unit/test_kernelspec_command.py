@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from agentvm_kernel import cli
 from agentvm_kernel.errors import AgentVMError, ConfigError
+from agentvm_kernel.kernel.app import AgentVMKernelApp
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,15 @@ def test_name_title_image_and_place_can_be_chosen(home: Path) -> None:
     assert (home / "environment/share/jupyter/kernels/mine_2").is_dir()
     run("add", "--image", "minimal")
     assert (home / "environment/share/jupyter/kernels/agentvm-minimal").is_dir(), "an environment is the default place"
+
+
+def test_an_output_mode_is_an_argument_of_the_kernel(home: Path) -> None:
+    run("add", "--user", "--output", "strict")
+    spec = found("agentvm-strict")
+    assert spec.argv[-1] == "--output=strict"
+    app = AgentVMKernelApp()
+    app.parse_command_line(spec.argv[3:])
+    assert app.output == "strict"
 
 
 @pytest.mark.parametrize(
