@@ -203,7 +203,7 @@ def scripts_run_in(bed: Bed, address: str, content: str) -> set[str]:
         page = context.new_page()
         page.goto(address, timeout=120_000)
         page.wait_for_selector(content, timeout=120_000, state="attached")
-        page.wait_for_load_state("networkidle")
+        page.wait_for_load_state("networkidle", timeout=120_000)
         return set(page.evaluate("() => window.__canary ?? []"))
     finally:
         context.close()

@@ -171,7 +171,7 @@ class Lab:
     def settle(self) -> None:
         """Wait until the page has drawn what it got and asks for nothing any more."""
         self.page.evaluate("() => bed.drawn()")
-        self.page.wait_for_load_state("networkidle")
+        self.page.wait_for_load_state("networkidle", timeout=120_000)
 
     def close(self) -> None:
         """Close the notebook, saved, and end its kernel."""
