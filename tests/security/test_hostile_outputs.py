@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -188,7 +189,9 @@ def address_in(bed: Bed, front_end: str) -> str:
 
 def convert(bed: Bed, template: str) -> str:
     """Convert what was saved to HTML; return the file's address."""
-    text, _ = HTMLExporter(template_name=template).from_filename(str(bed.server.folder / SAVED))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Your element with mimetype", UserWarning)  # some outputs are JSON alone
+        text, _ = HTMLExporter(template_name=template).from_filename(str(bed.server.folder / SAVED))
     target = bed.server.folder / f"{template}.html"
     target.write_text(text)
     return target.as_uri()
@@ -201,9 +204,14 @@ def scripts_run_in(bed: Bed, address: str, content: str) -> set[str]:
         # Converted notebooks load libraries from the internet.
         context.route(lambda url: not url.startswith(("http://127.", "file:", "data:", "blob:")), lambda it: it.abort())
         page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
         page.goto(address, timeout=120_000)
         page.wait_for_selector(content, timeout=120_000, state="attached")
-        page.wait_for_load_state("networkidle", timeout=120_000)
+        try:
+            page.wait_for_load_state("networkidle", timeout=120_000)
+        except Error as error:
+            raise AssertionError(f"the page goes on asking: {asked[-20:]}") from error
         return set(page.evaluate("() => window.__canary ?? []"))
     finally:
         context.close()
