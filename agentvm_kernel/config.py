@@ -190,6 +190,20 @@ class Network(BaseModel):
     directives: bool = True
 
 
+class Audit(BaseModel):
+    """The audit log; see docs/audit.md.
+
+    Attributes:
+        days: How many files, one for each day on which something happened, are kept; 0 for all.
+        code: Whether the code of cells is written down, not only its digest. It may hold what is secret.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    days: int = Field(default=365, ge=0, le=100_000)
+    code: bool = False
+
+
 class Settings(BaseModel):
     """The configuration file.
 
@@ -208,6 +222,7 @@ class Settings(BaseModel):
         pool: What is kept ready.
         snapshots: The snapshot store.
         network: What VMs reach of the network.
+        audit: The audit log.
         profiles: The user's own profiles, by name, beside the built-in ones.
     """
 
@@ -225,6 +240,7 @@ class Settings(BaseModel):
     pool: Pool = Pool()
     snapshots: SnapshotSettings = SnapshotSettings()
     network: Network = Network()
+    audit: Audit = Audit()
     profiles: dict[Name, Profile] = {}
 
     def find_profile(self, name: str) -> tuple[str, Profile]:

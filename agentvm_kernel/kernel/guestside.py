@@ -47,7 +47,7 @@ class GuestSide:
         timeline: Takes notice of runs, comms and subshells.
         debugging: Takes notice of a debugger that stops it.
         gate: Bounds its output.
-        replied: Called when the guest is done with a cell, and may begin with the next.
+        replied: Called with a cell, and its reply, when the guest is done with it and may begin with the next.
         failed: Called after an error reply that is to abort what waits behind its request.
     """
 
@@ -60,7 +60,7 @@ class GuestSide:
         timeline: Timeline,
         debugging: Debugging,
         gate: OutputGate,
-        replied: Callable[[], None],
+        replied: Callable[[Request, bytes], None],
         failed: Callable[[Request], Awaitable[None]],
     ) -> None:
         self.dropped: Counter[str] = Counter()
@@ -149,7 +149,7 @@ class GuestSide:
             self._answers.reply(request, content, msg_type=message.msg_type, metadata=metadata, buffers=message.buffers)
         request.settle(replied=True)
         if request.is_execute:
-            self._replied()
+            self._replied(request, message.content)
         if request.is_execute and request.stop_on_error and not request.silent and _status(message.content) == b"error":
             await self._failed(request)
 

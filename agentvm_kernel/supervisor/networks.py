@@ -24,6 +24,12 @@ from agentvm_kernel.egress.resolver import Resolver
 from agentvm_kernel.egress.secrets import SecretStore
 from agentvm_kernel.egress.tunnel import NetworkSettings
 from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.observe.events import (
+    ConfigurationChanged,
+    NetworkConnectionAllowed,
+    NetworkConnectionBlocked,
+    claimed,
+)
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork, configured, run_of
@@ -123,7 +129,8 @@ class Networks:
         async with lease.turn:
             forks = [fork.vm for fork in lease.forks.values() if not fork.is_resting]
             await lease.network.change(wanted, [lease.vm, *forks])
-        self._audit.record("configuration_changed", vm=lease.vm.id, what=f"network: {wanted.model_dump_json()}")
+        what = f"network: {wanted.model_dump_json()}"
+        self._audit.record(ConfigurationChanged(**lease.subject, what=what))
         return self.info(lease)
 
     async def play(self, lease: Lease, wanted: CassetteRequest) -> NetworkInfo:
@@ -174,11 +181,14 @@ class Networks:
 
     def _note(self, connection: Connection) -> None:
         """Take a verdict into the audit log."""
-        verdict = "blocked" if connection.verdict == "refused" else "allowed"
+        made = NetworkConnectionBlocked if connection.verdict == "refused" else NetworkConnectionAllowed
+        network = self._leases.get(connection.session)
         self._audit.record(
-            f"network_connection_{verdict}", vm=connection.vm, session=connection.session, cell=connection.cell,
-            name=connection.name, address=connection.address, port=connection.port, rule=connection.rule,
-            reason=connection.reason, count=connection.count,
+            made(
+                vm=connection.vm, lease=connection.session, notebook=network.notebook if network else "",
+                run=run_of(connection.cell), name=claimed(connection.name), address=connection.address,
+                port=connection.port, rule=connection.rule, reason=claimed(connection.reason), count=connection.count,
+            )
         )  # fmt: skip
 
     async def _tell_refusals(self) -> None:

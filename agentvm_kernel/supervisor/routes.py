@@ -149,8 +149,10 @@ async def play_cassette(call: Call, wanted: CassetteRequest) -> NetworkInfo:
 
 
 async def set_cell(call: Call, wanted: CellRequest) -> None:
-    """Tell which cell runs in a lease's VM, and what only it may reach."""
-    call.lease.network.set_cell(wanted)
+    """Tell which cell runs in a lease's VM and what only it may reach, and how others have ended."""
+    lease = call.lease
+    lease.executions.take(wanted)
+    lease.network.set_cell(wanted)
 
 
 async def list_connections(call: Call, emit: Emit) -> None:
