@@ -155,11 +155,12 @@ class NotebookNetwork:
                 log.info("the supervisor does not know yet which cell runs: %s", error.message)
                 return
             unsaid, self._unsaid = self._unsaid, 0
-            some = {"executions": self._some_reports(), "unsaid": unsaid}
+            reports = self._some_reports()
+            request = told.model_copy(update={"executions": reports, "unsaid": unsaid})
             try:
-                await tenure.supervisor.set_cell(tenure.lease, told.model_copy(update=some))
+                await tenure.supervisor.set_cell(tenure.lease, request)
             except AgentVMError as error:
-                self._unsaid += unsaid + len(some["executions"])
+                self._unsaid += unsaid + len(reports)
                 log.info("the supervisor does not know which cell runs: %s", error.message)
                 return
 

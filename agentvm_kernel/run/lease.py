@@ -67,8 +67,8 @@ async def leased(
                 network = NotebookNetwork(lambda: tenure)
                 try:
                     yield Leased(link, granted, network)
-                    await network.told()
                 finally:
+                    await network.told()
                     await link.close()
             except (ProtocolError, ProofError):
                 raise

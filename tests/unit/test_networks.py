@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from audited import audited
 from fake_hypervisor import FakeHypervisor, FakeMachine
 from kernel_harness import within
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
@@ -325,9 +326,11 @@ async def test_a_refusal_is_told_once_for_each_cell_logged_and_audited(bed: Bed)
         logged = [one async for one in events]
     assert [(one.name, one.cell, one.verdict) for one in logged][-1] == ("a.example", "5 again()", "refused")
     assert (await bed.client.network(bed.id)).refused == 4
-    lines = (bed.supervisor.paths.state / "audit.jsonl").read_text().splitlines()
-    blocked = [line for line in map(json.loads, lines) if line["event"] == "network_connection_blocked"]
-    assert [line["name"] for line in blocked] == ["a.example", "a.example", "b.example", "a.example"]
+    bed.supervisor.audit.flush()
+    blocked = audited(bed.supervisor.paths.state, "network_connection_blocked")
+    assert [one["name"]["claimed"] for one in blocked] == ["a.example", "a.example", "b.example", "a.example"]
+    assert [one["run"] for one in blocked] == [4, 4, 4, 5]
+    assert {(one["lease"], one["notebook"]) for one in blocked} == {(bed.id, "n.ipynb")}
 
 
 async def test_connections_can_be_followed_of_one_lease_and_of_all(bed: Bed) -> None:
