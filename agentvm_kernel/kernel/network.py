@@ -14,6 +14,7 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.requests import Request
 from agentvm_kernel.kernel.timeline import beginning
+from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.messages import Blocked, LeaseRequest
@@ -108,6 +109,16 @@ class NotebookNetwork:
         tenure = self._tenure()
         async with tenure.supervisor.connections(tenure.lease) as events:
             return [event async for event in events]
+
+    async def audit(self, last: int) -> tuple[Record, ...]:
+        """Return what the audit log says of the notebook, after having told the supervisor what there is to tell.
+
+        Args:
+            last: How many of the newest records.
+        """
+        await self.told()
+        tenure = self._tenure()
+        return (await tenure.supervisor.audit(tenure.lease, last)).records
 
     def blocked(self, event: Blocked) -> None:
         """Take note of a connection that was refused."""

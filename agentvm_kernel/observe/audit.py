@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.observe.events import Event
 from agentvm_kernel.observe.journal import Entry, Journal
+from agentvm_kernel.observe.reading import Wanted, newest
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class AuditLog:
         self._changed = threading.Condition()
         self._waiting: deque[Entry] = deque()
         self._taken = self._written = self._lost = 0
-        self._is_urgent = self._is_closing = False
+        self._is_urgent = self._is_closing = self._is_over = False
         self._thread: threading.Thread | None = None
         for event in self._journal.found:
             self.record(event)
@@ -58,7 +60,7 @@ class AuditLog:
     def record(self, event: Event) -> None:
         """Append an event; it is safe on disk a moment later. Where it cannot be written, the next one says so."""
         with self._changed:
-            if len(self._waiting) >= _WAITING or self._is_closing:
+            if len(self._waiting) >= _WAITING or self._is_closing or self._is_over:
                 self._lost += 1
                 return
             self._waiting.append(Entry(self._clock(), event, self._lost))
@@ -77,6 +79,16 @@ class AuditLog:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._written >= wanted or self._is_over)
 
+    def newest(self, notebook: str, number: int) -> list[Record]:
+        """Return the newest records about a notebook, oldest first; blocks.
+
+        Args:
+            notebook: Its name.
+            number: How many at most.
+        """
+        self.flush()
+        return newest(self.folder, Wanted(notebook=notebook), number)
+
     def close(self) -> None:
         """Write what waits, and close the files; blocks. What is recorded later is lost."""
         with self._changed:
@@ -86,15 +98,18 @@ class AuditLog:
             self._thread.join()
         self._journal.close()
 
-    @property
-    def _is_over(self) -> bool:
-        return self._thread is None or not self._thread.is_alive()
-
     def _run(self) -> None:
-        while entries := self._next_group():
-            self._journal.write(entries)
+        try:
+            while entries := self._next_group():
+                self._journal.write(entries)
+                with self._changed:
+                    self._written += len(entries)
+                    self._changed.notify_all()
+        except Exception:  # noqa: BLE001 - the outermost of this thread: nobody may wait for it any more
+            _log.exception("the audit log is no longer written")
+        finally:
             with self._changed:
-                self._written += len(entries)
+                self._is_over = True
                 self._changed.notify_all()
 
     def _next_group(self) -> list[Entry]:

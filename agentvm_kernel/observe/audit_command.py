@@ -20,7 +20,8 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.durable import Disk
 from agentvm_kernel.errors import AuditError
 from agentvm_kernel.observe.chain import Record, look
-from agentvm_kernel.observe.events import EVENTS, Event
+from agentvm_kernel.observe.describe import describe
+from agentvm_kernel.observe.events import EVENTS
 from agentvm_kernel.observe.reading import Place, Wanted, follow, newest, records
 from agentvm_kernel.observe.verify import Problem, Verdict
 from agentvm_kernel.observe.verify import verify as examine
@@ -30,7 +31,6 @@ audit_app = typer.Typer(help="The audit log: tail, show, verify, export.", no_ar
 
 _AGO: Final = re.compile(r"([0-9]{1,6})([smhdw])")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_LONGEST: Final = 200
 
 _out = console()
 _err = Console(stderr=True)
@@ -118,26 +118,6 @@ def _copy_all(target: Path) -> None:
         for path, _ in look(_folder()).files:
             with path.open("rb") as source:
                 shutil.copyfileobj(source, into)
-
-
-def describe(event: Event) -> str:
-    """Return an event's fields in one line, but for those that a table has in columns of their own.
-
-    Args:
-        event: The event; what a guest claims is put in quotes and called so.
-    """
-    fields = event.fields()
-    shown = {key: value for key, value in fields.items() if key not in {"event", "vm", "notebook", "lease", "code"}}
-    return "  ".join(f"{key}={_text(value)}" for key, value in shown.items())
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict) and "claimed" in value:
-        return f'claimed "{plain(str(value["claimed"])[:_LONGEST])}"'
-    text = value if isinstance(value, str) else json.dumps(value)
-    if _DIGEST.fullmatch(text):
-        return text[:12]
-    return plain(text[:_LONGEST])
 
 
 def _print_all(places: Iterable[Place], as_json: bool) -> None:

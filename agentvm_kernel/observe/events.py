@@ -511,13 +511,13 @@ class LogDamaged(Event):
 
     Attributes:
         what: What is wrong.
-        sequence: Number of the last record that was written, by the head file.
+        last: Number of the last record that was written, by the head file.
         digest: Its digest.
     """
 
     event: Literal["log_damaged"] = "log_damaged"
     what: Text
-    sequence: Count = 0
+    last: Count = 0
     digest: Digest = "0" * 64
 
 
@@ -526,13 +526,13 @@ class LogPruned(Event):
 
     Attributes:
         day: The file's day.
-        sequence: Number of its last record.
+        last: Number of its last record.
         digest: The digest of that record.
     """
 
     event: Literal["log_pruned"] = "log_pruned"
     day: Text
-    sequence: Count
+    last: Count
     digest: Digest
 
 

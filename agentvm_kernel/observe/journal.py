@@ -142,7 +142,7 @@ class Journal:
             except ValueError as error:
                 _log.error("%s is damaged and stays: %s", path, error)
                 return
-            self._append(when, LogPruned(day=path.stem, sequence=record.sequence, digest=digest_of(line)))
+            self._append(when, LogPruned(day=path.stem, last=record.sequence, digest=digest_of(line)))
             os.fsync(self._descriptor)
             for torn in self._folder.glob(f"torn-{path.stem}-*"):
                 torn.unlink()

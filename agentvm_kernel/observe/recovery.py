@@ -11,6 +11,7 @@ from typing import Final
 
 from agentvm_kernel.durable import Disk
 from agentvm_kernel.observe.chain import (
+    GENESIS,
     HEAD,
     Head,
     backwards,
@@ -74,7 +75,7 @@ def recover(folder: Path, disk: Disk) -> Found:
     last, wrong = _judge(files, line, head)
     if wrong:
         head = head or Head()
-        events.append(LogDamaged(what=wrong, sequence=head.sequence, digest=head.digest))
+        events.append(LogDamaged(what=wrong, last=head.sequence, digest=head.digest))
     return Found(last, files[-1].stem if files else "", tuple(events))
 
 
@@ -97,7 +98,7 @@ def _judge(files: list[Path], line: bytes, head: Head | None) -> tuple[Head, str
         return last, "the head file is missing, or not as it was written"
     if head.sequence > last.sequence:
         return last, f"records {last.sequence + 1} to {head.sequence} are missing at the end"
-    if head.sequence and _digest_at(files, head.sequence) != head.digest:
+    if head.digest != (_digest_at(files, head.sequence) if head.sequence else GENESIS):
         return last, f"record {head.sequence} is not as it was written"
     return last, ""
 

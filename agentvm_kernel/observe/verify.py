@@ -160,7 +160,7 @@ class _Examination:
         if isinstance(event, DayBegan) != (number == 1) or (isinstance(event, DayBegan) and event.day != path.stem):
             self._wrong(path.name, number, "the file does not begin as a file of its day does, here")
         if isinstance(event, LogPruned):
-            self._anchors.add((event.sequence, event.digest))
+            self._anchors.add((event.last, event.digest))
             self._has_it |= event.digest == self._against
         elif isinstance(event, LogDamaged):
             self._wrong(path.name, number, f"a supervisor found, when it started, that {event.what}")
@@ -187,7 +187,7 @@ class _Examination:
                 extent.files[-1][0].name if extent.files else HEAD, 0,
                 f"records {last.sequence + 1} to {head.sequence} are missing at the end",
             )  # fmt: skip
-        elif head.sequence and self._head_digest != head.digest:
+        elif head.digest != (self._head_digest if head.sequence else GENESIS):
             file, line = self._before or (HEAD, 0)
             where = (file, line) if head.sequence == last.sequence else (HEAD, 0)
             self._wrong(*where, f"record {head.sequence} is not the one that {HEAD} has seen")
