@@ -387,6 +387,19 @@ class NetworkConnectionBlocked(NetworkConnection):
     event: Literal["network_connection_blocked"] = "network_connection_blocked"
 
 
+class ConnectionsLeftOut(OfLease):
+    """A session had so many connections that not all of them are written down here.
+
+    Attributes:
+        verdict: What became of them.
+        count: How many are left out.
+    """
+
+    event: Literal["connections_left_out"] = "connections_left_out"
+    verdict: Literal["allowed", "blocked"]
+    count: Annotated[int, Field(ge=1)] = 1
+
+
 class LinkRefused(OfLease):
     """Somebody without the key wanted to talk to a VM's guest agent.
 
@@ -555,6 +568,7 @@ AnyEvent = Annotated[
     | OutputBlocked
     | NetworkConnectionAllowed
     | NetworkConnectionBlocked
+    | ConnectionsLeftOut
     | LinkRefused
     | AnomalyDetected
     | ImageUpdated

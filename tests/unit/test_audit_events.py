@@ -35,6 +35,7 @@ MODELS: list[type[Event]] = list(get_args(get_args(AnyEvent)[0]))
 GIVEN = {
     "vm": "vm-1", "snapshot": "s", "what": "w", "digest": "d" * 64, "limit": "l", "reason": Reason.SCRIPT, "kind": "k",
     "image": "i", "day": "2026-01-01", "file": "f", "line": 1, "offset": 1, "size": 1, "last": 1, "count": 1,
+    "verdict": "blocked",
 }  # fmt: skip
 
 
