@@ -40,7 +40,7 @@ _ROOM: Final = 32 << 10
 _SOON: Final = 0.5
 """Seconds in which the next cell often begins, so that one request can tell both."""
 
-_PATIENCE: Final = 2.0
+_PATIENCE: Final = 1.0
 """Seconds to wait for the supervisor before a VM is given back."""
 
 

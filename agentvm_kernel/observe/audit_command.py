@@ -52,11 +52,13 @@ def tail(
     as_json: _Json = False,
 ) -> None:
     """Show the newest events."""
-    for record in newest(_folder(), Wanted(), number):
+    coming = follow(_folder(), Wanted()) if following else iter(())
+    known = newest(_folder(), Wanted(), max(number, 1))
+    for record in known[-number:] if number else ():
         _print(record, as_json)
-    if following:
-        with suppress(KeyboardInterrupt):
-            _print_all(follow(_folder(), Wanted()), as_json)
+    last = known[-1].sequence if known else 0
+    with suppress(KeyboardInterrupt):
+        _print_all((one for one in coming if one.record is None or one.record.sequence > last), as_json)
 
 
 @audit_app.command()

@@ -99,13 +99,17 @@ def newest(folder: Path, wanted: Wanted, number: int) -> list[Record]:
 
 
 def follow(folder: Path, wanted: Wanted) -> Iterator[Place]:
-    """Yield what comes from now on, for ever.
+    """Return what comes from now on, for ever.
 
     Args:
         folder: The log's.
         wanted: What is asked for.
     """
-    seen = {path.name: (end_of_lines(path), 0) for path, _ in look(folder).files}
+    return _follow(folder, wanted, {path.name: (end_of_lines(path), 0) for path, _ in look(folder).files})
+
+
+def _follow(folder: Path, wanted: Wanted, seen: dict[str, tuple[int, int]]) -> Iterator[Place]:
+    """Yield what comes after what was seen of each file: so many bytes, and so many lines."""
     while True:
         for path, _ in look(folder).files:
             begin, number = seen.get(path.name, (0, 0))

@@ -156,6 +156,8 @@ class Networks:
         begin = {"record": Cassette.record, "replay": Cassette.replay}.get(wanted.action)
         cassette = await asyncio.to_thread(begin, Path(wanted.folder), wanted.name) if begin else None
         lease.network.play(cassette)
+        what = f"cassette: {wanted.action} {wanted.name}".rstrip()
+        self._audit.record(ConfigurationChanged(**lease.subject, what=what))
         return self.info(lease)
 
     async def tell(self, lease: str | None, emit: Emit, *, follow: bool) -> None:
