@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from agentvm_kernel.observe.chain import Record
-from agentvm_kernel.observe.events import Event
+from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.observe.journal import Entry, Journal
 from agentvm_kernel.observe.reading import Wanted, newest
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agentvm_kernel.observe.events import AnyEvent, Digest, Event, event_adapter
+from agentvm_kernel.observe.events import AnyEvent, event_adapter
+from agentvm_kernel.observe.fields import Digest, Event
 
 GENESIS: Final = "0" * 64
 """What the first record has for the digest of the one before."""
@@ -58,7 +59,7 @@ class Record(BaseModel):
         lost: How many events before it could not be written.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     sequence: int = Field(ge=1)
     time: float
@@ -116,7 +117,7 @@ def read_line(line: bytes) -> Record:
         raise ValueError("it is no JSON object")
     envelope = {key: values.pop(key) for key in _ENVELOPE if key in values}
     try:
-        return Record(event=event_adapter.validate_python(values), **envelope)
+        return Record(event=event_adapter().validate_python(values), **envelope)
     except (ValidationError, TypeError) as error:
         raise ValueError(_first_mistake(error)) from error
 

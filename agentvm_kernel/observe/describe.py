@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-from agentvm_kernel.observe.events import Event
+from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.terminal import plain
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")

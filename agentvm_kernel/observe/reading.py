@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -87,10 +88,14 @@ def newest(folder: Path, wanted: Wanted, number: int) -> list[Record]:
     """
     found: list[Record] = []
     left = _LOOKED_AT
+    # To read a line takes longer than to see that the notebook is not named in it.
+    named = json.dumps(wanted.notebook).encode() if wanted.notebook else b""
     for line in _lines_backwards(folder):
         left -= len(line) + 1
         if left < 0 or len(found) >= number:
             break
+        if named not in line:
+            continue
         with suppress(ValueError):
             record = read_line(line)
             if wanted.matches(record):

@@ -10,7 +10,9 @@ class AuditRecords(Message):
     """The newest records about a notebook, oldest first.
 
     Attributes:
-        records: The records.
+        model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    records: The records.
     """
 
     records: tuple[Record, ...]

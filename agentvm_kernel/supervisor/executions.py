@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel.observe.events import (
-    Event,
     ExecutionCompleted,
     ExecutionFailed,
     ExecutionStarted,
@@ -15,10 +14,8 @@ from agentvm_kernel.observe.events import (
     OutputBlocked,
     ReportsMissing,
     ResourceLimitExceeded,
-    Subject,
-    claimed,
-    hosts,
 )
+from agentvm_kernel.observe.fields import Event, Subject, claimed, hosts
 from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.network_messages import CellRequest
 

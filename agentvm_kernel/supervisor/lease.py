@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import LinkRefused, ResourceLimitExceeded, Subject, claimed
+from agentvm_kernel.observe.events import LinkRefused, ResourceLimitExceeded
+from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.supervisor.admission import Slot
 from agentvm_kernel.supervisor.executions import Executions
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork

@@ -29,9 +29,8 @@ from agentvm_kernel.observe.events import (
     ConnectionsLeftOut,
     NetworkConnectionAllowed,
     NetworkConnectionBlocked,
-    Subject,
-    claimed,
 )
+from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.observe.restraint import Restraint
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease

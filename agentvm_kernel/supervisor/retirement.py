@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from agentvm_kernel.observe.events import Event, VMDestroyed
+from agentvm_kernel.observe.events import VMDestroyed
+from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.clone import VM
 

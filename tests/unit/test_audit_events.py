@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -15,23 +14,20 @@ from agentvm_kernel.observe.chain import MAX_LINE, Record, line_of, read_line
 from agentvm_kernel.observe.describe import describe
 from agentvm_kernel.observe.events import (
     EVENTS,
-    AnyEvent,
-    Claimed,
-    Event,
+    MODELS,
     ExecutionFailed,
     ExecutionStarted,
     NetworkConnectionBlocked,
     OutputBlocked,
     VMStopped,
-    claimed,
-    hosts,
 )
+from agentvm_kernel.observe.fields import Claimed, Event, claimed, hosts
 
 PROMISED = """vm_created, vm_started, vm_stopped, vm_destroyed, snapshot_created, snapshot_restored, execution_started,
 execution_completed, execution_failed, execution_timeout, resource_limit_exceeded, network_connection_allowed,
 network_connection_blocked, output_blocked, anomaly_detected, image_updated, configuration_changed, lease_acquired,
 lease_released"""
-MODELS: list[type[Event]] = list(get_args(get_args(AnyEvent)[0]))
+
 GIVEN = {
     "vm": "vm-1", "snapshot": "s", "what": "w", "digest": "d" * 64, "limit": "l", "reason": Reason.SCRIPT, "kind": "k",
     "image": "i", "day": "2026-01-01", "file": "f", "line": 1, "offset": 1, "size": 1, "last": 1, "count": 1,

@@ -12,7 +12,8 @@ from agentvm_kernel.errors import ApiError
 from agentvm_kernel.kernel import deadline, network
 from agentvm_kernel.kernel.executions import cell_begins
 from agentvm_kernel.observe.chain import Record
-from agentvm_kernel.observe.events import ExecutionFailed, claimed
+from agentvm_kernel.observe.events import ExecutionFailed
+from agentvm_kernel.observe.fields import claimed
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.execution_messages import Execution, digest_of
 
