@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.directive import DirectiveError, allowed_hosts, is_directed
 from agentvm_kernel.kernel.execution import CellResult, Status
 from agentvm_kernel.kernel.guest import Guest
@@ -17,6 +20,9 @@ from agentvm_kernel.supervisor.execution_messages import MAX_CODE, Execution, Ha
 from agentvm_kernel.supervisor.messages import Granted
 
 _TEXT: Final = 500
+_SOON: Final = 1.0
+"""Seconds in which output that is not let through is counted before it is told, where no cell's end will tell it."""
+
 _OUTCOMES: Final[dict[Status, Happened]] = {
     "ok": "completed",
     "error": "failed",
@@ -37,7 +43,9 @@ class Executions:
 
     def __init__(self, report: Callable[[Execution], None]) -> None:
         self._report = report
-        self._begun: dict[Request, tuple[Execution, float]] = {}
+        self._begun: dict[Request | None, tuple[Execution, float]] = {}
+        self._blocked: dict[Request | None, Counter[Reason]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def runs(self, request: Request, guest: Guest | None) -> None:
         """Note that the guest runs a cell; nothing happens if that is known.
@@ -77,6 +85,24 @@ class Executions:
         """
         self._end(request, "failed", reason=clean(error.message[:_TEXT]))
 
+    def blocked(self, request: Request | None, reason: Reason) -> None:
+        """Count output that was not let through; it is told with the cell's end, or soon where that has been told.
+
+        Args:
+            request: The cell; None for what belongs to none.
+            reason: Why.
+        """
+        self._blocked.setdefault(request, Counter())[reason] += 1
+        if request not in self._begun and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SOON, self._tell_blocked)
+
+    def _tell_blocked(self) -> None:
+        self._timer = None
+        for request in [one for one in self._blocked if one not in self._begun]:
+            run, code = (request.run, request.code) if request else (0, "")
+            counts = dict(self._blocked.pop(request))
+            self._report(Execution(happened="going on", run=run, digest=digest_of(code), blocked=counts))
+
     def _end(
         self, request: Request, happened: Happened, *, error: str = "", count: int | None = None, reason: str = ""
     ) -> None:
@@ -88,6 +114,7 @@ class Executions:
         changes = {
             "happened": "timeout" if request.overdue_at is not None else happened, "code": "", "limits": tuple(limits),
             "seconds": time.monotonic() - since, "count": count, "error": error, "reason": reason,
+            "blocked": dict(self._blocked.pop(request, {})),
         }  # fmt: skip
         self._report(begun.model_copy(update=changes))
 

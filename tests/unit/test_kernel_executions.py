@@ -9,7 +9,8 @@ import pytest
 from kernel_harness import ScriptedSupervisor, cell, granted, replied, running, told, within
 
 from agentvm_kernel.errors import ApiError
-from agentvm_kernel.kernel import deadline, network
+from agentvm_kernel.firewall.reasons import Reason
+from agentvm_kernel.kernel import deadline, executions, network
 from agentvm_kernel.kernel.executions import cell_begins
 from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.observe.events import ExecutionFailed
@@ -140,6 +141,32 @@ async def test_a_cell_past_its_deadline_has_timed_out(tmp_path: Path, monkeypatc
         await kernel.machine.network.told()
         late = reports(supervisor)[-1]
         assert (late.happened, late.limits) == ("timeout", ("cell_deadline",))
+
+
+async def test_blocked_output_is_told_with_the_cells_end_or_soon_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executions, "_SOON", 0)
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        msg_id = client.execute("show()")
+        asked = await guest.asked()
+        guest.begin(asked)
+        (request,) = kernel.router._table.current()
+        for reason in (Reason.SCRIPT, Reason.SCRIPT, Reason.REMOTE):
+            kernel.router._executions.blocked(request, reason)
+        guest.finish(asked)
+        await replied(client, msg_id)
+        for late in (request, None):
+            kernel.router._executions.blocked(late, Reason.SIZE)
+        await within(lambda: len(reports(kernel.supervisor)) == 4)
+        told = [(one.happened, one.run, one.blocked) for one in reports(kernel.supervisor)]
+        assert told == [
+            ("started", 1, {}),
+            ("completed", 1, {Reason.SCRIPT: 2, Reason.REMOTE: 1}),
+            ("going on", 1, {Reason.SIZE: 1}),
+            ("going on", 0, {Reason.SIZE: 1}),
+        ]
 
 
 async def test_reports_are_sent_in_pieces_and_what_is_too_much_is_counted(
