@@ -156,7 +156,8 @@ def _tell(verdict: Verdict) -> None:
             f"{verdict.records} records, {verdict.first} to {last.sequence}; the last has the digest {last.digest}.",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-    _out.print(f"{len(verdict.problems)} problems." if verdict.problems else "Nothing is wrong.", highlight=False)
+    number = len(verdict.problems)
+    _out.print(f"{number} problem{'s'[: number != 1]}." if number else "Nothing is wrong.", highlight=False)
 
 
 def _values(verdict: Verdict) -> dict[str, object]:

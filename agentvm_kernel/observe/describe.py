@@ -28,6 +28,7 @@ def describe(event: Event, without: Collection[str] = ()) -> str:
 
 def _text(value: object) -> str:
     if isinstance(value, dict) and "claimed" in value:
-        return f'claimed "{plain(str(value["claimed"])[:_LONGEST])}"'
+        # Quoted so that no text of a guest's can look like more fields.
+        return f"claimed {json.dumps(plain(str(value['claimed'])[:_LONGEST]), ensure_ascii=False)}"
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:12] if _DIGEST.fullmatch(text) else plain(text[:_LONGEST])

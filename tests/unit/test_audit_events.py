@@ -104,6 +104,11 @@ def test_what_a_guest_claims_is_called_so_and_cannot_steer_a_terminal() -> None:
     assert said == 'digest=dddddddddddd  error=claimed "\N{REPLACEMENT CHARACTER}[2JE"'
 
 
+def test_what_a_guest_claims_cannot_look_like_more_fields() -> None:
+    said = describe(NetworkConnectionBlocked(vm="v", name=claimed('a"  rule="mine')))
+    assert said == r'name=claimed "a\"  rule=\"mine"'
+
+
 def test_reasons_are_a_fixed_set() -> None:
     assert OutputBlocked(vm="v", reason=Reason.SCRIPT).fields() == {
         "event": "output_blocked",
