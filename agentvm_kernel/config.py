@@ -239,6 +239,20 @@ class Output(BaseModel):
         return Policy(holds, self.frame_hosts, self.widget_modules, self.comm_targets, self.mime_types)
 
 
+class Audit(BaseModel):
+    """The audit log; see docs/audit.md.
+
+    Attributes:
+        days: How many files, one for each day on which something happened, are kept; 0 for all.
+        code: Whether the code of cells is written down, not only its digest. It may hold what is secret.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    days: int = Field(default=365, ge=0, le=100_000)
+    code: bool = False
+
+
 class Settings(BaseModel):
     """The configuration file.
 
@@ -258,6 +272,7 @@ class Settings(BaseModel):
         snapshots: The snapshot store.
         network: What VMs reach of the network.
         output: What of their output is let through.
+        audit: The audit log.
         profiles: The user's own profiles, by name, beside the built-in ones.
     """
 
@@ -276,6 +291,7 @@ class Settings(BaseModel):
     snapshots: SnapshotSettings = SnapshotSettings()
     network: Network = Network()
     output: Output = Output()
+    audit: Audit = Audit()
     profiles: dict[Name, Profile] = {}
 
     def find_profile(self, name: str) -> tuple[str, Profile]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from agentvm_kernel.config import Network, Output, Pool, Settings, SnapshotSettings
+from agentvm_kernel.config import Audit, Network, Output, Pool, Settings, SnapshotSettings
 from agentvm_kernel.profiles import PROFILES, Profile
 from agentvm_kernel.validation import field, valid
 
@@ -19,9 +19,10 @@ _SECTIONS: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("snapshots", SnapshotSettings),
     ("network", Network),
     ("output", Output),
+    ("audit", Audit),
     ("profiles.NAME", Profile),
 )
-_TABLES: Final = frozenset({"pool", "snapshots", "network", "output", "profiles"})
+_TABLES: Final = frozenset({"pool", "snapshots", "network", "output", "audit", "profiles"})
 _ENTRY: Final = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 

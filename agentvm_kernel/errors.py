@@ -206,6 +206,12 @@ class CassetteError(AgentVMError):
     code = "cassette"
 
 
+class AuditError(AgentVMError):
+    """The audit log cannot be looked at as asked."""
+
+    code = "audit"
+
+
 class SupervisorError(AgentVMError):
     """The supervisor could not be reached or refused a request."""
 

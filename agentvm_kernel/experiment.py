@@ -25,6 +25,7 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import AgentVMError, LinkError, ProofError, ProtocolError, VMEndedError
 from agentvm_kernel.kernel.endings import never
 from agentvm_kernel.kernel.execution import LINK_LIMITS, CellResult, Runner
+from agentvm_kernel.kernel.executions import cell_begins, reported
 from agentvm_kernel.kernel.forkpoint import ForkSupervisor
 from agentvm_kernel.kernel.forks import ForkResult, OnProgress, run_forks
 from agentvm_kernel.kernel.guest import Agent, Guest
@@ -33,9 +34,11 @@ from agentvm_kernel.link.connection import connect
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.run.collect import ExecResult, OnOutput, collect
 from agentvm_kernel.run.files import Bounds, Received, get, put
+from agentvm_kernel.run.reported import program_reported
 from agentvm_kernel.run.unpack import USUAL
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor.client import SupervisorClient
+from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.messages import (
     ForkRequest,
     LeaseRequest,
@@ -146,10 +149,16 @@ class AsyncSession:
 
     async def _run(self, code: str, timeout: float | None) -> CellResult:
         runner, deadline = self._present(), self._guest.limits.cell_deadline
+        ended = reported(self._machine.network.report, self._begins(code))
         self._machine.network.running(Cell(run=self._last.run + 1, code=code[:2000]))
         cell = await runner.run(code, timeout=deadline if timeout is None else timeout)
+        ended(cell)
         self._last = Cell(run=self._last.run + 1, count=cell.count, code=code[:2000])
         return cell
+
+    def _begins(self, code: str) -> Execution:
+        guest = self._machine.guest
+        return cell_begins(code, guest.granted if guest else None, run=self._last.run + 1)
 
     async def interrupt(self) -> None:
         """Interrupt the cell that runs, as Ctrl-C does; nothing happens if none does, or there is no VM any more."""
@@ -254,8 +263,9 @@ class AsyncSession:
         async def work(supervisor: ForkSupervisor, lease: str) -> list[ForkResult]:
             seconds = self._guest.limits.cell_deadline if timeout is None else timeout
             return await run_forks(
-                supervisor, lease, self._connect, request, code, timeout=seconds, on_progress=on_progress
-            )
+                supervisor, lease, self._connect, request, code, timeout=seconds, on_progress=on_progress,
+                report=self._machine.network.report,
+            )  # fmt: skip
 
         async with self._turn:
             return await self._machine.fork(work)
@@ -296,9 +306,13 @@ class AsyncSession:
             AgentVMError: it could not be started, or the VM has ended.
         """
         async with self._with_its_end():
-            return await collect(
-                self._machine, argv, cwd=cwd, env=env, stdin=stdin, timeout=timeout, on_output=on_output
-            )
+            guest = self._machine.guest
+            with program_reported(self._machine.network.report, guest.granted if guest else None, argv) as done:
+                result = await collect(
+                    self._machine, argv, cwd=cwd, env=env, stdin=stdin, timeout=timeout, on_output=on_output
+                )
+                done(result.code, result.timed_out)
+            return result
 
     async def put(self, local: Path | str, remote: str = "") -> None:
         """Copy a file or a folder into the VM, whole or not at all.

@@ -10,9 +10,11 @@ from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, ApiError, SupervisorError, VMEndedError
 from agentvm_kernel.kernel.execution import CellResult, running
+from agentvm_kernel.kernel.executions import cell_begins, reported
 from agentvm_kernel.kernel.forkpoint import ForkEvent, ForkSupervisor
 from agentvm_kernel.kernel.guest import Connect
 from agentvm_kernel.kernel.info import Usage
+from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Granted
 
 log = logging.getLogger("agentvm.forks")
@@ -66,6 +68,7 @@ async def run_forks(
     *,
     timeout: float,
     on_progress: OnProgress = lambda _progress: None,
+    report: Callable[[Execution], None] = lambda _: None,
 ) -> list[ForkResult]:
     """Run a cell in clones of a leased VM, and keep those in which it ended by itself.
 
@@ -79,6 +82,7 @@ async def run_forks(
         code: The cell.
         timeout: Seconds that it may take in each of them; waiting for a place to run does not count.
         on_progress: Called whenever something has changed.
+        report: Tells the supervisor's audit log what runs, and how it ended; must not block.
 
     Returns:
         What came of each, by number.
@@ -86,7 +90,7 @@ async def run_forks(
     Raises:
         AgentVMError: there could be no forks at all, or the supervisor went away.
     """
-    forking = _Forking(supervisor, lease, connect, request.count, on_progress)
+    forking = _Forking(supervisor, lease, connect, request.count, on_progress, report)
     async with supervisor.forks(lease, request) as events:
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -111,7 +115,13 @@ class _Forking:
     """
 
     def __init__(
-        self, supervisor: ForkSupervisor, lease: str, connect: Connect, count: int, on_progress: OnProgress
+        self,
+        supervisor: ForkSupervisor,
+        lease: str,
+        connect: Connect,
+        count: int,
+        on_progress: OnProgress,
+        report: Callable[[Execution], None],
     ) -> None:
         self.results: dict[int, ForkResult] = {}
         self.complete = asyncio.Event()
@@ -120,6 +130,7 @@ class _Forking:
         self._connect = connect
         self._count = count
         self._on_progress = on_progress
+        self._report_execution = report
         self._stage = ""
         self._lost: dict[int, asyncio.Future[AgentVMError]] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -165,7 +176,13 @@ class _Forking:
             lost.set_result(error)
 
     async def _serve(self, number: int, granted: Granted, code: str, timeout: float) -> None:
-        cell, memory = await self._run(self._lost[number], granted, code, timeout)
+        ended = reported(self._report_execution, cell_begins(code, granted, fork=number))
+        try:
+            cell, memory = await self._run(self._lost[number], granted, code, timeout)
+        except asyncio.CancelledError:
+            ended(CellResult("died", reason="It was interrupted."))
+            raise
+        ended(cell)
         kept = cell.status in _KEPT and await self._rest(number)
         if not kept and not self._lost[number].done():
             await self._end(number)

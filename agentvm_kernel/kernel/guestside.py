@@ -12,6 +12,7 @@ from typing import Final
 from agentvm_kernel.errors import AgentVMError, LinkError, ProtocolError
 from agentvm_kernel.firewall.context import Block
 from agentvm_kernel.firewall.firewall import Firewall
+from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.debugging import Debugging
 from agentvm_kernel.kernel.guest import CHANNELS, Guest
@@ -48,7 +49,8 @@ class GuestSide:
         debugging: Takes notice of a debugger that stops it.
         gate: Bounds its output.
         firewall: Cleans it.
-        replied: Called when the guest is done with a cell, and may begin with the next.
+        blocked: Called with each part of its output that is left out, and whose it is.
+        replied: Called with a cell, and its reply, when the guest is done with it and may begin with the next.
         failed: Called after an error reply that is to abort what waits behind its request.
     """
 
@@ -62,10 +64,12 @@ class GuestSide:
         debugging: Debugging,
         gate: OutputGate,
         firewall: Firewall,
-        replied: Callable[[], None],
+        blocked: Callable[[Request | None, Reason], None],
+        replied: Callable[[Request, dict[str, object]], None],
         failed: Callable[[Request], Awaitable[None]],
     ) -> None:
         self.dropped: Counter[str] = Counter()
+        self._blocked = blocked
         self._replied = replied
         self._failed = failed
         self._guest = guest
@@ -137,7 +141,7 @@ class GuestSide:
         if message.msg_type != request.reply_type:
             raise WireError("a reply of another type than asked for")
         self._table.replied(request)
-        content = self._firewall.reply(message.msg_type, message.content, _block(request))
+        content = self._firewall.reply(message.msg_type, message.content, self._block(request))
         metadata: dict[str, object] = {}
         if message.msg_type == "kernel_info_reply":
             content = with_banner(content)
@@ -152,7 +156,7 @@ class GuestSide:
             self._answers.reply(request, content, msg_type=message.msg_type, metadata=metadata)
         request.settle(replied=True)
         if request.is_execute:
-            self._replied()
+            self._replied(request, content)
         if request.is_execute and request.stop_on_error and not request.silent and content["status"] == "error":
             await self._failed(request)
 
@@ -167,7 +171,7 @@ class GuestSide:
         request = self._table.find(message.parent_id)
         if request is None or request.replied or not request.allow_stdin:
             raise WireError(f"an input request on {channel} that no running cell allows")
-        prompt = self._firewall.prompt(message.content, request.code, _block(request))
+        prompt = self._firewall.prompt(message.content, request.code, self._block(request))
         host_id, frames = self._sockets.wire.pack("input_request", prompt, parent=request.message.raw_header)
         if not request.expect_input(host_id, message.raw_header):
             raise WireError("too many input requests without an answer")
@@ -202,7 +206,7 @@ class GuestSide:
                 await self._answers.publish("execute_input", shown, request)
             return
         cleaned = self._firewall.output(
-            message.msg_type, message.content, message.metadata, message.buffers, _block(request)
+            message.msg_type, message.content, message.metadata, message.buffers, self._block(request)
         )
         if cleaned is not None:
             self._take_note(message, cleaned.content)
@@ -211,6 +215,16 @@ class GuestSide:
             )
         if request and request.idle:
             await self._answers.tell_left_out(request)
+
+    def _block(self, request: Request | None) -> Block:
+        """Return who takes note of what is blocked."""
+
+        def take(reason: Reason, words: str) -> None:
+            self._blocked(request, reason)
+            if request is not None:
+                request.leave_out(reason, words)
+
+        return take
 
     async def _is_shown(self, request: Request | None, message: GuestMessage) -> bool:
         """Whether an output is passed on; the first that is too much gets a note in its place."""
@@ -245,11 +259,6 @@ class GuestSide:
 
 def _small(content: bytes) -> dict[str, object]:
     return parse_object(content) if len(content) <= PARSE_LIMIT else {}
-
-
-def _block(request: Request | None) -> Block:
-    """Return who takes note of what is blocked."""
-    return request.leave_out if request else lambda _reason, _words: None
 
 
 def _count(content: dict[str, object]) -> int | None:

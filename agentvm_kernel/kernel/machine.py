@@ -133,6 +133,8 @@ class Machine:
 
     async def close(self, reason: AgentVMError) -> None:
         """Give the VM back; what waits for it is told the reason."""
+        if self._tenure is not None:
+            await self.network.told()
         task, self._task = self._task, None
         if task is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,9 +14,17 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.requests import Request
 from agentvm_kernel.kernel.timeline import beginning
+from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.snapshots.notes import Cell
+from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.messages import Blocked, LeaseRequest
-from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.network_messages import (
+    MOST_EXECUTIONS,
+    CassetteRequest,
+    CellRequest,
+    NetworkInfo,
+    NetworkRequest,
+)
 from agentvm_kernel.validation import checked
 
 if TYPE_CHECKING:
@@ -24,6 +33,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("agentvm.network")
 
 _NAMED: Final = 5
+_MOST_REPORTS: Final = 1000
+_ROOM: Final = 32 << 10
+"""Bytes of reports in one request, of which the supervisor takes 64 KiB."""
+
+_SOON: Final = 0.5
+"""Seconds in which the next cell often begins, so that one request can tell both."""
+
+_PATIENCE: Final = 1.0
+"""Seconds to wait for the supervisor before a VM is given back."""
 
 
 class NotebookNetwork:
@@ -43,6 +61,9 @@ class NotebookNetwork:
         self._tenure = tenure
         self._running = CellRequest()
         self._teller: asyncio.Task[None] | None = None
+        self._reports: deque[Execution] = deque()
+        self._unsaid = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     def asked(self, request: LeaseRequest) -> LeaseRequest:
         """Return a request for a lease in which the changes hold from the beginning."""
@@ -89,6 +110,16 @@ class NotebookNetwork:
         async with tenure.supervisor.connections(tenure.lease) as events:
             return [event async for event in events]
 
+    async def audit(self, last: int) -> tuple[Record, ...]:
+        """Return what the audit log says of the notebook, after having told the supervisor what there is to tell.
+
+        Args:
+            last: How many of the newest records.
+        """
+        await self.told()
+        tenure = self._tenure()
+        return (await tenure.supervisor.audit(tenure.lease, last)).records
+
     def blocked(self, event: Blocked) -> None:
         """Take note of a connection that was refused."""
         self.on_blocked(event)
@@ -96,19 +127,64 @@ class NotebookNetwork:
     def running(self, cell: Cell) -> None:
         """Tell the supervisor, in the background, which cell runs."""
         self._running = self._running.model_copy(update={"cell": cell})
+        self._wake()
+
+    def report(self, execution: Execution) -> None:
+        """Tell the supervisor what has happened to an execution, for its audit log.
+
+        That goes along when the supervisor is told which cell runs next, or is told by itself soon. Without a VM it
+        waits for the next, as far as there is room.
+        """
+        if len(self._reports) >= _MOST_REPORTS:
+            self._unsaid += 1
+        else:
+            self._reports.append(execution)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SOON, self._wake)
+
+    async def told(self) -> None:
+        """Wait until the supervisor knows all, but not for long. Called before the VM is given back."""
+        if self._reports:
+            self._wake()
+        if self._teller is not None:
+            await asyncio.wait([self._teller], timeout=_PATIENCE)
+
+    def _wake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._teller is None or self._teller.done():
             self._teller = asyncio.create_task(self._tell())
 
     async def _tell(self) -> None:
         told: CellRequest | None = None
-        while told != self._running:
+        while told != self._running or self._reports:
             told = self._running
             try:
                 tenure = self._tenure()
-                await tenure.supervisor.set_cell(tenure.lease, told)
             except AgentVMError as error:
+                log.info("the supervisor does not know yet which cell runs: %s", error.message)
+                return
+            unsaid, self._unsaid = self._unsaid, 0
+            reports = self._some_reports()
+            request = told.model_copy(update={"executions": reports, "unsaid": unsaid})
+            try:
+                await tenure.supervisor.set_cell(tenure.lease, request)
+            except AgentVMError as error:
+                self._unsaid += unsaid + len(reports)
                 log.info("the supervisor does not know which cell runs: %s", error.message)
                 return
+
+    def _some_reports(self) -> tuple[Execution, ...]:
+        """Take as many reports as go into one request, at least one if there is any."""
+        taken: list[Execution] = []
+        room = _ROOM
+        while self._reports and len(taken) < MOST_EXECUTIONS:
+            room -= len(self._reports[0].model_dump_json())
+            if taken and room < 0:
+                break
+            taken.append(self._reports.popleft())
+        return tuple(taken)
 
     @asynccontextmanager
     async def allowed(self, hosts: Sequence[str], cell: Cell) -> AsyncIterator[None]:

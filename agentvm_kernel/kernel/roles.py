@@ -13,6 +13,7 @@ from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.forkpoint import ForkSupervisor
 from agentvm_kernel.kernel.guest import Guest, Link
 from agentvm_kernel.profiles import Limits
+from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.client import Lease
 from agentvm_kernel.supervisor.messages import (
     LeaseRequest,
@@ -65,6 +66,9 @@ class Supervisor(ForkSupervisor, Protocol):
 
     async def set_cell(self, lease: str, request: CellRequest) -> None:
         """Tell which cell runs."""
+
+    async def audit(self, lease: str, last: int = 20) -> AuditRecords:
+        """Return what the audit log says of the lease's notebook."""
 
     def connections(
         self, lease: str = "", *, follow: bool = False

@@ -12,6 +12,7 @@ from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.deadline import Watchdog
 from agentvm_kernel.kernel.debugging import Debugging
 from agentvm_kernel.kernel.directive import is_directed
+from agentvm_kernel.kernel.executions import Executions
 from agentvm_kernel.kernel.fence import Lane, Way
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.guestside import GuestSide
@@ -56,6 +57,7 @@ class Router:
         self._usage = Usage()
         self._debugging = Debugging()
         self._gate = OutputGate(machine.limits)
+        self._executions = Executions(machine.network.report)
         self._watchdog = Watchdog(self._table, machine, self._answers, self._debugging, lambda: self._timeline.snapshot)
         self._host_side = HostSide(
             machine, self._answers, self._progress, self._table, self._timeline, self._usage, self.forward
@@ -320,7 +322,7 @@ class Router:
         self._debugging.begin()
         side = GuestSide(
             guest, self._table, self._sockets, self._answers, self._timeline, self._debugging, self._gate,
-            self._machine.firewall, self._tell_running, self._guest_failed,
+            self._machine.firewall, self._executions.blocked, self._replied, self._guest_failed,
         )  # fmt: skip
         self._guest_side = side
         self._watchdog.wake()  # it may be in the middle of a cell
@@ -382,6 +384,7 @@ class Router:
             failed: Lanes in which an execute request has already told it, and the rest is aborted.
             remedy: Whether to add how to get a VM back.
         """
+        self._executions.lost(request, error)
         if request.hold:
             request.settle(replied=True, idle=True)
         elif request.replied:
@@ -393,9 +396,16 @@ class Router:
             if request.is_execute and request.stop_on_error:
                 failed.add(request.lane)
 
+    def _replied(self, request: Request, content: dict[str, object]) -> None:
+        self._executions.replied(request, content)
+        self._tell_running()
+
     def _tell_running(self) -> None:
         """Tell the supervisor which cell the guest runs, if it runs one."""
-        if current := self._table.current():
+        current = self._table.current()
+        for request in current:
+            self._executions.runs(request, self._machine.guest)
+        if current:
             self._machine.network.running(cell_of(current[0]))
 
     def _blocked(self, event: Blocked) -> None:

@@ -87,7 +87,14 @@ async def _forked(host: Host, request: ForkRequest, code: str, timeout: float) -
     connect = partial(machine.connect, limits=LINK_LIMITS)
     return await machine.fork(
         lambda supervisor, lease: run_forks(
-            supervisor, lease, connect, request, code, timeout=timeout, on_progress=show
+            supervisor,
+            lease,
+            connect,
+            request,
+            code,
+            timeout=timeout,
+            on_progress=show,
+            report=machine.network.report,
         )
     )
 

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics import (
     adopt,
+    audit,
     fork,
     limits,
     net,
@@ -37,6 +38,7 @@ _FAMILIES: Final[dict[str, Family]] = {
     "vm": vm,
     "limits": limits,
     "net": net,
+    "audit": audit,
     "snapshot": snapshot,
     "snapshots": snapshots,
     "rollback": rollback,

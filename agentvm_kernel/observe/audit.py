@@ -1,69 +1,123 @@
-"""The audit log: one JSON object a line, each with the digest of the one before."""
+"""The audit log: what happened, in order, each record with the digest of the one before."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import logging
-import os
+import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+
+from agentvm_kernel.observe.chain import Record
+from agentvm_kernel.observe.fields import Event
+from agentvm_kernel.observe.journal import Entry, Journal
+from agentvm_kernel.observe.reading import Wanted, newest
 
 _log = logging.getLogger(__name__)
 
-_GENESIS = "0" * 64
-_TAIL_BYTES = 64 * 1024
-_MAX_TEXT = 512
+_WAITING: Final = 10_000
+"""Events that wait to be written; what comes when there are so many is only counted."""
+
+_TOGETHER: Final = 0.02
+"""Seconds in which what is recorded is made safe on disk together."""
 
 
 class AuditLog:
-    """Appends events to a file that only its user may read.
+    """Takes events from any thread at once, and writes them in one of its own: nobody waits for the disk.
 
     Args:
-        path: The file; created if it is not there, continued if it is.
+        folder: Where the files lie, which only their user may read; made if it is not there, continued if it is.
+        days: How many files, one a day, are kept; 0 for all.
+        clock: Returns the time, seconds since 1970.
+
+    Raises:
+        OSError: the folder cannot be made, read or written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._previous = self._last_digest()
-        self._lost = 0
+    def __init__(self, folder: Path, days: int = 0, clock: Callable[[], float] = time.time) -> None:
+        self.folder = folder
+        self._clock = clock
+        self._journal = Journal(folder, days)
+        self._changed = threading.Condition()
+        self._waiting: deque[Entry] = deque()
+        self._taken = self._written = self._lost = 0
+        self._is_urgent = self._is_closing = self._is_over = False
+        self._thread: threading.Thread | None = None
+        for event in self._journal.found:
+            self.record(event)
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+    @property
+    def days(self) -> int:
+        """How many files are kept; 0 for all."""
+        return self._journal.days
 
-    def record(self, event: str, **fields: str | float | int | bool) -> None:
-        """Append an event.
+    @days.setter
+    def days(self, days: int) -> None:
+        self._journal.days = days
+
+    def record(self, event: Event) -> None:
+        """Append an event; it is safe on disk a moment later. Where it cannot be written, the next one says so."""
+        with self._changed:
+            if len(self._waiting) >= _WAITING or self._is_closing or self._is_over:
+                self._lost += 1
+                return
+            self._waiting.append(Entry(self._clock(), event, self._lost))
+            self._taken += 1
+            self._lost = 0
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all that was recorded before is written; blocks."""
+        with self._changed:
+            wanted = self._taken
+            self._is_urgent = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._written >= wanted or self._is_over)
+
+    def newest(self, notebook: str, number: int) -> list[Record]:
+        """Return the newest records about a notebook, oldest first; blocks.
 
         Args:
-            event: Its name (see the list of audit events).
-            **fields: What happened; text is cut to 512 characters, because some of it comes from guests.
-
-        Where it cannot be written, the next one that can says how many are lost.
+            notebook: Its name.
+            number: How many at most.
         """
-        entry: dict[str, object] = {"time": time.time(), "event": event}
-        entry |= {key: value[:_MAX_TEXT] if isinstance(value, str) else value for key, value in fields.items()}
-        entry["previous"] = self._previous
-        if self._lost:
-            entry["lost"] = self._lost
-        line = json.dumps(entry).encode()
+        self.flush()
+        return newest(self.folder, Wanted(notebook=notebook), number)
+
+    def close(self) -> None:
+        """Write what waits, and close the files; blocks. What is recorded later is lost."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._journal.close()
+
+    def _run(self) -> None:
         try:
-            self._append(line + b"\n")
-        except OSError as error:  # what is going on must go on to its end: a VM that is not released is worse
-            self._lost += 1
-            _log.error("the audit log lacks %d events: %s", self._lost, error)
-        else:
-            self._previous, self._lost = hashlib.sha256(line).hexdigest(), 0
+            while entries := self._next_group():
+                self._journal.write(entries)
+                with self._changed:
+                    self._written += len(entries)
+                    self._changed.notify_all()
+        except Exception:  # noqa: BLE001 - the outermost of this thread: nobody may wait for it any more
+            _log.exception("the audit log is no longer written")
+        finally:
+            with self._changed:
+                self._is_over = True
+                self._changed.notify_all()
 
-    def _append(self, line: bytes) -> None:
-        written = os.write(self._descriptor, line)
-        if written < len(line):  # the disk is full; the next line must not continue this one
-            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _last_digest(self) -> str:
-        size = os.fstat(self._descriptor).st_size
-        tail = os.pread(self._descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
-        lines = tail.splitlines()
-        return hashlib.sha256(lines[-1]).hexdigest() if lines else _GENESIS
+    def _next_group(self) -> list[Entry]:
+        """Wait for events, and a moment more for others; return none when the log is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closing)
+            self._changed.wait_for(lambda: self._is_urgent or self._is_closing, timeout=_TOGETHER)
+            entries = list(self._waiting)
+            self._waiting.clear()
+            self._is_urgent = False
+            return entries

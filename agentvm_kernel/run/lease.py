@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, LinkError, ProofError, ProtocolError, SupervisorError, VMEndedError
 from agentvm_kernel.kernel.endings import ended_error, lease_end, watched
 from agentvm_kernel.kernel.execution import LINK_LIMITS
+from agentvm_kernel.kernel.network import NotebookNetwork
+from agentvm_kernel.kernel.roles import Tenure
 from agentvm_kernel.link.connection import Link, connect
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient
 from agentvm_kernel.supervisor.messages import Blocked, Ended, Granted, LeaseRequest, Progress
@@ -20,13 +23,28 @@ OnProgress = Callable[[str, float | None], None]
 _BETTER_REASON: Final = 2.0
 
 
+@dataclass(frozen=True)
+class Leased:
+    """A VM for one program.
+
+    Attributes:
+        link: To its guest.
+        granted: What it is.
+        network: Tells the supervisor what runs in it.
+    """
+
+    link: Link
+    granted: Granted
+    network: NotebookNetwork
+
+
 @asynccontextmanager
 async def leased(
     paths: Paths,
     request: LeaseRequest,
     on_progress: OnProgress,
     on_blocked: Callable[[Blocked], None] = lambda _: None,
-) -> AsyncIterator[Link]:
+) -> AsyncIterator[Leased]:
     """Lease a VM and dial it; it is given back on leaving the context.
 
     Args:
@@ -45,9 +63,12 @@ async def leased(
                 link = await connect(
                     granted.link, key=bytes.fromhex(granted.key), epoch=granted.epoch, limits=LINK_LIMITS
                 )
+                tenure = Tenure(client, granted.lease, link)
+                network = NotebookNetwork(lambda: tenure)
                 try:
-                    yield link
+                    yield Leased(link, granted, network)
                 finally:
+                    await network.told()
                     await link.close()
             except (ProtocolError, ProofError):
                 raise

@@ -18,6 +18,7 @@ from agentvm_kernel.run.files import Bounds, Received, get_changed, get_named, m
 from agentvm_kernel.run.lease import OnProgress, leased
 from agentvm_kernel.run.outlet import Outlet
 from agentvm_kernel.run.plan import Plan
+from agentvm_kernel.run.reported import program_reported
 from agentvm_kernel.run.unpack import USUAL
 from agentvm_kernel.supervisor.messages import Blocked, LeaseRequest
 from agentvm_kernel.validation import checked
@@ -104,12 +105,15 @@ async def run_program(order: Order, paths: Paths, streams: Streams, on_progress:
     owner = f"run {order.plan.source.name}"[:200]
     request = checked(LeaseRequest, image=order.image, profile=order.profile, owner=owner, allow=order.allow)
     blocked: list[Blocked] = []
-    async with leased(paths, request, on_progress, blocked.append) as link:
+    async with leased(paths, request, on_progress, blocked.append) as vm:
+        link = vm.link
         on_progress("copying files into the virtual machine", None)
         await _copy_in(link, order)
         since = await mark(link) if order.out and not order.results else ""
         on_progress("", None)
-        report = await _run(link, order, streams)
+        with program_reported(vm.network.report, vm.granted, order.plan.argv, order.plan.source) as done:
+            report = await _run(link, order, streams)
+            done(report.status, report.timed_out)
         report.blocked = blocked
         if order.out:
             report.received = await _copy_out(link, order, since)

@@ -17,6 +17,7 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import NoLeaseError, SupervisorError
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.answers import Connections, Forks, Lease, read_body, read_refusal
+from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.launch import start_supervisor
 from agentvm_kernel.supervisor.messages import (
     ForkRequest,
@@ -199,6 +200,15 @@ class SupervisorClient:
     async def set_cell(self, lease: str, request: CellRequest) -> None:
         """Tell which cell runs in a lease's VM."""
         await read_body(await self._request("PUT", f"{_path(lease)}/cell", request))
+
+    async def audit(self, lease: str, last: int = 20) -> AuditRecords:
+        """Return what the audit log says of a lease's notebook.
+
+        Args:
+            lease: The lease's id.
+            last: How many of the newest records, 1 to 999.
+        """
+        return await self._ask(AuditRecords, "GET", f"{_path(lease)}/audit?last={last}")
 
     @asynccontextmanager
     async def connections(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[Connections]:

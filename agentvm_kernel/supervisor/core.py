@@ -13,6 +13,16 @@ from agentvm_kernel import __version__
 from agentvm_kernel.config import Paths, Settings
 from agentvm_kernel.errors import AgentVMError, LeavingError, NoForkError, NoLeaseError
 from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.observe.events import (
+    ConfigurationChanged,
+    LeaseAcquired,
+    LeaseReleased,
+    SnapshotRestored,
+    SnapshotsRepaired,
+    SupervisorStarted,
+    SupervisorStopped,
+    VMDestroyed,
+)
 from agentvm_kernel.profiles import Limits, changed
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
@@ -37,6 +47,7 @@ from agentvm_kernel.supervisor.pool import Pool
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
 from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.supervisor.turns import Turns
+from agentvm_kernel.supervisor.witness import Witness
 from agentvm_kernel.vm.accelerator import Accelerator, probe
 from agentvm_kernel.vm.capture import Capturer
 from agentvm_kernel.vm.clone import VM, Network, Randomness
@@ -61,7 +72,6 @@ class Supervisor:
         self.paths = paths
         self.settings = settings
         self._vms_folder = paths.runtime / "vm"
-        self._hypervisor = hypervisor
         self._began = self.now()
         self._last_release = self.now()
         self._acquiring = 0
@@ -71,7 +81,8 @@ class Supervisor:
         self.leases: dict[str, Lease] = {}
         self._releasing: dict[Lease, asyncio.Task[None]] = {}
         self.budget = Budget(settings.memory_share)
-        self.audit = AuditLog(paths.state / "audit.jsonl")
+        self.audit = AuditLog(paths.state / "audit", settings.audit.days)
+        self._hypervisor = Witness(hypervisor, self.audit.record)
         self.networks = Networks(settings.network, paths, self.audit)
         self.accelerator: Accelerator = "tcg"
         self.accelerator_reason = ""
@@ -83,18 +94,23 @@ class Supervisor:
             AgentVMError: this host cannot run VMs.
         """
         await self._choose_accelerator()
+        self.audit.record(
+            SupervisorStarted(
+                version=__version__, pid=os.getpid(), accelerator=self.accelerator, reason=self.accelerator_reason
+            )
+        )
         await self._hypervisor.open()
         self._clean_up(await self._hypervisor.end_leftovers())
         transport = choose_transport(self.settings.transport)
-        self._catalogue = Catalogue(self._hypervisor, self.paths.cache, self.accelerator, transport)
+        self._catalogue = Catalogue(self._hypervisor, self.paths.cache, self.accelerator, transport, self.audit.record)
         self.store = SnapshotStore(
             self.paths.state / "snapshots", quota=self.settings.snapshots.quota, owner=self._hypervisor.owner,
             find_golden=self._catalogue.find,
         )  # fmt: skip
         for line in await asyncio.to_thread(self.store.open):
             _log.warning("%s", line)
-            self.audit.record("snapshots_repaired", what=line)
-        self.pool = Pool(self._hypervisor, self._vms_folder, self.settings.pool, self.budget)
+            self.audit.record(SnapshotsRepaired(what=line))
+        self.pool = Pool(self._hypervisor, self._vms_folder, self.settings.pool, self.budget, self.audit.record)
         self.admission = Admission(self.settings.max_vms, self.pool.room)
         self.networks.open()
         self.pool.start()
@@ -117,7 +133,8 @@ class Supervisor:
         await self.pool.close()
         self.store.close()
         await self._hypervisor.close()
-        self.audit.close()
+        self.audit.record(SupervisorStopped())
+        await asyncio.to_thread(self.audit.close)
 
     async def _end(self, lease: Lease) -> None:
         hint = "Run %vm restart for a fresh VM; on_shutdown = keep would have kept this one."
@@ -154,8 +171,10 @@ class Supervisor:
         lease = self.leases[terms.id] = Lease(terms, vm, granted, self.audit, slot, tell, network)
         network.attach(vm)
         self.audit.record(
-            "lease_acquired", vm=vm.id, owner=request.owner, image=golden.manifest.image, profile=name,
-            accelerator=self.accelerator,
+            LeaseAcquired(
+                **lease.subject, owner=request.owner, image=golden.manifest.image, profile=name,
+                accelerator=self.accelerator, acquire_ms=granted.acquire_ms,
+            )
         )  # fmt: skip
         lease.restart_lifetime()
         return lease
@@ -191,7 +210,8 @@ class Supervisor:
         if self.leases.pop(lease.terms.id, None) is None:
             return
         lease.clear_lifetime()
-        self.audit.record("lease_released", vm=lease.vm.id, owner=lease.terms.request.owner)
+        lease.executions.close()
+        self.audit.record(LeaseReleased(**lease.subject, owner=lease.terms.request.owner))
         await self.networks.leave(lease)
         async with lease.turn:
             self.end_forks(lease)
@@ -265,7 +285,8 @@ class Supervisor:
         seconds = time.monotonic() - began
         granted = self._grant(lease.terms, vm, lease.limits, seconds * 1000)
         lease.take(vm, granted)
-        self.audit.record("snapshot_restored", vm=vm.id, before=old.id, snapshot=stored.id, tree=lease.terms.tree.id)
+        tree = lease.terms.tree.id
+        self.audit.record(SnapshotRestored(**lease.subject, before=old.id, snapshot=stored.id, tree=tree))
         await asyncio.to_thread(unpin, lease.terms, old.snapshot)
         self.pool.retire(old)
         return Replaced(granted=granted, snapshot=describe(stored), seconds=seconds)
@@ -308,7 +329,7 @@ class Supervisor:
             limits = changed(lease.limits, request.changes)
             await asyncio.gather(enforce(lease.vm.machine, limits), lease.vm.limit(limits))
             lease.limits = limits
-        self.audit.record("configuration_changed", vm=lease.vm.id, what=f"limits: {request.changes}")
+        self.audit.record(ConfigurationChanged(**lease.subject, what=f"limits: {request.changes}"))
         lease.restart_lifetime()
         return limits
 
@@ -341,7 +362,7 @@ class Supervisor:
             vm=vm.id, epoch=vm.epoch, key=vm.key.hex(), link=vm.link, image=vm.snapshot.golden.manifest.image,
             flavour=terms.flavour, profile=terms.profile, vcpus=profile.vcpus, memory_mib=profile.memory_mib,
             disk_gb=profile.disk_gb, accelerator=self.accelerator, pid=vm.pid, acquire_ms=acquire_ms,
-            limits=limits,
+            limits=limits, record_code=self.settings.audit.code,
         )  # fmt: skip
 
     async def _choose_accelerator(self) -> None:
@@ -355,7 +376,7 @@ class Supervisor:
         if ended:
             _log.warning("ended %d VMs that an earlier supervisor left behind: %s", len(ended), ", ".join(ended))
             for name in ended:
-                self.audit.record("vm_destroyed", vm=name, reason="left behind by an earlier supervisor")
+                self.audit.record(VMDestroyed(vm=name, reason="left behind by an earlier supervisor"))
         if self._vms_folder.exists():
             shutil.rmtree(self._vms_folder)
         self._vms_folder.mkdir(mode=0o711, parents=True)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.observe.events import SnapshotCreated
 from agentvm_kernel.snapshots.notes import Notes
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
@@ -165,7 +166,9 @@ class History:
         if capture.layers:
             keep_short(vm, self._left)
         info = describe(new.stored)
-        self._audit.record("snapshot_created", vm=vm.id, snapshot=info.id, tree=tree.id, label=info.label)
+        self._audit.record(
+            SnapshotCreated(**lease.subject, snapshot=info.id, tree=tree.id, label=info.label, kind=info.kind)
+        )
         return info
 
     def _left(self) -> int:

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.observe.events import LinkRefused, ResourceLimitExceeded
+from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.supervisor.admission import Slot
+from agentvm_kernel.supervisor.executions import Executions
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork
 from agentvm_kernel.supervisor.messages import Ended, Granted, Message
 from agentvm_kernel.supervisor.terms import Terms
@@ -48,6 +51,7 @@ class Lease:
         began: When it began, on the event loop's clock.
         tell: Tells its session.
         network: What it may reach.
+        executions: What ran in it, and how it ended.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Lease:
     ) -> None:
         self.terms = terms
         self.network = network
+        self.executions = Executions(self, audit.record)
         self.slot = slot
         self.tell = tell
         self.limits = granted.limits
@@ -82,6 +87,11 @@ class Lease:
     def current(self) -> str:
         """Id of the snapshot that the VM descends from; empty for the golden one."""
         return "" if self.vm.snapshot.parent is None else self.vm.snapshot.id
+
+    @property
+    def subject(self) -> Subject:
+        """What the audit log says of it in every event."""
+        return {"vm": self.vm.id, "lease": self.terms.id, "notebook": self.terms.session}
 
     def take(self, vm: VM, granted: Granted) -> None:
         """Have this VM from now on."""
@@ -125,7 +135,7 @@ class Lease:
 
     def _expire(self) -> None:
         seconds = self.limits.lifetime
-        self._audit.record("resource_limit_exceeded", vm=self.vm.id, limit="lifetime")
+        self._audit.record(ResourceLimitExceeded(**self.subject, limit="lifetime"))
         verdict = Ended(
             code="limit", reason=f"The VM was ended: it had been leased for {seconds:g} s, its lifetime.",
             hint="Restart the kernel, or run %vm restart, for a fresh VM; %limits lifetime=… changes the limit.",
@@ -140,6 +150,5 @@ class Lease:
             case "link_refused":
                 self._refusals += 1
                 if self._refusals & (self._refusals - 1) == 0:  # 1, 2, 4, 8 …: a flood must not fill the log
-                    self._audit.record(
-                        "link_refused", vm=self.vm.id, reason=str(event.get("reason")), count=self._refusals
-                    )
+                    reason = claimed(str(event.get("reason")))
+                    self._audit.record(LinkRefused(**self.subject, reason=reason, count=self._refusals))

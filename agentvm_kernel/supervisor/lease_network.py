@@ -58,6 +58,7 @@ class LeaseNetwork:
 
     Attributes:
         tell: Tells the lease's session.
+        notebook: Whose it is.
 
     Raises:
         NameRefusedError: what was asked for with the lease names no host.
@@ -73,7 +74,7 @@ class LeaseNetwork:
     ) -> None:
         self.tell = tell
         self._id = terms.id
-        self._notebook = terms.session
+        self.notebook = terms.session
         self._profile = terms.resources.network
         self._settings = settings
         self._serve = serve
@@ -87,7 +88,7 @@ class LeaseNetwork:
         self._tunnels: dict[clone.VM, asyncio.Task[None]] = {}
         self._connected: dict[clone.VM, Tunnel] = {}
         self._cassette: Cassette | None = None
-        self._budget = Access(self._id, self._notebook, "", Policy())
+        self._budget = Access(self._id, self.notebook, "", Policy())
         self._policy = self._make_policy(self._own, self._cell)
 
     @property
@@ -97,7 +98,7 @@ class LeaseNetwork:
 
     def attach(self, vm: clone.VM) -> None:
         """Carry what a VM sends out, until the VM ends."""
-        access = Access(self._id, self._notebook, vm.id, self._policy, self._limits(), cell=_label(self._cell.cell))
+        access = Access(self._id, self.notebook, vm.id, self._policy, self._limits(), cell=_label(self._cell.cell))
         # A session does not get more by forking.
         access.counters, access.spent = self._budget.counters, self._budget.spent
         access.cassette = self._cassette
@@ -167,12 +168,14 @@ class LeaseNetwork:
             NameRefusedError: something names no host.
             NetworkLockedError: cells may not change what they reach.
         """
+        if (request.cell, request.allow) == (self._cell.cell, self._cell.allow):
+            return  # there was only something to tell of other cells
         if request.allow and not self._settings.directives:
             raise _locked()
         policy = self._policy
         if request.allow != self._cell.allow:
             policy = self._make_policy(self._own, request)
-        self._cell = request
+        self._cell = CellRequest(cell=request.cell, allow=request.allow)
         self._told.clear()
         self._put(policy)
 

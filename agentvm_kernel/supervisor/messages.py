@@ -83,6 +83,7 @@ class Granted(Message):
         pid: Process id of QEMU on the host, for measuring.
         acquire_ms: Milliseconds from the request's arrival to the confirmed identity.
         limits: What holds for what runs in it.
+        record_code: The audit log has the code of cells, too.
     """
 
     event: Literal["granted"] = "granted"
@@ -102,6 +103,7 @@ class Granted(Message):
     pid: int
     acquire_ms: float
     limits: Limits = Limits()
+    record_code: bool = False
 
 
 class Ended(Message):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.snapshots.notes import Cell
+from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.messages import Hosts, Message, NetworkMode
+
+MOST_EXECUTIONS: Final = 64
 
 connection_adapter: TypeAdapter[Connection] = TypeAdapter(Connection)
 
@@ -44,15 +47,19 @@ class CassetteRequest(Message):
 
 
 class CellRequest(Message):
-    """Which cell runs now.
+    """Which cell runs now, and what has become of executions.
 
     Attributes:
         cell: The cell.
         allow: Hosts that are allowed until the next of these requests.
+        executions: What began and what ended since the last of these requests, in order, for the audit log.
+        unsaid: How many such reports are missing because they could not be made in time.
     """
 
     cell: Cell = Cell()
     allow: Hosts = ()
+    executions: Annotated[tuple[Execution, ...], Field(max_length=MOST_EXECUTIONS)] = ()
+    unsaid: int = Field(default=0, ge=0)
 
 
 class RuleInfo(Message):

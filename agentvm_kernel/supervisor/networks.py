@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from weakref import WeakValueDictionary
 
 from agentvm_kernel.config import Network, Paths
@@ -24,12 +24,27 @@ from agentvm_kernel.egress.resolver import Resolver
 from agentvm_kernel.egress.secrets import SecretStore
 from agentvm_kernel.egress.tunnel import NetworkSettings
 from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.observe.events import (
+    ConfigurationChanged,
+    ConnectionsLeftOut,
+    NetworkConnectionAllowed,
+    NetworkConnectionBlocked,
+)
+from agentvm_kernel.observe.fields import Subject, claimed
+from agentvm_kernel.observe.restraint import Restraint
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork, configured, run_of
 from agentvm_kernel.supervisor.messages import Blocked, Message, RollbackPlan
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, NetworkInfo, NetworkRequest
 from agentvm_kernel.supervisor.terms import Terms
+
+Verdict = Literal["allowed", "blocked"]
+
+_MADE: Final[dict[Verdict, type[NetworkConnectionAllowed | NetworkConnectionBlocked]]] = {
+    "allowed": NetworkConnectionAllowed,
+    "blocked": NetworkConnectionBlocked,
+}
 
 _REMEMBERED: Final = 32
 """Leases that are over, whose connections can still be listed."""
@@ -58,6 +73,7 @@ class Networks:
         self._inspection = Inspection(self._authority, self._secrets)
         self._settings = settings
         self._audit = audit
+        self._restraint = Restraint()
         self._log = ConnectionLog(paths.state / "connections", self._note)
         self._resolver = Resolver()
         self._gateway = self._make_gateway(settings)
@@ -94,6 +110,9 @@ class Networks:
     async def leave(self, lease: Lease) -> None:
         """End what a lease that is over has of the network; what it did is remembered for a while."""
         await lease.network.close()
+        for verdict in _MADE:
+            self._tell_left_out(lease.subject, verdict)
+            self._restraint.forget((lease.terms.id, verdict))
         self._over.append(lease.terms.id)
         if len(self._over) > _REMEMBERED:
             self._log.forget(self._over.popleft())
@@ -123,7 +142,8 @@ class Networks:
         async with lease.turn:
             forks = [fork.vm for fork in lease.forks.values() if not fork.is_resting]
             await lease.network.change(wanted, [lease.vm, *forks])
-        self._audit.record("configuration_changed", vm=lease.vm.id, what=f"network: {wanted.model_dump_json()}")
+        what = f"network: {wanted.model_dump_json()}"
+        self._audit.record(ConfigurationChanged(**lease.subject, what=what))
         return self.info(lease)
 
     async def play(self, lease: Lease, wanted: CassetteRequest) -> NetworkInfo:
@@ -135,6 +155,8 @@ class Networks:
         begin = {"record": Cassette.record, "replay": Cassette.replay}.get(wanted.action)
         cassette = await asyncio.to_thread(begin, Path(wanted.folder), wanted.name) if begin else None
         lease.network.play(cassette)
+        what = f"cassette: {wanted.action} {wanted.name}".rstrip()
+        self._audit.record(ConfigurationChanged(**lease.subject, what=what))
         return self.info(lease)
 
     async def tell(self, lease: str | None, emit: Emit, *, follow: bool) -> None:
@@ -174,12 +196,25 @@ class Networks:
 
     def _note(self, connection: Connection) -> None:
         """Take a verdict into the audit log."""
-        verdict = "blocked" if connection.verdict == "refused" else "allowed"
+        verdict: Verdict = "blocked" if connection.verdict == "refused" else "allowed"
+        network = self._leases.get(connection.session)
+        subject: Subject = {
+            "vm": connection.vm, "lease": connection.session, "notebook": network.notebook if network else ""
+        }  # fmt: skip
+        if not self._restraint.admits((connection.session, verdict)):
+            return
+        self._tell_left_out(subject, verdict)
         self._audit.record(
-            f"network_connection_{verdict}", vm=connection.vm, session=connection.session, cell=connection.cell,
-            name=connection.name, address=connection.address, port=connection.port, rule=connection.rule,
-            reason=connection.reason, count=connection.count,
+            _MADE[verdict](
+                **subject, run=run_of(connection.cell), name=claimed(connection.name), address=connection.address,
+                port=connection.port, rule=connection.rule, reason=claimed(connection.reason), count=connection.count,
+            )
         )  # fmt: skip
+
+    def _tell_left_out(self, subject: Subject, verdict: Verdict) -> None:
+        """Note in the audit log how many connections are not in it, if any are not."""
+        if count := self._restraint.take_left_out((subject["lease"], verdict)):
+            self._audit.record(ConnectionsLeftOut(**subject, verdict=verdict, count=count))
 
     async def _tell_refusals(self) -> None:
         with self._log.subscribe(None) as events:

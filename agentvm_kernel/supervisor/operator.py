@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 
 from agentvm_kernel.config import Settings, load_settings
 from agentvm_kernel.errors import SupervisorError
+from agentvm_kernel.observe.events import ConfigurationChanged
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import Ended, Leaving, PoolInfo, VMInfo, VMList, VMState
 from agentvm_kernel.vm.hypervisor import Machine
@@ -74,7 +75,7 @@ class Operator:
         found = next((one for one in self._present() if one.machine.spec.folder.name == vm), None)
         if found is None:
             raise NoVMError(f"There is no VM {vm!r:.40}.", "`agentvm vm list` shows those that there are.")
-        self._supervisor.audit.record("vm_destroyed", vm=vm, reason="ended by an administrator")
+        self._supervisor.pool.give_reason(vm, "ended by an administrator")
         if found.state == "leased" and found.lease is not None:
             hint = "Restart the kernel, or run %vm restart, for a fresh VM."
             await found.lease.end(Ended(code="killed", reason="The VM was ended by `agentvm vm kill`.", hint=hint))
@@ -103,6 +104,7 @@ class Operator:
         old, new = supervisor.settings, load_settings(supervisor.paths)
         supervisor.networks.configure(new.network)
         supervisor.settings = new
+        supervisor.audit.days = new.audit.days
         supervisor.pool.stocks.target = new.pool
         supervisor.budget.share = new.memory_share
         supervisor.admission.most = new.max_vms
@@ -112,7 +114,7 @@ class Operator:
         supervisor.pool.refill()
         names = [name for name in Settings.model_fields if getattr(old, name) != getattr(new, name)]
         if names:
-            supervisor.audit.record("configuration_changed", what=", ".join(names))
+            supervisor.audit.record(ConfigurationChanged(what=", ".join(names)))
         return [f"{name} (from the next start)" if name in _FROM_THE_NEXT_START else name for name in names]
 
     async def leave(self) -> None:
@@ -129,9 +131,7 @@ class Operator:
                     await supervisor.released.wait_for(lambda: not supervisor.leases)
             except TimeoutError:
                 for lease in supervisor.leases.values():
-                    supervisor.audit.record(
-                        "vm_destroyed", vm=lease.vm.id, reason="its session did not keep it in time"
-                    )
+                    supervisor.pool.give_reason(lease.vm.id, "its session did not keep it in time")
 
     def _present(self) -> Iterator[_Present]:
         for lease in self._supervisor.leases.values():

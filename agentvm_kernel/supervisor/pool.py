@@ -6,12 +6,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from agentvm_kernel import config
 from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.observe.events import VMDestroyed, VMStarted
+from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.budget import Budget, cores
 from agentvm_kernel.supervisor.retirement import Retirement
@@ -35,12 +37,20 @@ class Pool:
         folder: Their folders lie here.
         target: How many to keep ready of each kind.
         budget: What of the host they may take.
+        record: Takes an event into the audit log.
 
     Attributes:
         stocks: What is ready.
     """
 
-    def __init__(self, hypervisor: Hypervisor, folder: Path, target: config.Pool, budget: Budget) -> None:
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        folder: Path,
+        target: config.Pool,
+        budget: Budget,
+        record: Callable[[Event], None] = lambda _: None,
+    ) -> None:
         self.stocks = Stocks(target)
         self._hypervisor = hypervisor
         self._folder = folder
@@ -50,7 +60,8 @@ class Pool:
         self._changed = asyncio.Condition()
         self._adding = asyncio.Lock()
         self._cores = asyncio.Semaphore(2 * cores())
-        self._retirement = Retirement()
+        self._record = record
+        self._retirement = Retirement(record)
         self._workers: list[asyncio.Task[None]] = []
         self._is_closing = False
         self._is_quiet = 0
@@ -162,6 +173,10 @@ class Pool:
 
     # Steering
 
+    def give_reason(self, vm: str, reason: str) -> None:
+        """Have the audit log say why a VM was ended; see `Retirement.give_reason`."""
+        self._retirement.give_reason(vm, reason)
+
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """Start nothing in the background within this context: somebody waits for what needs the cores."""
@@ -248,8 +263,26 @@ class Pool:
         async with self._cores:
             is_dump = snapshot is not None and snapshot.manifest.is_dump
             blank = await (self._start_blank(stock, is_empty=True) if is_dump else self._take_blank(stock))
-            vm = await become(blank, blank.machine.spec.folder.name, snapshot, randomness, limits, network)
+            vm = await self._become(blank, snapshot, randomness, limits, network)
         await self._enforce(vm, limits)
+        return vm
+
+    async def _become(
+        self,
+        blank: Blank,
+        snapshot: Snapshot | None,
+        randomness: Randomness | None,
+        limits: Limits | None,
+        network: Network,
+    ) -> VM:
+        name = blank.machine.spec.folder.name
+        try:
+            vm = await become(blank, name, snapshot, randomness, limits, network)
+        except BaseException:
+            self._record(VMDestroyed(vm=name, reason="it did not become a clone"))
+            raise
+        image = vm.snapshot.golden.manifest.image
+        self._record(VMStarted(vm=name, snapshot=vm.snapshot.id, image=image, epoch=vm.epoch))
         return vm
 
     async def _enforce(self, vm: VM, limits: Limits | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
+from agentvm_kernel.observe.events import VMDestroyed
+from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.clone import VM
 
@@ -14,9 +16,15 @@ _AT_ONCE: Final = 4
 
 
 class Retirement:
-    """Ends VMs and blanks."""
+    """Ends VMs and blanks.
 
-    def __init__(self) -> None:
+    Args:
+        record: Takes an event into the audit log.
+    """
+
+    def __init__(self, record: Callable[[Event], None]) -> None:
+        self._record = record
+        self._reasons: dict[str, str] = {}
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -31,6 +39,17 @@ class Retirement:
         """End one, and wait until it has ended."""
         async with self._places:
             await thing.end()
+        name = thing.machine.spec.folder.name
+        self._record(VMDestroyed(vm=name, reason=self._reasons.pop(name, "")))
+
+    def give_reason(self, vm: str, reason: str) -> None:
+        """Have the audit log say why a VM was ended.
+
+        Args:
+            vm: The VM's id; it is there yet.
+            reason: Why.
+        """
+        self._reasons[vm] = reason
 
     async def close(self) -> None:
         """Wait until all have ended.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import Any, Final
 
 from agentvm_kernel.egress.names import NameRefusedError
@@ -18,12 +19,14 @@ from agentvm_kernel.errors import (
     NoLeaseError,
     NoSnapshotError,
     QuotaError,
+    RequestError,
     SnapshotError,
     VMEndedError,
     host_error,
 )
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor import openapi
+from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.forks import Forks, rest
 from agentvm_kernel.supervisor.lease import Lease
@@ -52,7 +55,7 @@ from agentvm_kernel.supervisor.network_messages import (
     connection_adapter,
 )
 from agentvm_kernel.supervisor.operator import NoVMError
-from agentvm_kernel.supervisor.route import Call, Route
+from agentvm_kernel.supervisor.route import QUERY, Call, Route
 from agentvm_kernel.supervisor.status import Reloaded, Status
 
 _log = logging.getLogger(__name__)
@@ -149,8 +152,19 @@ async def play_cassette(call: Call, wanted: CassetteRequest) -> NetworkInfo:
 
 
 async def set_cell(call: Call, wanted: CellRequest) -> None:
-    """Tell which cell runs in a lease's VM, and what only it may reach."""
-    call.lease.network.set_cell(wanted)
+    """Tell which cell runs in a lease's VM and what only it may reach, and how others have ended."""
+    lease = call.lease
+    lease.executions.take(wanted)
+    lease.network.set_cell(wanted)
+
+
+async def list_audit(call: Call) -> AuditRecords:
+    """List the newest records of the audit log about a lease's notebook, of this session and of earlier ones."""
+    last = call.query.get("last", "20")
+    if not re.fullmatch(QUERY["last"][0], last):
+        raise RequestError(f"last is {last!a:.40}; valid is a number from 1 to 999.")
+    audit, notebook = call.supervisor.audit, call.lease.terms.session
+    return AuditRecords(records=tuple(await asyncio.to_thread(audit.newest, notebook, int(last))))
 
 
 async def list_connections(call: Call, emit: Emit) -> None:
@@ -225,6 +239,7 @@ ROUTES: Final = (
     Route("PUT", f"{_LEASE}/network", set_network, (*_OF_A_LEASE, *_OF_THE_NETWORK, NoNetworkError)),
     Route("PUT", f"{_LEASE}/cassette", play_cassette, (NoLeaseError, CassetteError)),
     Route("PUT", f"{_LEASE}/cell", set_cell, (NoLeaseError, *_OF_THE_NETWORK)),
+    Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last",)),
     Route("GET", f"{_LEASE}/connections", list_connections, (NoLeaseError,), connection_adapter, ("follow",)),
     Route("GET", "/v1/connections", list_all_connections, (), connection_adapter, ("follow",)),
     Route("GET", f"{_LEASE}/snapshots", list_snapshots, (NoLeaseError,)),

@@ -11,6 +11,7 @@ from agentvm_kernel.blocking import LoopThread
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.profiles import Limits
+from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import (
     LeaseEvent,
@@ -110,6 +111,10 @@ class SyncSupervisorClient:
     def set_network(self, lease: str, request: NetworkRequest) -> NetworkInfo:
         """See `SupervisorClient`."""
         return self._thread.call(self._client.set_network(lease, request))
+
+    def audit(self, lease: str, last: int = 20) -> AuditRecords:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.audit(lease, last))
 
     @contextmanager
     def connections(self, lease: str = "", *, follow: bool = False) -> Iterator[Iterator[Connection]]:

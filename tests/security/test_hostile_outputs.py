@@ -18,7 +18,7 @@ from agentvm_kernel.kernel.guestside import GuestSide
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from lab_bed import CHROMIUM, Error, Jupyter, Lab, chromium, jupyter, lab, write_notebook  # noqa: E402
+from lab_bed import CHROMIUM, Error, Jupyter, Lab, Traffic, chromium, jupyter, lab, write_notebook  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
@@ -204,14 +204,10 @@ def scripts_run_in(bed: Bed, address: str, content: str) -> set[str]:
         # Converted notebooks load libraries from the internet.
         context.route(lambda url: not url.startswith(("http://127.", "file:", "data:", "blob:")), lambda it: it.abort())
         page = context.new_page()
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        traffic = Traffic(page)
         page.goto(address, timeout=120_000)
         page.wait_for_selector(content, timeout=120_000, state="attached")
-        try:
-            page.wait_for_load_state("networkidle", timeout=120_000)
-        except Error as error:
-            raise AssertionError(f"the page goes on asking: {asked[-20:]}") from error
+        traffic.settle()
         return set(page.evaluate("() => window.__canary ?? []"))
     finally:
         context.close()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from playwright.sync_api import Browser, Error, FrameLocator, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Error, FrameLocator, Locator, Page, Request, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 
@@ -40,6 +40,9 @@ _SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
 }
+
+_SILENCE = 2.0
+"""Seconds after which nothing more is expected of a page."""
 
 _DRIVER = (Path(__file__).parent / "lab_driver.js").read_text()
 
@@ -145,6 +148,45 @@ def lab(browser: Browser, server: Jupyter) -> Iterator[Lab]:
         context.close()
 
 
+class Traffic:
+    """What a page asks for.
+
+    Args:
+        page: The page, before it is sent anywhere.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._open: list[Request] = []
+        self._last = time.monotonic()
+        page.on("request", self._asked)
+        page.on("requestfinished", self._answered)
+        page.on("requestfailed", self._answered)
+
+    def settle(self) -> None:
+        """Wait until it has what it asked for, and asks for nothing but the server's state.
+
+        Raises:
+            AssertionError: it goes on asking.
+        """
+        deadline = time.monotonic() + 180
+        while self._open or time.monotonic() - self._last < _SILENCE:
+            assert time.monotonic() < deadline, f"the page goes on asking: {[one.url for one in self._open]}"
+            self._page.wait_for_timeout(100)
+
+    def _asked(self, request: Request) -> None:
+        if not re.search(
+            r"/api/(kernels|sessions|terminals|contents)", request.url
+        ):  # front ends look every few seconds
+            self._open.append(request)
+            self._last = time.monotonic()
+
+    def _answered(self, request: Request) -> None:
+        if request in self._open:
+            self._open.remove(request)
+            self._last = time.monotonic()
+
+
 class Lab:
     """JupyterLab in a page.
 
@@ -224,4 +266,4 @@ def write_notebook(path: Path, cells: Mapping[str, str], kernel: str = "python3"
     nbformat.write(nbformat.v4.new_notebook(cells=nodes, metadata=spec), path)
 
 
-__all__ = ["CHROMIUM", "Error", "Jupyter", "Lab", "chromium", "jupyter", "lab", "write_notebook"]
+__all__ = ["CHROMIUM", "Error", "Jupyter", "Lab", "Traffic", "chromium", "jupyter", "lab", "write_notebook"]

@@ -22,7 +22,9 @@ from agentvm_kernel.kernel.sockets import Addresses, Heartbeat, Sockets
 from agentvm_kernel.kernel.wire import Wire
 from agentvm_kernel.link.endpoint import UnixEndpoint
 from agentvm_kernel.magics import Registry
+from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.profiles import Limits, changed
+from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.messages import (
     ForkRequest,
     Granted,
@@ -118,6 +120,7 @@ class ScriptedSupervisor:
         self.cells: list[CellRequest] = []
         self.told = asyncio.Event()
         self.connected: list[Connection] = []
+        self.audited: list[Record] = []
 
     async def __aenter__(self) -> ScriptedSupervisor:
         return self
@@ -176,6 +179,9 @@ class ScriptedSupervisor:
             raise self.fails
         self.cells.append(request)
         self.told.set()
+
+    async def audit(self, lease: str, last: int = 20) -> AuditRecords:
+        return AuditRecords(records=tuple(self.audited[-last:]))
 
     @asynccontextmanager
     async def connections(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[AsyncIterator[Connection]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from audited import audited
 from fake_hypervisor import FakeHypervisor
 from supervisor_bed import FakeStore, first_grant, make_paths, serving
 
@@ -96,7 +96,7 @@ async def test_the_guest_agents_death_is_the_reason_shown(client: SupervisorClie
 
 
 async def test_refused_links_are_audited_but_a_flood_is_not(
-    client: SupervisorClient, hypervisor: FakeHypervisor, paths: Paths
+    client: SupervisorClient, supervisor: Supervisor, hypervisor: FakeHypervisor, paths: Paths
 ) -> None:
     async with client.lease(LeaseRequest()) as lease:
         granted = await first_grant(lease)
@@ -106,8 +106,8 @@ async def test_refused_links_are_audited_but_a_flood_is_not(
         await machine.flush()
         machine.die("x")
         await anext(lease)
-    entries = [json.loads(line) for line in (paths.state / "audit.jsonl").read_text().splitlines()]
-    refused = [entry for entry in entries if entry["event"] == "link_refused"]
+    supervisor.audit.flush()
+    refused = audited(paths.state, "link_refused")
     assert 1 <= len(refused) <= 10
     assert refused[0]["vm"] == granted.vm
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from audited import audited
 from fake_hypervisor import FakeHypervisor, FakeMachine
 from kernel_harness import within
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
@@ -20,6 +21,7 @@ from agentvm_kernel.egress.channel import Opening
 from agentvm_kernel.egress.policy import Policy
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import ApiError, ConfigError, LinkError, SupervisorError
+from agentvm_kernel.observe import restraint
 from agentvm_kernel.profiles import Profile
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor import catalogue, lease_network
@@ -325,9 +327,35 @@ async def test_a_refusal_is_told_once_for_each_cell_logged_and_audited(bed: Bed)
         logged = [one async for one in events]
     assert [(one.name, one.cell, one.verdict) for one in logged][-1] == ("a.example", "5 again()", "refused")
     assert (await bed.client.network(bed.id)).refused == 4
-    lines = (bed.supervisor.paths.state / "audit.jsonl").read_text().splitlines()
-    blocked = [line for line in map(json.loads, lines) if line["event"] == "network_connection_blocked"]
-    assert [line["name"] for line in blocked] == ["a.example", "a.example", "b.example", "a.example"]
+    bed.supervisor.audit.flush()
+    blocked = audited(bed.supervisor.paths.state, "network_connection_blocked")
+    assert [one["name"]["claimed"] for one in blocked] == ["a.example", "a.example", "b.example", "a.example"]
+    assert [one["run"] for one in blocked] == [4, 4, 4, 5]
+    assert {(one["lease"], one["notebook"]) for one in blocked} == {(bed.id, "n.ipynb")}
+
+
+async def test_a_flood_of_connections_does_not_fill_the_audit_log_and_is_told(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restraint, "_BURST", 3)
+    monkeypatch.setattr(restraint, "_RATE", 0.0)
+    for number in range(5):
+        await refused(bed, f"host-{number}.example")
+    await bed.supervisor.release(bed.supervisor.leases[bed.id])
+    bed.supervisor.audit.flush()
+    assert len(audited(bed.supervisor.paths.state, "network_connection_blocked")) == 3
+    (told,) = audited(bed.supervisor.paths.state, "connections_left_out")
+    assert (told["verdict"], told["count"], told["lease"]) == ("blocked", 2, bed.id)
+
+
+def test_what_is_left_out_is_counted_and_room_comes_back() -> None:
+    now = 0.0
+    held = restraint.Restraint(lambda: now)
+    assert [held.admits("a") for _ in range(2003)] == [True] * 2000 + [False] * 3
+    assert held.admits("b")
+    now = 1.0
+    assert [held.admits("a") for _ in range(6)] == [True] * 5 + [False]
+    assert (held.take_left_out("a"), held.take_left_out("a"), held.take_left_out("c")) == (4, 0, 0)
 
 
 async def test_connections_can_be_followed_of_one_lease_and_of_all(bed: Bed) -> None:

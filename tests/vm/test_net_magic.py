@@ -6,7 +6,6 @@ a hosts file that only the supervisor under test sees.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from audited import audited
 from kernel_client import Notebook, notebook, wait_until
 from travel import back, ok, refused, saved, told, value
 from vms import environment_of, own_supervisor
@@ -273,7 +273,7 @@ def test_sessions_and_commands_allow_hosts_from_the_beginning(bed: Bed, tmp_path
     assert done.stdout.startswith("hello ")
     assert f"refused: {one}" in done.stderr
     assert bed.web.asked == [one, two]
-    events = [json.loads(line) for line in (bed.paths.state / "audit.jsonl").read_text().splitlines()]
-    kinds = {(event["event"], event["name"]) for event in events if "network_connection" in event["event"]}
+    events = audited(bed.paths.state, "network_connection_allowed", "network_connection_blocked")
+    kinds = {(event["event"], event["name"]["claimed"]) for event in events}
     assert ("network_connection_allowed", "two.example") in kinds
     assert ("network_connection_blocked", "one.example") in kinds

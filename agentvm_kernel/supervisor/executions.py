@@ -1,0 +1,93 @@
+"""What ran in a lease's VMs, as its session tells, into the audit log."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from agentvm_kernel.observe.events import (
+    ExecutionCompleted,
+    ExecutionFailed,
+    ExecutionStarted,
+    ExecutionTimeout,
+    OutputBlocked,
+    ReportsMissing,
+    ResourceLimitExceeded,
+)
+from agentvm_kernel.observe.fields import Event, Subject, claimed, hosts
+from agentvm_kernel.supervisor.execution_messages import Execution
+from agentvm_kernel.supervisor.network_messages import CellRequest
+
+if TYPE_CHECKING:
+    from agentvm_kernel.supervisor.lease import Lease
+
+_End = type[ExecutionCompleted | ExecutionFailed | ExecutionTimeout]
+_ENDS: Final[dict[str, _End]] = {
+    "completed": ExecutionCompleted,
+    "failed": ExecutionFailed,
+    "timeout": ExecutionTimeout,
+}
+_OPEN: Final = 1024
+"""Executions that are remembered until their end is told."""
+
+
+class Executions:
+    """Takes what a session tells of its executions.
+
+    Args:
+        lease: The session's.
+        record: Takes an event into the audit log.
+    """
+
+    def __init__(self, lease: Lease, record: Callable[[Event], None]) -> None:
+        self._lease = lease
+        self._record = record
+        self._open: OrderedDict[tuple[str, int, int, str], Execution] = OrderedDict()
+
+    def take(self, request: CellRequest) -> None:
+        """Take what has happened since the last request."""
+        for one in request.executions:
+            self._take(one)
+        if request.unsaid:
+            self._record(ReportsMissing(**self._lease.subject, count=request.unsaid))
+
+    def close(self) -> None:
+        """Note that of what runs no end will be told: the session is over."""
+        for one in self._open.values():
+            self._end(ExecutionFailed, one, "its session was over before it was")
+        self._open.clear()
+
+    def _take(self, one: Execution) -> None:
+        subject, key = self._subject(one), (one.kind, one.run, one.fork, one.digest)
+        for reason, count in one.blocked.items():
+            self._record(OutputBlocked(**subject, reason=reason, count=count, run=one.run))
+        for limit in one.limits:
+            self._record(ResourceLimitExceeded(**subject, limit=limit, run=one.run))
+        if one.happened == "started":
+            self._open[key] = one
+            if len(self._open) > _OPEN:
+                self._open.popitem(last=False)
+            self._record(
+                ExecutionStarted(
+                    **subject, kind=one.kind, run=one.run, fork=one.fork, digest=one.digest,
+                    code=one.code, allow=hosts(one.allow),
+                )
+            )  # fmt: skip
+        elif one.happened != "going on":
+            self._open.pop(key, None)
+            self._end(_ENDS[one.happened], one, one.reason)
+
+    def _end(self, made: _End, one: Execution, reason: str) -> None:
+        self._record(
+            made(
+                **self._subject(one), kind=one.kind, run=one.run, fork=one.fork, digest=one.digest,
+                seconds=one.seconds, count=one.count, reason=reason, error=claimed(one.error),
+            )
+        )  # fmt: skip
+
+    def _subject(self, one: Execution) -> Subject:
+        subject = self._lease.subject
+        if one.vm:
+            subject["vm"] = one.vm
+        return subject
