@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Final
 
 from agentvm_kernel.firewall.bundles import clean_bundle, joined
@@ -140,7 +141,8 @@ class Firewall:
             context.block(Reason.SIZE, "a message of more than 32 MiB or 500,000 elements")
             return None
         try:
-            value = json.loads(data)
+            # Text, not bytes: of those Python takes UTF-16 as well, in which halves of pairs are not found.
+            value = json.loads(data.decode(), parse_float=_finite, parse_constant=_no_number)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -196,6 +198,16 @@ class Firewall:
             return None
         cleaned: Content = {"output_type": kind, "data": bundle[0], "metadata": bundle[1]}
         return cleaned | ({"execution_count": None} if kind == "execute_result" else {})
+
+
+def _finite(text: str) -> float | None:
+    """Return a number that JSON has; one beyond all bounds is none."""
+    value = float(text)
+    return value if isfinite(value) else None
+
+
+def _no_number(_name: str) -> None:
+    """Stand for what JSON does not have: ``NaN`` and the like."""
 
 
 def _stream(value: Content, context: Context) -> Shown | None:

@@ -17,7 +17,7 @@ MAX_CHARACTERS: Final = 1_000_000
 
 _REACHING: Final = (
     "href|url|class|style|cssId|data|attr|require|autoload|unicode|char|mmlToken|bbox|includegraphics|toggle|mathtip|"
-    "texttip|hskip|kern|mskip|mkern|moveleft|moveright|llap|rlap|clap|mathllap|mathrlap|mathclap|smash|rule|Rule|Space"
+    "texttip|htmlClass|htmlData|htmlId|htmlStyle|hskip|kern|mskip|mkern|moveleft|moveright|llap|rlap|clap|mathllap|mathrlap|mathclap|smash|rule|Rule|Space"
 )
 # The latter half moves ink out of the formula's own box, so it could draw over the page; what follows outlasts it.
 _DEFINING: Final = (
@@ -26,7 +26,7 @@ _DEFINING: Final = (
     "NewDocumentCommand|RenewDocumentCommand|csname|endcsname|begingroupSandbox|begingroupReset|catcode|"
     "definecolor|newtagform|renewtagform|usetagform"
 )
-_COMMAND: Final = re.compile(rf"(?<!\\)\\++(?=(?:{_REACHING}|{_DEFINING})(?![A-Za-z]))")
+_COMMAND: Final = re.compile(rf"(?<!\\)\\++(?=(?:{_REACHING}|{_DEFINING})(?![A-Za-z])|[hm]space\*?\s*\{{\s*-)")
 
 
 def neutral(text: str, context: Context) -> str:

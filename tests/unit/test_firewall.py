@@ -15,6 +15,7 @@ from agentvm_kernel.firewall.policy import Policy, note
 from agentvm_kernel.firewall.reasons import Reason
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1").decode()
+OPTIONS = {"ast": True, "actions": False, "tooltip": False}
 HUGE = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0").decode()
 
 
@@ -113,7 +114,7 @@ def test_types_that_are_not_known_are_dropped_unless_the_user_allows_them() -> N
 def test_vega_is_interpreted_and_not_compiled() -> None:
     content = Said().output("display_data", {"data": {"application/vnd.vega.v5+json": {"marks": []}}, "metadata": {}})
     assert content is not None
-    assert content["metadata"] == {"application/vnd.vega.v5+json": {"embed_options": {"ast": True, "actions": False}}}
+    assert content["metadata"] == {"application/vnd.vega.v5+json": {"embed_options": OPTIONS}}
 
 
 def test_payloads_show_text_and_propose_cells_but_none_for_the_host() -> None:
