@@ -12,6 +12,7 @@ from typing import Final
 
 from agentvm_kernel.firewall.context import Context
 from agentvm_kernel.firewall.reasons import Reason
+from agentvm_kernel.firewall.text import clean_text
 
 MAX_CHARACTERS: Final = 1_000_000
 
@@ -47,4 +48,4 @@ def clean_latex(text: str, context: Context) -> str | None:
     if len(text) > MAX_CHARACTERS:
         context.block(Reason.SIZE, "LaTeX of more than a million characters")
         return None
-    return neutral(text, context)
+    return neutral(clean_text(text, context), context)

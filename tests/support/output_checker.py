@@ -89,6 +89,7 @@ STEERING = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 MODULES = {"@jupyter-widgets/base", "@jupyter-widgets/controls", "@jupyter-widgets/output"}
 TARGETS = {"jupyter.widget", "jupyter.widget.control", "jupyter.widget.version"}
+STATES = {"ok", "error", "abort", "aborted"}
 MARKUP_MODELS = {"HTMLModel", "HTMLMathModel"}
 MEDIA = {
     "ImageModel": {"png", "jpeg", "jpg", "gif", "webp", "bmp"},
@@ -524,7 +525,8 @@ class Checker:
             yield f"an output of an unknown kind: {kind}"
 
     def _reply(self, msg_type: str, content: Any) -> Problems:
-        if content.get("status") not in {"ok", "error", "aborted", None}:
+        states = {"complete", "incomplete", "invalid", "unknown"} if msg_type == "is_complete_reply" else STATES
+        if content.get("status") not in states:
             yield f"a status that does not exist: {content.get('status')}"
         if content.get("status") == "error":
             yield from _error_problems(content)

@@ -38,20 +38,23 @@ STATE = CONTROLS | {
 }
 
 MARKUP = """
-<b> </b> <p> </p> <div </div> <img <svg> <svg </svg> <math> </math> <mtext> <mglyph> <style> </style> <style <script> </script>
-<iframe <iframe> </iframe> <a </a> <table> <td> </table> <template> </template> <title> </title> <noscript> <!-- --> --!> <![CDATA[ ]]>
-<form <input <button <select> <option> <textarea> </textarea> <object <embed <link <meta <base <foreignObject> <use <animate <set
-<annotation-xml <body <html <frameset> <plaintext> <xmp> <details <audio <video <source <marquee <isindex <x-y <desc> <mi> <br>
-src= href= xlink:href= srcset= style= class= id= name= onerror= onload= onclick= data-x= formaction= action= background= poster=
-ping= srcdoc= for= title= lang= dir= headers= fill= clip-path= sandbox=allow-same-origin target=_top is= slot= autofocus
-javascript:alert(1) JaVaScRiPt&colon;alert(1) data:text/html,x data:image/svg+xml;base64,PHN2Zz4= data:image/png;base64,iVBORw0= //evil.example/x
-http://evil.example/x https://evil.example/ mailto:x /lab /api #x #vm-x \\ / > " ' ` = & &lt; &#x3c; &quot; &Tab; \x00 \x0c
-position:fixed position:absolute;top:0 url(http://evil.example/x) u\\72l( image-set( @import @media{ } { ; /* */ :root body *,
-margin:-9px --x:url( var(--x) z-index:9 transform:scale(9) !important content:'x' .jp-Dialog #main ::before :has(x) +p ~p \\3c
-agentvm-scope-0123456789abcdef vm-x jp-Dialog dataframe $\\href{x}{y}$ \\cssId{ \\def\\x{ \\hr<wbr>ef{ $$ \\( \\) \\style{
-![x](http://evil.example/x) [x](javascript:alert(1)) ``` ~~~ # | --- [r]: <http://x> <javascript:x> *x* _x_ \\newcommand{\\x}
-\x1b[2J \x1b]8;;http://x\x07 \x1b[31m \x1b[0m \x9b5n \x1bP \x1b[1A \r \x7f \u202e \ud800 \udc00 \U0001f600 onafterscriptexecute=x
-""".split()
+<b> </b> <p> </p> <div </div> <img <svg> <svg </svg> <math> </math> <mtext> <mglyph> <style> </style> <style
+<script> </script> <iframe <iframe> </iframe> <a </a> <table> <td> </table> <template> </template> <title>
+</title> <noscript> <!-- --> --!> <![CDATA[ ]]> <form <input <button <select> <option> <textarea> </textarea>
+<object <embed <link <meta <base <foreignObject> <use <animate <set <annotation-xml <body <html <frameset>
+<plaintext> <xmp> <details <audio <video <source <marquee <isindex <x-y <desc> <mi> <br> src= href= xlink:href=
+srcset= style= class= id= name= onerror= onload= onclick= data-x= formaction= action= background= poster= ping=
+srcdoc= for= title= lang= dir= headers= fill= clip-path= sandbox=allow-same-origin target=_top is= slot=
+autofocus javascript:alert(1) JaVaScRiPt&colon;alert(1) data:text/html,x data:image/svg+xml;base64,PHN2Zz4=
+data:image/png;base64,iVBORw0= //evil.example/x http://evil.example/x https://evil.example/ mailto:x /lab /api
+#x #vm-x \\ / > " ' ` = & &lt; &#x3c; &quot; &Tab; \x00 \x0c position:fixed position:absolute;top:0
+url(http://evil.example/x) u\\72l( image-set( @import @media{ } { ; /* */ :root body *, margin:-9px --x:url(
+var(--x) z-index:9 transform:scale(9) !important content:'x' .jp-Dialog #main ::before :has(x) +p ~p \\3c
+agentvm-scope-0123456789abcdef vm-x jp-Dialog dataframe $\\href{x}{y}$ \\cssId{ \\def\\x{ \\hr<wbr>ef{ $$ \\(
+\\) \\style{ ![x](http://evil.example/x) [x](javascript:alert(1)) ``` ~~~ # | --- [r]: <http://x> <javascript:x>
+*x* _x_ \\newcommand{\\x} \x1b[2J \x1b]8;;http://x\x07 \x1b[31m \x1b[0m \x9b5n \x1bP \x1b[1A \r \x7f \u202e
+\ud800 \udc00 \U0001f600 onafterscriptexecute=x
+""".split()  # noqa: SIM905 - a list of these would fill a page
 TYPES = [
     "text/plain", "text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg",
     "application/javascript", "application/json", "application/geo+json", "application/vdom.v1+json",
@@ -94,7 +97,10 @@ REPLIES: dict[str, dict[str, Any]] = {
     "execute_reply": {
         "status": "ok",
         "execution_count": 1,
-        "payload": [{"source": "page", "data": {"text/plain": "x"}, "start": 0}, {"source": "set_next_input", "text": "x"}],
+        "payload": [
+            {"source": "page", "data": {"text/plain": "x"}, "start": 0},
+            {"source": "set_next_input", "text": "x"},
+        ],
         "user_expressions": {"x": {"status": "ok", "data": {"text/html": "<b>"}, "metadata": {}}},
     },
     "inspect_reply": {"status": "ok", "found": True, "data": {"text/html": "<b>"}, "metadata": {}},
@@ -168,7 +174,7 @@ modes = st.sampled_from([Mode.STANDARD, Mode.STRICT])
 
 
 @given(mode=modes, message=mutated(MESSAGES), buffers=st.lists(st.binary(max_size=9), max_size=3))
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_mutated_messages_leave_nothing_hostile(mode: Mode, message: tuple[str, Any], buffers: list[bytes]) -> None:
     assert Bed(mode).output(*message, tuple(buffers)) == []
 
@@ -179,13 +185,13 @@ def test_random_objects_leave_nothing_hostile(mode: Mode, msg_type: str, content
 
 
 @given(mode=modes, data=bundles, metadata=st.dictionaries(st.sampled_from(TYPES), values, max_size=3))
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_bundles_leave_nothing_hostile(mode: Mode, data: Any, metadata: Any) -> None:
     assert Bed(mode).output("display_data", {"data": data, "metadata": metadata}) == []
 
 
 @given(mode=modes, kind=st.sampled_from(["text/html", "text/markdown", "text/latex", "image/svg+xml"]), text=hostile)
-@settings(max_examples=1000)
+@settings(max_examples=200)
 @example(mode=Mode.STRICT, kind="text/html", text='<b title="<a href=" lang="x=" dir="><img src=x onerror=x>">x</b>')
 @example(
     mode=Mode.STRICT, kind="text/html", text="<math><mtext><table><mglyph><style><!--</style><img src=x onerror=x>"
@@ -196,7 +202,7 @@ def test_markup_of_hostile_pieces_leaves_nothing_hostile(mode: Mode, kind: str, 
 
 
 @given(declarations=hostile, selector=hostile)
-@settings(max_examples=500)
+@settings(max_examples=120)
 def test_styles_of_hostile_pieces_leave_nothing_hostile(declarations: str, selector: str) -> None:
     html = f'<style>{selector}{{{declarations}}}</style><p style="{declarations}">x</p>'
     assert Bed(Mode.STRICT).output("display_data", {"data": {"text/html": html}, "metadata": {}}) == []
@@ -217,7 +223,7 @@ def test_updates_of_widgets_leave_nothing_hostile(mode: Mode, state: Any, name: 
 
 
 @given(mode=modes, message=mutated(REPLIES))
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_mutated_replies_leave_nothing_hostile(mode: Mode, message: tuple[str, Any]) -> None:
     assert Bed(mode).reply(*message) == []
 
