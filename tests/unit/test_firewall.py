@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from output_checker import text_problems
 
 from agentvm_kernel.firewall.context import Mode
 from agentvm_kernel.firewall.firewall import PROMPT, Firewall
@@ -355,7 +356,7 @@ def test_a_type_that_the_user_allows_passes_with_its_metadata() -> None:
 
 def test_a_script_with_a_document_that_is_too_large_leaves_the_rest() -> None:
     said = Said()
-    assert said.shown({"application/javascript": "x" * ((32 << 20) - 100), "text/plain": "x"}) == {}
+    assert said.shown({"application/javascript": "x" * ((32 << 20) + 100), "text/plain": "x"}) == {}
     assert said.reasons == {Reason.SIZE: 1}
 
 
@@ -363,3 +364,45 @@ def test_many_kinds_of_blocked_output_are_named_up_to_a_bound() -> None:
     text = note({(Reason.MIME, f"kind {number}"): 1 for number in range(20)})
     assert text.count("\n") == 9
     assert text.endswith("blocked: 12 kinds more; %vm security counts all\n")
+
+
+def test_halves_of_surrogate_pairs_are_replaced_wherever_they_stand() -> None:
+    content = b'{"data": {"application/json": {"a\\udc00": ["\\ud83d", "\\ud83d\\ude00", "\xc3\xa9", 1]}}}'
+    shown = Said().firewall.output("display_data", content, b"{}", [], lambda *_: None)
+    assert shown is not None
+    assert shown.content["data"] == {"application/json": {"a?": ["?", "\U0001f600", "\u00e9", 1]}}
+
+
+def test_progress_bars_keep_what_they_draw_with() -> None:
+    text = "\x1b[1A\x1b[2K\r 50%|\u2588\u2588  |\b\t\x1b[38;2;1;2;3mx\x1b[K"
+    said = Said()
+    assert said.output("stream", {"name": "stdout", "text": text}) == {"name": "stdout", "text": text}
+    assert not said.reasons
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        "\x1b[2J",
+        "\x1b[H",
+        "\x1b[?1049h",
+        "\x1b]52;c;eA==\x07",
+        "\x1bP1;2q\x1b\\",
+        "\x1b_x\x9c",
+        "\x1bc",
+        "\x1b",
+        "\x9b5n",
+        "\x90x",
+        "\x00",
+        "\x07",
+        "\x0c",
+        "\x7f",
+        "\x1b[" + "1;" * 60 + "m",
+        "\x1b[999A",
+    ],
+)
+def test_what_steers_a_terminal_goes(steering: str) -> None:
+    stream = Said().output("stream", {"name": "stdout", "text": f"a{steering}"})
+    assert stream is not None
+    assert list(text_problems(stream["text"])) == []
+    assert stream["text"].startswith("a")
