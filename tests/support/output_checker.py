@@ -595,8 +595,14 @@ def _error_problems(content: Any) -> Problems:
         yield from text_problems(content.get(name, ""))
     if not isinstance(content.get("traceback", []), list):
         yield "a traceback that is no list"
-    for line in content.get("traceback", []):
-        yield from text_problems(line)
+    for entry in content.get("traceback", []):
+        yield from text_problems(entry)
+        for line in re.sub(r"\x1b\[[^m]*m", "", str(entry)).split("\n"):
+            # VS Code writes links of a traceback, and links around the places in it, as HTML.
+            if re.search(r"<a", line, re.IGNORECASE):
+                yield "a traceback with a link"
+            if "'" in line and re.search(r"File\s+.+:\d+|Cell\s*In\s*\[\d|Input\s+In\s*\[\d", line):
+                yield "a traceback with a place that ends early"
 
 
 def _payload_problems(payload: Any) -> Problems:

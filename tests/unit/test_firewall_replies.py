@@ -226,3 +226,36 @@ def test_the_debugger_answers_with_what_it_found_but_shows_it_as_output() -> Non
 def test_subshells_have_plain_names() -> None:
     assert "subshell_id" not in reply("create_subshell_reply", {"status": "ok", "subshell_id": HOSTILE})
     assert reply("list_subshell_reply", {"status": "ok", "subshell_id": [HOSTILE, "a", 5]})["subshell_id"] == ["a"]
+
+
+def test_a_traceback_of_python_stays_as_it_is() -> None:
+    lines = [
+        "\x1b[31m---------\x1b[39m",
+        "\x1b[31mTypeError\x1b[39m  Traceback (most recent call last)",
+        "\x1b[36mCell\x1b[39m\x1b[36m \x1b[39m\x1b[32mIn[1]\x1b[39m\x1b[32m, line 1\x1b[39m\n\x1b[32m----> 1\x1b[39m f('a')",
+        "File ~/x.py:3, in <module>\n      1 x = 'a' < b\n----> 3 g('a')",
+        "TypeError: <class 'int'> is no File and has no 'a'",
+    ]
+    assert clean_error({"ename": "E", "evalue": "x", "traceback": lines}, Said().context)["traceback"] == lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "<a href='x'><img src=x onerror=alert(1)></a>",
+        "<A\nHREF='x' onmouseover=alert(1)>x</A>",
+        "<\x1b[41ma href='x' onmouseover=alert(1)>x</a>",
+        "<ab><img src=x onerror=alert(1)>Cell In[1], line 1",
+        "File x' onmouseover='alert(1):3, in f\n----> 3 x",
+        "Fi\x1b[41mle x'><img src=x onerror=alert(1)>:3\n----> 3 x",
+        "x' onmouseover='alert(1) Cell In[1], line 1",
+        "x' onmouseover='alert(1) Cell\x1b[0m \x1b[32mIn [1]\x1b[0m, line 1",
+        "y' onmouseover='alert(1) Input \x1b[0;36mIn [1]\x1b[0m, in f",
+    ],
+)
+def test_a_traceback_makes_no_link_of_its_own(line: str) -> None:
+    given = {"ename": "E", "evalue": "x", "traceback": [line]}
+    assert Checker().output("error", given) != []
+    cleaned = clean_error(given, Said().context)
+    assert Checker().output("error", cleaned) == []
+    assert len(str(cleaned["traceback"])) >= len(str([line])), "nothing that can be seen is lost"
