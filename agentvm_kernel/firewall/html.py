@@ -92,7 +92,7 @@ _ATTRIBUTE: Final = re.compile(r'([a-z]+)="([^"]*)"')
 _ELEMENT: Final = re.compile(
     r"<\s*(?:(script)|(?:iframe|object|embed|form|input|button|link|meta|base|textarea|select|frame|template|math|applet)\b)"
 )
-_EVENT: Final = re.compile(r"on[a-z]{3,}\s*=")
+_EVENT: Final = re.compile(r"on[a-z]{3,32}+\s*+=")
 _DATA: Final = re.compile(r"data-[a-z]")
 _FOUND: Final = {
     "script": (Reason.SCRIPT, "a script"),

@@ -232,7 +232,7 @@ def test_a_traceback_of_python_stays_as_it_is() -> None:
     lines = [
         "\x1b[31m---------\x1b[39m",
         "\x1b[31mTypeError\x1b[39m  Traceback (most recent call last)",
-        "\x1b[36mCell\x1b[39m\x1b[36m \x1b[39m\x1b[32mIn[1]\x1b[39m\x1b[32m, line 1\x1b[39m\n\x1b[32m----> 1\x1b[39m f('a')",
+        "\x1b[36mCell\x1b[39m\x1b[36m \x1b[39m\x1b[32mIn[1]\x1b[39m\x1b[32m, line 1\x1b[39m\n----> 1 f('a')",
         "File ~/x.py:3, in <module>\n      1 x = 'a' < b\n----> 3 g('a')",
         "TypeError: <class 'int'> is no File and has no 'a'",
     ]
