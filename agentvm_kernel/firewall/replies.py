@@ -19,7 +19,8 @@ _VERSION: Final = re.compile(r"[0-9A-Za-z.+-]{1,32}\Z")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;:]*m")
 # VS Code takes some colours out before it looks for links, so they may stand within a word.
 _ANCHOR: Final = re.compile(r"<(?=(?:\x1b\[[0-9;:]*m)*a)", re.IGNORECASE)
-_PLACE: Final = re.compile(r"File\s.*:\d|Cell\s*In\s*\[|Input\s+In\s*\[")
+_PLACE: Final = re.compile(r"Cell\s*+In\s*+\[|Input\s++In\s*+\[|File\s")
+_LINE: Final = re.compile(r":\d")
 _LONGEST: Final = 4096
 _MATCHES: Final = 10_000
 _EXPRESSIONS: Final = 1000
@@ -49,7 +50,12 @@ def _unlinked(text: str) -> str:
     if "'" not in text:
         return text
     lines = text.split("\n")
-    return "\n".join(line.replace("'", "\u2019") if _PLACE.search(_COLOUR.sub("", line)) else line for line in lines)
+    return "\n".join(line.replace("'", "\u2019") if _is_place(_COLOUR.sub("", line)) else line for line in lines)
+
+
+def _is_place(line: str) -> bool:
+    found = _PLACE.search(line)
+    return found is not None and (not found[0].startswith("File") or _LINE.search(line, found.end()) is not None)
 
 
 def clean_reply(

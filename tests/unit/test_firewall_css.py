@@ -213,3 +213,20 @@ def test_the_same_rules_have_the_same_class_and_others_another() -> None:
 
 def test_a_sheet_of_which_nothing_is_left_is_none() -> None:
     assert clean_stylesheet("p { position: fixed }", Said().context) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{" * 200_000, "td { color: " + "(" * 200_000, "{" * 90_000 + "}" * 90_000, "[(" * 99_000]
+)
+def test_a_long_sheet_of_blocks_within_blocks_is_not_read(text: str) -> None:
+    said = Said()
+    assert clean_stylesheet(text, said.context) is None
+    assert clean_declarations(text, said.context) is None
+    assert said.reasons == [Reason.SIZE, Reason.SIZE]
+
+
+def test_a_long_sheet_of_rules_stays() -> None:
+    rules = " ".join(f"#T_row{number}_col0 {{ background-color: rgb(1, 2, {number}) }}" for number in range(500))
+    said = Said()
+    assert sheet(f"{rules} @media print {{ td {{ color: red }} }}", said).count("SCOPE") == 501
+    assert said.reasons == []

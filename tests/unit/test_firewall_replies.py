@@ -259,3 +259,8 @@ def test_a_traceback_makes_no_link_of_its_own(line: str) -> None:
     cleaned = clean_error(given, Said().context)
     assert Checker().output("error", cleaned) == []
     assert len(str(cleaned["traceback"])) >= len(str([line])), "nothing that can be seen is lost"
+
+
+def test_a_long_line_of_a_traceback_is_answered() -> None:
+    lines = ["'File " * 200_000, "'Cell" + " " * 200_000, "'" + "Input " * 200_000, "<\x1b[m" * 200_000]
+    assert len(clean_error({"traceback": lines}, Said().context)["traceback"]) == 4
