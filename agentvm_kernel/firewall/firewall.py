@@ -26,6 +26,7 @@ MAX_BYTES: Final = 32 << 20
 MAX_ELEMENTS: Final = 500_000
 PROMPT: Final = "[VM] "
 _LONGEST_PROMPT: Final = 2000
+_MOST_FAILURES: Final = 100
 _DISPLAY_ID: Final = re.compile(r"[ -~]{1,256}\Z")
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _ASKS: Final = re.compile(r"getpass")
@@ -61,6 +62,7 @@ class Firewall:
         self.policy = policy
         self.blocked: Counter[Reason] = Counter()
         self.is_host_code: Callable[[str], bool] = lambda _: False
+        self._failed: set[str] = set()
         self._comms = CommGuard(self._stored_output, policy.comm_targets)
 
     def output(
@@ -85,7 +87,7 @@ class Firewall:
         try:
             return self._output(msg_type, value, about, buffers, context)
         except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
-            log.exception("a %s could not be cleaned", msg_type)
+            self._log_failure(msg_type)
             context.block(Reason.MALFORMED, "a message that could not be understood")
             return None
 
@@ -97,7 +99,7 @@ class Firewall:
             if value is not None:
                 return clean_reply(msg_type, value, self.is_host_code, context)
         except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
-            log.exception("a %s could not be cleaned", msg_type)
+            self._log_failure(msg_type)
             context.block(Reason.MALFORMED, "a reply that could not be understood")
         return {
             "status": "error",
@@ -126,6 +128,12 @@ class Firewall:
     def opened_by_client(self, content: Mapping[str, object]) -> None:
         """Take notice of a comm that a client has opened."""
         self._comms.opened_by_client(content)
+
+    def _log_failure(self, msg_type: str) -> None:
+        """Log the first failure with a type of message, so that a guest cannot flood the log."""
+        if msg_type not in self._failed and len(self._failed) < _MOST_FAILURES:
+            self._failed.add(msg_type)
+            log.exception("a %s could not be cleaned", msg_type)
 
     def _context(self, block: Block) -> Context:
         def counted(reason: Reason, words: str) -> None:

@@ -139,7 +139,9 @@ def _vega_object(key: str, value: dict[str, object]) -> dict[str, object] | None
 
 def _is_layout(transform: object) -> bool:
     """Whether a transform of marks only moves or shapes them."""
-    kind = transform.get("type") if isinstance(transform, dict) else None
+    if not isinstance(transform, dict):
+        return False
+    kind = transform.get("type")
     if not isinstance(kind, str) or kind not in _VEGA_LAYOUTS:
         return False
     names = transform.get("as", [])

@@ -525,7 +525,9 @@ class Checker:
             yield f"an output of an unknown kind: {kind}"
 
     def _reply(self, msg_type: str, content: Any) -> Problems:
-        states = {"complete", "incomplete", "invalid", "unknown"} if msg_type == "is_complete_reply" else STATES
+        states = (
+            {"complete", "incomplete", "invalid", "unknown", "error"} if msg_type == "is_complete_reply" else STATES
+        )
         if content.get("status") not in states:
             yield f"a status that does not exist: {content.get('status')}"
         if content.get("status") == "error":

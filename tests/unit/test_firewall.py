@@ -293,11 +293,14 @@ def test_an_output_widget_holds_what_cells_may_show() -> None:
     assert said.output("comm_close", {"comm_id": "o"}) is None
 
 
-def test_a_reply_or_output_that_breaks_a_cleaner_is_blocked_and_not_raised() -> None:
+def test_a_reply_that_breaks_a_cleaner_is_blocked_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     said = Said()
+    caplog.set_level("ERROR", "agentvm.firewall")
     # A status that cannot be looked up in a set.
     assert said.reply("execute_reply", {"status": {}})["ename"] == "OutputBlocked"
-    assert said.reasons == {Reason.MALFORMED: 1}
+    assert said.reply("execute_reply", {"status": []})["ename"] == "OutputBlocked"
+    assert said.reasons == {Reason.MALFORMED: 2}
+    assert len(caplog.records) == 1
     said.firewall.opened_by_client({"comm_id": "c", "target_name": "jupyter.widget.control"})
     answer = {"comm_id": "c", "data": {"method": "update_states", "states": {}}}
     assert said.output("comm_msg", answer) is not None
