@@ -133,7 +133,8 @@ class CommGuard:
         model, content = self._models.get(name), data.get("content")
         if model is not None and not model.core:
             return Passed({"method": "custom", "content": content}, {}, list(buffers))
-        if model is not None and content in ({"do": "focus"}, {"do": "blur"}, {"do": "click"}):
+        # Not "focus": what the user types meanwhile, perhaps into another tab's terminal, would go to the guest.
+        if model is not None and content in ({"do": "blur"}, {"do": "click"}):
             return Passed({"method": "custom", "content": content}, {}, [])
         return _blocked(context, Reason.WIDGET, "a widget's own message")
 

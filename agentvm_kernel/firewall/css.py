@@ -21,6 +21,9 @@ from agentvm_kernel.firewall.reasons import Reason
 
 MAX_CHARACTERS: Final = 1_000_000
 _MAX_DEPTH: Final = 8
+# From here on, parsing blocks within blocks takes time that grows with the square of their number.
+_LONG: Final = 20_000
+_BLOCKS: Final = (re.compile(r"\{[^{}]*\}"), re.compile(r"\([^()]*\)"), re.compile(r"\[[^\[\]]*\]"))
 
 _PROPERTIES: Final = words(
     """
@@ -77,13 +80,23 @@ _Nodes = Iterable[Any]
 
 def clean_declarations(text: str, context: Context) -> str | None:
     """The value of a ``style`` attribute; None if nothing of it may stay."""
-    if len(text) > MAX_CHARACTERS:
-        context.block(Reason.SIZE, "a style of more than a million characters")
+    if len(text) > MAX_CHARACTERS or not _is_flat(text):
+        context.block(Reason.SIZE, "a style of more than a million characters, or blocks within blocks")
         return None
     kept, lost = _declarations(text) if len(text) < 512 else _declarations.__wrapped__(text)
     if lost:
         context.block(Reason.STYLE, "a style that fetches, or draws outside its own output")
     return kept or None
+
+
+def _is_flat(text: str) -> bool:
+    """Whether a style is short, or has its blocks at most four deep, as all have that are written to be seen."""
+    if len(text) < _LONG:
+        return True
+    for pattern in _BLOCKS:
+        for _ in range(4):
+            text = pattern.sub("", text)
+    return not {"{", "(", "["} & set(text)
 
 
 # Tables say the same few styles thousands of times.
@@ -142,8 +155,8 @@ def clean_stylesheet(text: str, context: Context) -> tuple[str, str] | None:
     Returns:
         The class its rules are bound to, for the element around the output, and the rules; None if none is left.
     """
-    if len(text) > MAX_CHARACTERS:
-        context.block(Reason.SIZE, "a style sheet of more than a million characters")
+    if len(text) > MAX_CHARACTERS or not _is_flat(text):
+        context.block(Reason.SIZE, "a style sheet of more than a million characters, or blocks within blocks")
         return None
     lost: list[object] = []
     rules = _rules(tinycss2.parse_stylesheet(text, skip_comments=True, skip_whitespace=True), lost, 0)

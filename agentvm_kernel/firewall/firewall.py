@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Final
 
 from agentvm_kernel.firewall.bundles import clean_bundle, joined
@@ -25,6 +26,7 @@ MAX_BYTES: Final = 32 << 20
 MAX_ELEMENTS: Final = 500_000
 PROMPT: Final = "[VM] "
 _LONGEST_PROMPT: Final = 2000
+_MOST_FAILURES: Final = 100
 _DISPLAY_ID: Final = re.compile(r"[ -~]{1,256}\Z")
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _ASKS: Final = re.compile(r"getpass")
@@ -60,6 +62,7 @@ class Firewall:
         self.policy = policy
         self.blocked: Counter[Reason] = Counter()
         self.is_host_code: Callable[[str], bool] = lambda _: False
+        self._failed: set[str] = set()
         self._comms = CommGuard(self._stored_output, policy.comm_targets)
 
     def output(
@@ -84,7 +87,7 @@ class Firewall:
         try:
             return self._output(msg_type, value, about, buffers, context)
         except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
-            log.exception("a %s could not be cleaned", msg_type)
+            self._log_failure(msg_type)
             context.block(Reason.MALFORMED, "a message that could not be understood")
             return None
 
@@ -96,7 +99,7 @@ class Firewall:
             if value is not None:
                 return clean_reply(msg_type, value, self.is_host_code, context)
         except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
-            log.exception("a %s could not be cleaned", msg_type)
+            self._log_failure(msg_type)
             context.block(Reason.MALFORMED, "a reply that could not be understood")
         return {
             "status": "error",
@@ -126,6 +129,12 @@ class Firewall:
         """Take notice of a comm that a client has opened."""
         self._comms.opened_by_client(content)
 
+    def _log_failure(self, msg_type: str) -> None:
+        """Log the first failure with a type of message, so that a guest cannot flood the log."""
+        if msg_type not in self._failed and len(self._failed) < _MOST_FAILURES:
+            self._failed.add(msg_type)
+            log.exception("a %s could not be cleaned", msg_type)
+
     def _context(self, block: Block) -> Context:
         def counted(reason: Reason, words: str) -> None:
             self.blocked[reason] += 1
@@ -140,7 +149,8 @@ class Firewall:
             context.block(Reason.SIZE, "a message of more than 32 MiB or 500,000 elements")
             return None
         try:
-            value = json.loads(data)
+            # Text, not bytes: of those Python takes UTF-16 as well, in which halves of pairs are not found.
+            value = json.loads(data.decode(), parse_float=_finite, parse_constant=_no_number)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -196,6 +206,16 @@ class Firewall:
             return None
         cleaned: Content = {"output_type": kind, "data": bundle[0], "metadata": bundle[1]}
         return cleaned | ({"execution_count": None} if kind == "execute_result" else {})
+
+
+def _finite(text: str) -> float | None:
+    """Return a number that JSON has; one beyond all bounds is none."""
+    value = float(text)
+    return value if isfinite(value) else None
+
+
+def _no_number(_name: str) -> None:
+    """Stand for what JSON does not have: ``NaN`` and the like."""
 
 
 def _stream(value: Content, context: Context) -> Shown | None:

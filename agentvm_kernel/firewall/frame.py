@@ -12,6 +12,7 @@ frame tells, within bounds, and listens to no other window.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from html import escape
 from typing import Final
 
@@ -24,7 +25,8 @@ _MIN_HEIGHT: Final = 20
 _MAX_HEIGHT: Final = 4000
 
 _WANTS: Final = re.compile(r"<(?:script|iframe)[\s>/]", re.IGNORECASE)
-_REMOTE: Final = re.compile(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//([^\s/"'<>?#\\]{1,253})""", re.IGNORECASE)
+_AUTHORITY: Final = re.compile(r"""//([^\s/"'<>?#\\]{1,253})""")
+_LOADS: Final = re.compile(r"""(?:src|href)\s*=\s*["']?(?:https?:)?\Z""", re.IGNORECASE)
 _HOST: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(?::[0-9]{1,5})?\Z")
 
 _POLICY: Final = (
@@ -85,7 +87,7 @@ def framed(html: str, context: Context) -> str:
         context.block(Reason.SIZE, "a document of more than 32 million characters for a frame")
         return ""
     hosts = [host for host in context.frame_hosts if _HOST.match(host)]
-    if any(not _allowed(match[1], hosts) for match in _REMOTE.finditer(html)):
+    if any(not _allowed(host, hosts) for host in _loaded_from(html)):
         context.block(Reason.REMOTE, "loading from a host in a frame; [output] frame_hosts allows hosts")
     policy = _POLICY.format(hosts="".join(f" https://{host}" for host in hosts))
     document = _OUTER.format(policy=policy, document=escape("<!DOCTYPE html>" + _INNER + html))
@@ -108,6 +110,13 @@ def framed_script(script: str, context: Context, html: str = "") -> str:
     text = re.sub(r"<(?=/script|script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
     place = '<div id="element"></div><script>{const element=document.getElementById("element");'
     return framed(f"{html}{place}\n{text}\n}}</script>", context)
+
+
+def _loaded_from(html: str) -> Iterator[str]:
+    """The hosts that attributes of a document name."""
+    for match in _AUTHORITY.finditer(html):
+        if _LOADS.search(html, max(0, match.start() - 32), match.start()):
+            yield match[1]
 
 
 def _allowed(host: str, hosts: list[str]) -> bool:

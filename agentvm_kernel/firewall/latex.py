@@ -12,12 +12,13 @@ from typing import Final
 
 from agentvm_kernel.firewall.context import Context
 from agentvm_kernel.firewall.reasons import Reason
+from agentvm_kernel.firewall.text import clean_text
 
 MAX_CHARACTERS: Final = 1_000_000
 
 _REACHING: Final = (
     "href|url|class|style|cssId|data|attr|require|autoload|unicode|char|mmlToken|bbox|includegraphics|toggle|mathtip|"
-    "texttip|hskip|kern|mskip|mkern|moveleft|moveright|llap|rlap|clap|mathllap|mathrlap|mathclap|smash|rule|Rule|Space"
+    "texttip|htmlClass|htmlData|htmlId|htmlStyle|hskip|kern|mskip|mkern|moveleft|moveright|llap|rlap|clap|mathllap|mathrlap|mathclap|smash|rule|Rule|Space"
 )
 # The latter half moves ink out of the formula's own box, so it could draw over the page; what follows outlasts it.
 _DEFINING: Final = (
@@ -26,7 +27,7 @@ _DEFINING: Final = (
     "NewDocumentCommand|RenewDocumentCommand|csname|endcsname|begingroupSandbox|begingroupReset|catcode|"
     "definecolor|newtagform|renewtagform|usetagform"
 )
-_COMMAND: Final = re.compile(rf"(?<!\\)\\++(?=(?:{_REACHING}|{_DEFINING})(?![A-Za-z]))")
+_COMMAND: Final = re.compile(rf"(?<!\\)\\++(?=(?:{_REACHING}|{_DEFINING})(?![A-Za-z])|[hm]space\*?\s*\{{\s*-)")
 
 
 def neutral(text: str, context: Context) -> str:
@@ -47,4 +48,4 @@ def clean_latex(text: str, context: Context) -> str | None:
     if len(text) > MAX_CHARACTERS:
         context.block(Reason.SIZE, "LaTeX of more than a million characters")
         return None
-    return neutral(text, context)
+    return neutral(clean_text(text, context), context)

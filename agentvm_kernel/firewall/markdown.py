@@ -13,7 +13,7 @@ from agentvm_kernel.firewall.context import Context
 from agentvm_kernel.firewall.html import clean_html
 from agentvm_kernel.firewall.reasons import Reason
 
-MAX_CHARACTERS: Final = 500_000
+MAX_CHARACTERS: Final = 200_000
 
 
 def clean_markdown(text: str, context: Context) -> str | None:
@@ -27,7 +27,7 @@ def clean_markdown(text: str, context: Context) -> str | None:
         HTML, or None if it is too large or nothing is left of it.
     """
     if len(text) > MAX_CHARACTERS:
-        context.block(Reason.SIZE, "Markdown of more than 500,000 characters")
+        context.block(Reason.SIZE, "Markdown of more than 200,000 characters")
         return None
     return clean_html(_renderer().render(text), context)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from agentvm_kernel.firewall.context import Context, Mode
+from agentvm_kernel.firewall.names import words
 from agentvm_kernel.firewall.reasons import Reason
 
 _DEEPEST: Final = 100
@@ -23,18 +24,41 @@ _PLOTLY_CONFIG: Final = frozenset(
 )
 _PLOTLY_FETCHING: Final = re.compile(r"scattergeo|choropleth|(?:scatter|density|choropleth)map(?:box)?\Z")
 _VEGA_DROPPED: Final = frozenset({"url", "href", "usermeta", "loader", "baseURL", "bind"})
-# Names by which an expression comes from a datum or an event to the page around it, or makes its own what is called.
+# Of what is drawn, two properties lead to a fetch: an image's address, and a cursor, which is a style. Neither may be
+# computed, neither by an encoding nor by a transform or a trigger on the marks themselves.
+_VEGA_LAYOUTS: Final = frozenset(
+    {"force", "geopath", "geopoint", "geoshape", "label", "linkpath", "voronoi", "wordcloud"}
+)
+_VEGA_PLACES: Final = words(
+    "align angle baseline font fontSize fontStyle fontWeight opacity path shape vx vy x x0 x1 y y0 y1"
+)
+_VEGA_CURSOR: Final = re.compile(r"[a-z-]{1,20}\Z")
+# Names by which an expression comes from a datum or an event to the page around it, makes its own what is called, or
+# changes what is drawn.
 _VEGA_ESCAPES: Final = re.compile(
     r"\\[ux0-7]|constructor|prototype|__proto__|toString|toJSON|valueOf|dataflow|VEGA_DEBUG|vlSelectionTuples"
-    r"|ownerDocument|defaultView|currentTarget|srcElement|\bevent\s*(?:\[|\.\s*(?:view|target|path)\b)|\bcontext\b"
+    r"|ownerDocument|defaultView|currentTarget|srcElement|\bevent\s*(?:\[|\.\s*(?:view|target|path)\b)|\bcontext\b|\b(?:modify|setdata)\s*\("
 )
 
 _Leaf = Callable[[str, str], object]
+_Node = Callable[[str, dict[str, object]], dict[str, object] | None]
 _REFUSED: Final = object()
 
 
-def _walk(value: object, key: str, dropped: frozenset[str], leaf: _Leaf, lost: list[str], depth: int = 0) -> object:
-    """Copy a value; ``leaf`` is given each text and the key it stands under, and returns what is kept of it."""
+def _walk(
+    value: object,
+    key: str,
+    dropped: frozenset[str],
+    leaf: _Leaf,
+    lost: list[str],
+    node: _Node | None = None,
+    depth: int = 0,
+) -> object:
+    """Copy a value.
+
+    ``leaf`` is given each text and the key it stands under, and returns what is kept of it; ``node`` likewise each
+    object.
+    """
     if depth > _DEEPEST:
         lost.append("depth")
         return _REFUSED
@@ -44,12 +68,18 @@ def _walk(value: object, key: str, dropped: frozenset[str], leaf: _Leaf, lost: l
             lost.append(key)
         return kept
     if isinstance(value, list):
-        items = [_walk(item, key, dropped, leaf, lost, depth + 1) for item in value]
+        items = [_walk(item, key, dropped, leaf, lost, node, depth + 1) for item in value]
         return [item for item in items if item is not _REFUSED]
     if isinstance(value, dict):
+        kept_object = node(key, value) if node is not None else value
+        if kept_object is not value:
+            lost.append(key)
+        if kept_object is None:
+            return _REFUSED
+        value = kept_object
         lost += [name for name in value if name in dropped or name in _POLLUTING]
         pairs = {
-            name: _walk(item, name, dropped, leaf, lost, depth + 1)
+            name: _walk(item, name, dropped, leaf, lost, node, depth + 1)
             for name, item in value.items()
             if name not in dropped and name not in _POLLUTING
         }
@@ -79,11 +109,11 @@ def clean_vega(value: object, context: Context) -> dict[str, object] | None:
             return text
         if _VEGA_ESCAPES.search(text):
             escapes.append(key)
-        if _LOADING.search(text):
+        if _LOADING.search(text) or (key == "mark" and text == "image"):
             return _REFUSED
-        return text
+        return _REFUSED if key == "cursor" and not _VEGA_CURSOR.match(text) else text
 
-    cleaned = _walk(value, "", _VEGA_DROPPED, leaf, lost)
+    cleaned = _walk(value, "", _VEGA_DROPPED, leaf, lost, _vega_object)
     if escapes or not isinstance(cleaned, dict):
         context.block(Reason.SCRIPT, "a Vega plot whose expressions reach beyond its data")
         return None
@@ -92,9 +122,41 @@ def clean_vega(value: object, context: Context) -> dict[str, object] | None:
     return cleaned
 
 
+def _vega_object(key: str, value: dict[str, object]) -> dict[str, object] | None:
+    if value.get("name") == "cursor" or (key in {"mark", "marks"} and value.get("type") == "image"):
+        return None
+    if key == "cursor" and not value.keys() <= {"value", "test"}:
+        return None
+    if key != "marks" or not {"on", "transform"} & value.keys():
+        return value
+    kept = {name: item for name, item in value.items() if name not in {"on", "transform"}}
+    given = value.get("transform")
+    transforms = [item for item in given if _is_layout(item)] if isinstance(given, list) else []
+    if "on" not in value and transforms == given:
+        return value
+    return kept | ({"transform": transforms} if transforms else {})
+
+
+def _is_layout(transform: object) -> bool:
+    """Whether a transform of marks only moves or shapes them."""
+    if not isinstance(transform, dict):
+        return False
+    kind = transform.get("type")
+    if not isinstance(kind, str) or kind not in _VEGA_LAYOUTS:
+        return False
+    names = transform.get("as", [])
+    return all(
+        isinstance(name, str) and name in _VEGA_PLACES for name in (names if isinstance(names, list) else [names])
+    )
+
+
 def vega_metadata() -> dict[str, object]:
-    """Return the only metadata that a Vega plot gets: expressions are interpreted, not compiled to code."""
-    return {"embed_options": {"ast": True, "actions": False}}
+    """Return the only metadata that a Vega plot gets.
+
+    Expressions are interpreted, not compiled to code; and what is under the pointer is told by the browser's own
+    tooltip, since Vega's would fetch an image that a datum names.
+    """
+    return {"embed_options": {"ast": True, "actions": False, "tooltip": False}}
 
 
 def clean_plotly(value: object, context: Context) -> dict[str, object] | None:

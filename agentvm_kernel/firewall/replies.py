@@ -16,6 +16,11 @@ Content = dict[str, object]
 
 _WORD: Final = re.compile(r"[0-9A-Za-z_.:-]{1,128}\Z")
 _VERSION: Final = re.compile(r"[0-9A-Za-z.+-]{1,32}\Z")
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;:]*m")
+# VS Code takes some colours out before it looks for links, so they may stand within a word.
+_ANCHOR: Final = re.compile(r"<(?=(?:\x1b\[[0-9;:]*m)*a)", re.IGNORECASE)
+_PLACE: Final = re.compile(r"Cell\s*+In\s*+\[|Input\s++In\s*+\[|File\s")
+_LINE: Final = re.compile(r":\d")
 _LONGEST: Final = 4096
 _MATCHES: Final = 10_000
 _EXPRESSIONS: Final = 1000
@@ -31,8 +36,26 @@ def clean_error(content: Mapping[str, object], context: Context) -> Content:
     return {
         "ename": _text(content.get("ename"), context)[:_LONGEST],
         "evalue": _text(content.get("evalue"), context),
-        "traceback": [_text(line, context) for line in lines] if isinstance(lines, list) else [],
+        "traceback": [_unlinked(_text(line, context)) for line in lines] if isinstance(lines, list) else [],
     }
+
+
+def _unlinked(text: str) -> str:
+    """Keep a traceback from becoming markup: VS Code writes links in it, and around the places it names, as HTML.
+
+    An invisible character parts ``<`` from ``a``; a quote in the name of a place becomes another.
+    """
+    if "<" in text:
+        text = _ANCHOR.sub("<\N{WORD JOINER}", text)
+    if "'" not in text:
+        return text
+    lines = text.split("\n")
+    return "\n".join(line.replace("'", "\u2019") if _is_place(_COLOUR.sub("", line)) else line for line in lines)
+
+
+def _is_place(line: str) -> bool:
+    found = _PLACE.search(line)
+    return found is not None and (not found[0].startswith("File") or _LINE.search(line, found.end()) is not None)
 
 
 def clean_reply(

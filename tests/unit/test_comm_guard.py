@@ -196,3 +196,144 @@ def test_a_widget_view_names_a_widget_and_nothing_else() -> None:
         "model_id": "a",
     }
     assert clean_widget_view({"model_id": "<img>"}, context) is None
+
+
+CUSTOM = [
+    ({"do": "blur"}, True),
+    ({"do": "click"}, True),
+    ({"do": "focus"}, False),
+    ({"html": "<b>"}, False),
+    ("x", False),
+]
+
+
+@pytest.mark.parametrize(("said", "passes"), CUSTOM)
+def test_a_core_widget_is_told_no_more_than_to_click_or_to_let_go(said: object, passes: bool) -> None:
+    bed = Bed()
+    bed.open("TextModel")
+    content = {"comm_id": "w", "data": {"method": "custom", "content": said}}
+    heard = bed.guard.message(content, {}, [b"x"], bed.context)
+    assert heard == (Passed({"comm_id": "w", "data": content["data"]}, {}, []) if passes else None)
+    assert bed.reasons == ([] if passes else [Reason.WIDGET])
+
+
+def test_a_configured_widget_hears_its_own_messages() -> None:
+    bed = Bed(widget_modules=("anywidget",))
+    bed.open("AnyModel", _model_module="anywidget")
+    data = {"method": "custom", "content": {"kind": "x"}}
+    assert bed.guard.message({"comm_id": "w", "data": data}, {}, [b"x"], bed.context) == Passed(
+        {"comm_id": "w", "data": data}, {}, [b"x"]
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"comm_id": "<b>", "target_name": "jupyter.widget", "data": {}},
+        {"comm_id": "x", "target_name": 5, "data": {}},
+        {"comm_id": "x", "target_name": "jupyter.widget", "data": []},
+        {"comm_id": "x", "target_name": "jupyter.widget", "data": {"state": []}},
+        {"comm_id": "x", "target_name": "jupyter.widget", "data": {"state": {}, "method": "run"}},
+        {"comm_id": "x", "target_name": "jupyter.widget", "data": {"state": {"_model_name": "TextModel"}}},
+    ],
+)
+def test_a_comm_that_makes_no_sense_is_not_opened(content: dict[str, object]) -> None:
+    bed = Bed()
+    assert bed.guard.opened(content, {}, [], bed.context) is None
+    assert bed.reasons == [Reason.MALFORMED]
+    assert bed.guard.message({"comm_id": "x", "data": {}}, {}, [], bed.context) is None
+
+
+def test_a_target_that_the_user_allows_passes_unchanged_in_both_directions() -> None:
+    bed = Bed()
+    bed.guard = CommGuard(lambda output, context: output, ("own",))
+    data = {"n": 1}
+    content = {"comm_id": "x", "target_name": "own", "data": data}
+    assert bed.guard.opened(content, {"m": 1}, [b"x"], bed.context) == Passed(content, {"m": 1}, [b"x"])
+    said = {"comm_id": "x", "data": data}
+    assert bed.guard.message(said, {"m": 1}, [b"x"], bed.context) == Passed(said, {"m": 1}, [b"x"])
+
+
+def test_an_answer_with_the_states_keeps_their_pictures_and_nothing_else_binary() -> None:
+    bed = Bed()
+    bed.guard.opened_by_client({"comm_id": "c", "target_name": "jupyter.widget.control"})
+    entry = {"model_module": CONTROLS, "model_module_version": "2.0.0", "state": {}}
+    states = {"i": entry | {"model_name": "ImageModel"}, "t": entry | {"model_name": "TextModel"}, "<b>": entry, "x": 5}
+    paths = [["i", "value"], ["t", "value"], ["i", "format"], [5], "x", []]
+    data = {"method": "update_states", "states": states, "buffer_paths": paths}
+    passed = bed.guard.message({"comm_id": "c", "data": data}, {}, [b"1", b"2", b"3", b"4", b"5", b"6"], bed.context)
+    assert passed is not None
+    told: dict[str, object] = passed.content["data"]  # type: ignore[assignment]
+    assert set(told["states"]) == {"i", "t"}  # type: ignore[call-overload]
+    assert (told["buffer_paths"], passed.buffers) == ([["i", "value"]], [b"1"])
+    assert bed.guard.message({"comm_id": "c", "data": {"method": "x"}}, {}, [], bed.context) is None
+
+
+def test_comms_of_clients_are_bounded_and_old_ones_end() -> None:
+    bed = Bed()
+    for number in range(1001):
+        bed.guard.opened_by_client({"comm_id": f"c{number}", "target_name": "own"})
+    bed.guard.opened_by_client({"comm_id": 5, "target_name": "own"})
+    assert bed.guard.message({"comm_id": "c0", "data": {}}, {}, [], bed.context) is None
+    assert bed.guard.message({"comm_id": "c1", "data": {}}, {}, [], bed.context) is not None
+    assert bed.guard.closed({"comm_id": "c1"}, bed.context) == {"comm_id": "c1", "data": {}}
+
+
+def test_classes_of_widgets_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentvm_kernel.firewall.comms._MOST_MODELS", 2)
+    bed = Bed()
+    bed.open("TextModel", "a")
+    bed.guard.closed({"comm_id": "a"}, bed.context)
+    for name in ("b", "c", "d"):
+        assert bed.open("TextModel", name) is not None
+    assert bed.open("HTMLModel", "a") is not None, "the oldest that is closed has given way"
+    assert bed.open("HTMLModel", "b") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "trait", "value", "kept"),
+    [
+        ("HTMLModel", "value", 5, ""),
+        ("LabelModel", "value", r"$\href{javascript:x}{y}$", "$ href{javascript:x}{y}$"),
+        ("FileUploadModel", "value", [{"name": "x"}], []),
+        ("ValidModel", "readout", "no", "no"),
+        ("PlayModel", "_view_name", None, None),
+        ("ColorPickerModel", "value", "red", "red"),
+        ("DatePickerModel", "value", {"year": 2020, "month": 1, "date": 1}, {"year": 2020, "month": 1, "date": 1}),
+        ("DatePickerModel", "min", {"year": 2020}, {"year": 2020}),
+        ("IntSliderModel", "value", [1, 2], [1, 2]),
+    ],
+)
+def test_a_value_stays_or_becomes_harmless(model: str, trait: str, value: object, kept: object) -> None:
+    assert state_of(Bed().open(model, **{trait: value}))[trait] == kept  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "trait", "value"),
+    [
+        ("ValidModel", "readout", 5),
+        ("LinkModel", "source", "IPY_MODEL_x"),
+        ("LinkModel", "source", ["IPY_MODEL_x", "value"]),
+        ("TextModel", "source", None),
+        ("TextModel", "outputs", []),
+        ("DatePickerModel", "min", {"<b>": 1}),
+        ("TextModel", "value", {"__proto__": 1}),
+        ("TextModel", "value", [[1]]),
+        ("LayoutModel", "width", 5),
+    ],
+)
+def test_a_value_that_fits_no_trait_is_taken_out(model: str, trait: str, value: object) -> None:
+    module = "@jupyter-widgets/base" if model == "LayoutModel" else CONTROLS
+    bed = Bed()
+    assert trait not in state_of(bed.open(model, _model_module=module, **{trait: value}))  # type: ignore[arg-type]
+    assert bed.reasons == [Reason.WIDGET]
+
+
+def test_binary_data_of_a_configured_widget_goes_anywhere_but_into_prototypes() -> None:
+    bed = Bed(widget_modules=("anywidget",))
+    state = {"_model_module": "anywidget", "_model_name": "AnyModel", "_model_module_version": "1"}
+    paths: list[object] = [["data", 0], ["constructor", "x"], "x"]
+    content = {"comm_id": "a", "target_name": "jupyter.widget", "data": {"state": state, "buffer_paths": paths}}
+    passed = bed.guard.opened(content, {}, [b"1", b"2", b"3"], bed.context)
+    assert passed is not None
+    assert passed.buffers == [b"1"]

@@ -123,3 +123,89 @@ def test_no_cleaner_fails_and_cleaning_twice_changes_nothing_more(value: object)
             reasons.clear()
             assert clean(cleaned, ctx) == cleaned
             assert reasons == []
+
+
+FORCE = {"type": "force", "forces": [{"force": "collide"}]}
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"type": "symbol", "transform": [FORCE]},
+        {"type": "shape", "transform": [{"type": "geoshape", "projection": "p"}]},
+        {"type": "path", "transform": [{"type": "linkpath", "as": "path"}]},
+        {"type": "rect", "encode": {"hover": {"cursor": {"value": "pointer"}, "fill": {"value": "red"}}}},
+        {"type": "rect", "encode": {"hover": {"cursor": [{"test": "datum.a", "value": "pointer"}, {"value": "auto"}]}}},
+        {"type": "group", "marks": [{"type": "line"}], "signals": [{"name": "zoom", "value": 1}]},
+        {"type": "text", "encode": {"enter": {"tooltip": {"signal": "datum.name"}}}},
+    ],
+)
+def test_marks_that_are_moved_or_shaped_stay(mark: dict[str, object]) -> None:
+    ctx, reasons = context()
+    assert clean_vega({"marks": [mark]}, ctx) == {"marks": [mark]}
+    assert reasons == []
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        {"type": "formula", "as": "url", "expr": f"'{EVIL}'"},
+        {"type": "formula", "as": "x", "expr": "1"},
+        {"type": "lookup", "from": "t", "key": "a", "values": ["cursor"]},
+        {"type": "window", "ops": ["first_value"], "fields": ["a"], "as": ["href"]},
+        {"type": "geopath", "as": "cursor"},
+        {"type": "geopath", "as": {"signal": "'cur'+'sor'"}},
+        {"type": "force", "as": ["x", "url"]},
+        {"type": {"signal": "'formula'"}, "as": "url"},
+        {"as": "url"},
+        "formula",
+    ],
+)
+def test_no_transform_gives_marks_an_address_or_a_cursor(transform: object) -> None:
+    ctx, reasons = context()
+    kind = {"type": "symbol", "name": "m"}
+    assert clean_vega({"marks": [kind | {"transform": [transform, FORCE]}]}, ctx) == {
+        "marks": [kind | {"transform": [FORCE]}]
+    }
+    assert clean_vega({"marks": [kind | {"transform": transform}]}, ctx) == {"marks": [kind]}
+    assert reasons == [Reason.REMOTE, Reason.REMOTE]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"marks": [{"type": "image"}, {"type": "rect"}]}, {"marks": [{"type": "rect"}]}),
+        ({"marks": [{"type": "group", "marks": [{"type": "image"}]}]}, {"marks": [{"type": "group", "marks": []}]}),
+        ({"marks": [{"type": "rect", "on": [{"trigger": "x", "modify": "y"}]}]}, {"marks": [{"type": "rect"}]}),
+        ({"mark": "image"}, {}),
+        ({"mark": {"type": "image"}}, {}),
+        ({"mark": {"type": "bar", "cursor": {"expr": "x"}}}, {"mark": {"type": "bar"}}),
+        ({"mark": {"type": "bar", "cursor": "pointer"}}, {"mark": {"type": "bar", "cursor": "pointer"}}),
+        ({"mark": {"type": "bar", "cursor": "x y"}}, {"mark": {"type": "bar"}}),
+        ({"signals": [{"name": "cursor", "update": "'ur'+'l('+x+')'"}]}, {"signals": []}),
+        ({"params": [{"name": "cursor", "expr": "x"}]}, {"params": []}),
+        ({"encode": {"update": {"cursor": {"signal": "x"}}}}, {"encode": {"update": {}}}),
+        ({"encode": {"update": {"cursor": {"value": "pointer", "offset": 1}}}}, {"encode": {"update": {}}}),
+    ],
+)
+def test_no_picture_is_drawn_and_no_cursor_computed(given: dict[str, object], kept: dict[str, object]) -> None:
+    ctx, reasons = context()
+    assert clean_vega(given, ctx) == kept
+    assert reasons == ([] if given == kept else [Reason.REMOTE])
+
+
+@pytest.mark.parametrize("call", ["modify('m', x)", "setdata ('m', x)"])
+def test_an_expression_that_changes_what_is_drawn_blocks_the_plot(call: str) -> None:
+    ctx, reasons = context()
+    assert clean_vega({"signals": [{"name": "s", "on": [{"events": "click", "update": call}]}]}, ctx) is None
+    assert reasons == [Reason.SCRIPT]
+
+
+def test_a_plot_that_is_none_is_not_shown() -> None:
+    ctx, reasons = context()
+    assert clean_plotly({"data": "x"}, ctx) is None
+    deep: list[object] = []
+    for _ in range(200):
+        deep = [deep]
+    assert clean_json(deep, ctx) is not None
+    assert reasons == [Reason.RENDERER, Reason.MALFORMED]

@@ -113,3 +113,13 @@ def test_bench_egress_measures_connections_and_downloads_beside_slirp() -> None:
     check(figures)
     assert {15, 1} <= {figure["limit"] for figure in figures}
     assert median(figures, "private memory of the gateway's process with 1000") > 10
+
+
+def test_bench_firewall_measures_messages_beside_trusted_mode_and_cells() -> None:
+    figures = bench("firewall")
+    check(figures)
+    assert {0.2, 0.15} <= {figure["limit"] for figure in figures}
+    assert len(figures) == 8
+    assert median(figures, "added by the output firewall: a pandas table") > 0
+    trips = [figure["baseline"]["median"] for figure in figures if "round trip" in figure["baseline"]["name"]]
+    assert min(trips) > 1, "a cell goes through the VM"
