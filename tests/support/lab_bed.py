@@ -175,9 +175,8 @@ class Traffic:
             self._page.wait_for_timeout(100)
 
     def _asked(self, request: Request) -> None:
-        if not re.search(
-            r"/api/(kernels|sessions|terminals|contents)", request.url
-        ):  # front ends look every few seconds
+        # Front ends look at these every few seconds.
+        if not re.search(r"/api/(kernels|sessions|terminals|contents)", request.url):
             self._open.append(request)
             self._last = time.monotonic()
 
