@@ -28,6 +28,7 @@ from agentvm_kernel.kernelspec_command import kernelspec_app
 from agentvm_kernel.run.command import run
 from agentvm_kernel.snapshots.command import snapshot_app
 from agentvm_kernel.supervisor.command import pool_app, status, supervisor, vm_app
+from agentvm_kernel.supervisor.metrics_command import metrics
 from agentvm_kernel.supervisor.net_command import net_app
 from agentvm_kernel.terminal import plain
 
@@ -44,6 +45,7 @@ app.add_typer(secret_app, name="secret")
 app.command()(run)
 app.command()(supervisor)
 app.command()(status)
+app.command()(metrics)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Flavour = Annotated[str, typer.Argument(help="minimal or standard.")]

@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from agentvm_kernel.config import Network, Pool, Settings, SnapshotSettings
+from agentvm_kernel.config import MetricsSettings, Network, Pool, Settings, SnapshotSettings
 from agentvm_kernel.profiles import PROFILES, Profile
 from agentvm_kernel.validation import field, valid
 
@@ -18,9 +18,10 @@ _SECTIONS: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("pool", Pool),
     ("snapshots", SnapshotSettings),
     ("network", Network),
+    ("metrics", MetricsSettings),
     ("profiles.NAME", Profile),
 )
-_TABLES: Final = frozenset({"pool", "snapshots", "network", "profiles"})
+_TABLES: Final = frozenset({"pool", "snapshots", "network", "metrics", "profiles"})
 _ENTRY: Final = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 

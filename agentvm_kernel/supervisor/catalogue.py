@@ -48,14 +48,23 @@ class Catalogue:
         cache: Images lie in ``images`` below it, golden snapshots in ``golden``.
         accelerator: KVM or TCG.
         transport: What carries the link.
+        booted: Told of each boot, with the seconds that it took.
     """
 
-    def __init__(self, hypervisor: Hypervisor, cache: Path, accelerator: Accelerator, transport: Transport) -> None:
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        cache: Path,
+        accelerator: Accelerator,
+        transport: Transport,
+        booted: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._hypervisor = hypervisor
         self._images = ImageStore(cache)
         self._folder = cache / "golden"
         self._accelerator: Accelerator = accelerator
         self._transport = transport
+        self._booted = booted
         self._works: dict[tuple[str, Profile], _Work] = {}
 
     def find(self, snapshot: str) -> Snapshot | None:
@@ -111,10 +120,14 @@ class Catalogue:
             return snapshot
         self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         async with _only_one(self._folder.with_suffix(".lock")):
-            return Snapshot.load(folder) or await make_golden(
+            if snapshot := Snapshot.load(folder):
+                return snapshot
+            snapshot = await make_golden(
                 self._hypervisor, source, hardware, folder, self._hypervisor.domain_name(f"golden-{name[:12]}"),
                 lambda stage: report(stage, None),
             )  # fmt: skip
+        self._booted(snapshot.manifest.boot_seconds)
+        return snapshot
 
     async def _image(self, flavour: str, report: Callable[[str, float | None], None]) -> Image:
         if image := await asyncio.to_thread(self._images.find, flavour):

@@ -8,11 +8,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 from agentvm_kernel import __version__
 from agentvm_kernel.config import Paths, Settings
 from agentvm_kernel.errors import AgentVMError, LeavingError, NoForkError, NoLeaseError
 from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.profiles import Limits, changed
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
@@ -20,6 +23,7 @@ from agentvm_kernel.supervisor.admission import Admission, Slot
 from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.budget import Budget
 from agentvm_kernel.supervisor.catalogue import Catalogue
+from agentvm_kernel.supervisor.exposition import Exposition
 from agentvm_kernel.supervisor.history import History, describe, unpin
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import (
@@ -34,6 +38,7 @@ from agentvm_kernel.supervisor.messages import (
 from agentvm_kernel.supervisor.networks import Networks
 from agentvm_kernel.supervisor.operator import Operator
 from agentvm_kernel.supervisor.pool import Pool
+from agentvm_kernel.supervisor.stats import Stats
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
 from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.supervisor.turns import Turns
@@ -72,7 +77,8 @@ class Supervisor:
         self._releasing: dict[Lease, asyncio.Task[None]] = {}
         self.budget = Budget(settings.memory_share)
         self.audit = AuditLog(paths.state / "audit.jsonl")
-        self.networks = Networks(settings.network, paths, self.audit)
+        self.metrics = Metrics()
+        self.networks = Networks(settings.network, paths, self.audit, self.metrics)
         self.accelerator: Accelerator = "tcg"
         self.accelerator_reason = ""
 
@@ -86,7 +92,9 @@ class Supervisor:
         await self._hypervisor.open()
         self._clean_up(await self._hypervisor.end_leftovers())
         transport = choose_transport(self.settings.transport)
-        self._catalogue = Catalogue(self._hypervisor, self.paths.cache, self.accelerator, transport)
+        self._catalogue = Catalogue(
+            self._hypervisor, self.paths.cache, self.accelerator, transport, partial(self.metrics.boot, "cold")
+        )
         self.store = SnapshotStore(
             self.paths.state / "snapshots", quota=self.settings.snapshots.quota, owner=self._hypervisor.owner,
             find_golden=self._catalogue.find,
@@ -94,7 +102,9 @@ class Supervisor:
         for line in await asyncio.to_thread(self.store.open):
             _log.warning("%s", line)
             self.audit.record("snapshots_repaired", what=line)
-        self.pool = Pool(self._hypervisor, self._vms_folder, self.settings.pool, self.budget)
+        self.pool = Pool(
+            self._hypervisor, self._vms_folder, self.settings.pool, self.budget, partial(self.metrics.boot, "clone")
+        )
         self.admission = Admission(self.settings.max_vms, self.pool.room)
         self.networks.open()
         self.pool.start()
@@ -102,10 +112,16 @@ class Supervisor:
         self._turns.start()
         complete = self.settings.snapshots.complete
         self.bases = Bases(self.paths.state / "memory", self.pool, self._hypervisor.owner, complete)
-        self.history = History(self.store, Capturer(self._hypervisor.owner), self.bases, self.audit)
+        self.history = History(self.store, Capturer(self._hypervisor.owner), self.bases, self.audit, self.metrics)
+        self.stats = Stats(self)
+        self.stats.start()
+        self.exposition = Exposition(self.metrics.exposition)
+        await self.exposition.listen(self.settings.metrics.listen)
 
     async def close(self) -> None:
         """End every VM and disconnect."""
+        await self.exposition.close()
+        await self.stats.close()
         await self.admission.close()
         await self._turns.close()
         await self._catalogue.close()
@@ -150,8 +166,11 @@ class Supervisor:
         finally:
             self._acquiring -= 1
             self._last_release = self.now()
-        granted = self._grant(terms, vm, profile.limits, (time.monotonic() - began) * 1000)
+        seconds = time.monotonic() - began
+        granted = self._grant(terms, vm, profile.limits, seconds * 1000)
         lease = self.leases[terms.id] = Lease(terms, vm, granted, self.audit, slot, tell, network)
+        lease.on_limit = self.metrics.limit_violation
+        self.metrics.acquire(seconds)
         network.attach(vm)
         self.audit.record(
             "lease_acquired", vm=vm.id, owner=request.owner, image=golden.manifest.image, profile=name,
@@ -226,7 +245,7 @@ class Supervisor:
                     await old.wake()
                 raise
             lease.network.attach(vm)
-            return await self._replace(lease, vm, stored, began)
+            return await self._replace(lease, vm, stored, began, "rollback")
 
     async def adopt(self, lease: Lease, fork: int) -> Replaced:
         """Make a resting fork the lease's VM; the other forks end.
@@ -256,13 +275,16 @@ class Supervisor:
             del lease.forks[fork]
             lease.slot.leave()
             lease.slot = chosen.slot
-            replaced = await self._replace(lease, vm, stored, began)
+            replaced = await self._replace(lease, vm, stored, began, "adopt")
             self.end_forks(lease)
             return replaced
 
-    async def _replace(self, lease: Lease, vm: VM, stored: Stored, began: float) -> Replaced:
+    async def _replace(
+        self, lease: Lease, vm: VM, stored: Stored, began: float, kind: Literal["rollback", "adopt"]
+    ) -> Replaced:
         old = lease.vm
         seconds = time.monotonic() - began
+        self.metrics.restore(kind, seconds)
         granted = self._grant(lease.terms, vm, lease.limits, seconds * 1000)
         lease.take(vm, granted)
         self.audit.record("snapshot_restored", vm=vm.id, before=old.id, snapshot=stored.id, tree=lease.terms.tree.id)

@@ -48,6 +48,8 @@ class Lease:
         began: When it began, on the event loop's clock.
         tell: Tells its session.
         network: What it may reach.
+        is_executing: A cell runs, as its session says.
+        on_limit: Told of each time that one of its limits was reached, with the limit's name.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Lease:
         self.forking: object = None
         self.turn = asyncio.Lock()
         self.failure: AgentVMError | None = None
+        self.is_executing = False
+        self.on_limit: Callable[[str], None] = lambda _: None
         self._audit = audit
         self._guest_reason = ""
         self._verdict: Ended | None = None
@@ -126,6 +130,7 @@ class Lease:
     def _expire(self) -> None:
         seconds = self.limits.lifetime
         self._audit.record("resource_limit_exceeded", vm=self.vm.id, limit="lifetime")
+        self.on_limit("lifetime")
         verdict = Ended(
             code="limit", reason=f"The VM was ended: it had been leased for {seconds:g} s, its lifetime.",
             hint="Restart the kernel, or run %vm restart, for a fresh VM; %limits lifetime=… changes the limit.",

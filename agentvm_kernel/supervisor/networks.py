@@ -24,6 +24,7 @@ from agentvm_kernel.egress.resolver import Resolver
 from agentvm_kernel.egress.secrets import SecretStore
 from agentvm_kernel.egress.tunnel import NetworkSettings
 from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork, configured, run_of
@@ -45,19 +46,21 @@ class Networks:
         settings: What is configured.
         paths: The user's folders: for the log, the certificate authority and the list of secrets.
         audit: Takes note.
+        metrics: Counts.
 
     Raises:
         ConfigError: something in the configuration names no host, or no address.
         HostError: the authority's file cannot be trusted.
     """
 
-    def __init__(self, settings: Network, paths: Paths, audit: AuditLog) -> None:
+    def __init__(self, settings: Network, paths: Paths, audit: AuditLog, metrics: Metrics) -> None:
         configured(settings)
         self._secrets = SecretStore(paths.state, paths.tag)
         self._authority = Authority.of(paths.state)
         self._inspection = Inspection(self._authority, self._secrets)
         self._settings = settings
         self._audit = audit
+        self._metrics = metrics
         self._log = ConnectionLog(paths.state / "connections", self._note)
         self._resolver = Resolver()
         self._gateway = self._make_gateway(settings)
@@ -88,6 +91,7 @@ class Networks:
             NameRefusedError: what was asked for with the lease names no host.
         """
         network = LeaseNetwork(terms, self._settings, self._serve, self._guest_settings, tell)
+        network.on_limit = self._metrics.limit_violation
         self._leases[terms.id] = network
         return network
 
@@ -173,8 +177,9 @@ class Networks:
         await self._gateway.serve(access, opening, channel)
 
     def _note(self, connection: Connection) -> None:
-        """Take a verdict into the audit log."""
+        """Take a verdict into the audit log, and count it."""
         verdict = "blocked" if connection.verdict == "refused" else "allowed"
+        self._metrics.connection_attempt(allowed=verdict == "allowed", count=connection.count)
         self._audit.record(
             f"network_connection_{verdict}", vm=connection.vm, session=connection.session, cell=connection.cell,
             name=connection.name, address=connection.address, port=connection.port, rule=connection.rule,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,16 +35,25 @@ class Pool:
         folder: Their folders lie here.
         target: How many to keep ready of each kind.
         budget: What of the host they may take.
+        cloned: Told of each clone that was made, with the seconds that it took.
 
     Attributes:
         stocks: What is ready.
     """
 
-    def __init__(self, hypervisor: Hypervisor, folder: Path, target: config.Pool, budget: Budget) -> None:
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        folder: Path,
+        target: config.Pool,
+        budget: Budget,
+        cloned: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self.stocks = Stocks(target)
         self._hypervisor = hypervisor
         self._folder = folder
         self._budget = budget
+        self._cloned = cloned
         self._leased: set[VM] = set()
         self._wanted = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -246,9 +255,11 @@ class Pool:
         network: Network = "none",
     ) -> VM:
         async with self._cores:
+            began = time.monotonic()
             is_dump = snapshot is not None and snapshot.manifest.is_dump
             blank = await (self._start_blank(stock, is_empty=True) if is_dump else self._take_blank(stock))
             vm = await become(blank, blank.machine.spec.folder.name, snapshot, randomness, limits, network)
+            self._cloned(time.monotonic() - began)
         await self._enforce(vm, limits)
         return vm
 
