@@ -22,6 +22,9 @@ Outcome = Literal["completed", "failed", "timeout"]
 """What comes of an execution."""
 
 _OUTCOMES: Final[tuple[Outcome, ...]] = ("completed", "failed", "timeout")
+_LIMITS: Final = (
+    "lifetime", "cell_deadline", "user_memory_mib", "output_mib", "output_mib_per_second", "connections", "max_bytes",
+)  # fmt: skip
 _OTHER: Final = "other"
 _WORD: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _MOST_WORDS: Final = 32
@@ -53,11 +56,14 @@ class Labelled:
 class Metrics:
     """Takes note of what happens.
 
+    Args:
+        reasons: Why output can be blocked, as far as that is known.
+
     Attributes:
         registry: What is exposed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reasons: Iterable[str] = ()) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # each would bring a series besides, of which nobody asks
         registry = self.registry = CollectorRegistry()
         self._boot = Histogram(
@@ -101,16 +107,24 @@ class Metrics:
             "agent_output_blocked", "Parts of guests' output that were not let through.", ("reason",), registry=registry
         )
         self._words: dict[Counter, set[str]] = {self._violations: set(), self._blocked: set()}
-        self._begin_at_zero()
+        self._begin_at_zero(reasons)
 
-    def _begin_at_zero(self) -> None:
+    def _begin_at_zero(self, reasons: Iterable[str]) -> None:
         """Have the series there before the first event, so that its increase can be seen."""
         for outcome in _OUTCOMES:
             self._executions.labels(outcome)
         for allowed in ("true", "false"):
             self._attempts.labels(allowed)
-        for phase in ("pause", "stored"):
-            self._snapshot.labels(phase)
+        for histogram, kinds in (
+            (self._snapshot, ("pause", "stored")),
+            (self._restore, ("rollback", "adopt")),
+            (self._boot, ("cold", "clone")),
+        ):
+            for kind in kinds:
+                histogram.labels(kind)
+        for counter, words in ((self._violations, _LIMITS), (self._blocked, reasons)):
+            for word in words:
+                counter.labels(self._word(counter, word))
 
     def boot(self, kind: Literal["cold", "clone"], seconds: float) -> None:
         """A VM is there.

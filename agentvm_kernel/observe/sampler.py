@@ -24,7 +24,7 @@ from agentvm_kernel.vm.hypervisor import Machine
 _log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS: Final = 0.25
-_AT_ONCE: Final = 10  # in how many looks all VMs are weighed
+_IN_TURN: Final = 20  # in how many looks all VMs may be weighed, as long as none is new
 _NEW: Final = float("-inf")
 
 Subjects = Callable[[], Iterable[tuple[Machine, Known]]]
@@ -137,7 +137,7 @@ class Sampler:
             watch.read()
         due = sorted((watch for watch in watches if watch.is_due(now)), key=lambda watch: watch.weighed)
         new = sum(watch.weighed == _NEW for watch in due)
-        for watch in due[: max(new, math.ceil(len(watches) / _AT_ONCE))]:
+        for watch in due[: max(new, math.ceil(len(watches) / _IN_TURN))]:
             watch.weigh(now)
         for watch in watches:
             watch.measure_space()

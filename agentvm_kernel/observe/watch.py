@@ -15,7 +15,7 @@ from agentvm_kernel.vm.hypervisor import DiskTraffic, Machine
 
 _log = logging.getLogger(__name__)
 
-_WEIGH_SECONDS: Final = 10.0
+_WEIGH_SECONDS: Final = 20.0
 _SELDOM_SECONDS: Final = 60.0
 _CHANGE: Final = 1 << 20
 

@@ -14,6 +14,7 @@ from typing import Literal
 from agentvm_kernel import __version__
 from agentvm_kernel.config import Paths, Settings
 from agentvm_kernel.errors import AgentVMError, LeavingError, NoForkError, NoLeaseError
+from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.profiles import Limits, changed
@@ -77,7 +78,7 @@ class Supervisor:
         self._releasing: dict[Lease, asyncio.Task[None]] = {}
         self.budget = Budget(settings.memory_share)
         self.audit = AuditLog(paths.state / "audit.jsonl")
-        self.metrics = Metrics()
+        self.metrics = Metrics(map(str, Reason))
         self.networks = Networks(settings.network, paths, self.audit, self.metrics)
         self.accelerator: Accelerator = "tcg"
         self.accelerator_reason = ""

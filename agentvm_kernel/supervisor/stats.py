@@ -38,7 +38,7 @@ class Stats:
         self._supervisor = supervisor
         self._sizes: dict[str, int] = {}
         self._sizing: asyncio.Task[None] | None = None
-        self.sampler = Sampler(self._subjects, supervisor.settings.metrics.interval)
+        self.sampler = Sampler(self.subjects, supervisor.settings.metrics.interval)
         supervisor.metrics.observe(self._labelled, self._pool)
 
     def start(self) -> None:
@@ -86,7 +86,7 @@ class Stats:
         sample = self.sampler.latest.get(one.id)
         return [] if sample is None else [sample]
 
-    def _subjects(self) -> Iterator[tuple[Machine, Known]]:
+    def subjects(self) -> Iterator[tuple[Machine, Known]]:
         """Return all VMs for the sampler, with what is known of them without measuring."""
         for one in present(self._supervisor):
             if one.vm is None or one.lease is None:
