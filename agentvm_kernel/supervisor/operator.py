@@ -107,6 +107,11 @@ class Operator:
             supervisor.audit.record("configuration_changed", what=", ".join(names))
         return [f"{name} (from the next start)" if name in _FROM_THE_NEXT_START else name for name in names]
 
+    async def settled(self) -> None:
+        """Wait until what the last ``reload`` began is done; for tests."""
+        if self._listening is not None:
+            await asyncio.wait([self._listening])
+
     async def leave(self) -> None:
         """Get ready to end: let sessions keep their VMs, if that is configured, and give them time for it."""
         supervisor = self._supervisor
