@@ -14,3 +14,4 @@ class Benchmark(enum.StrEnum):
     TIMETRAVEL = "timetravel"
     POOL = "pool"
     EGRESS = "egress"
+    SAMPLING = "sampling"

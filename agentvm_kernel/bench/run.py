@@ -7,7 +7,7 @@ import os
 import signal
 from dataclasses import dataclass
 
-from agentvm_kernel.bench import Benchmark, clone, egress, fork, history, kernel, neighbours, pool, timetravel
+from agentvm_kernel.bench import Benchmark, clone, egress, fork, history, kernel, neighbours, pool, sampling, timetravel
 from agentvm_kernel.bench.bed import Say, Wanted
 from agentvm_kernel.bench.figures import Figure
 
@@ -60,6 +60,8 @@ def run(name: Benchmark | None, wanted: Wanted, say: Say) -> Result:
             figures += neighbours.run(wanted, say)
         if name in {None, Benchmark.EGRESS}:
             figures += asyncio.run(egress.run(wanted, say))
+        if name in {None, Benchmark.SAMPLING}:
+            figures += asyncio.run(sampling.run(wanted, say))
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return Result(figures, wanted, (before, os.getloadavg()[0]))

@@ -42,7 +42,7 @@ def remains() -> set[str]:
 def check(figures: list[dict[str, Any]]) -> None:
     assert figures
     for figure in figures:
-        assert figure["unit"] in {"ms", "MB", "MiB", "/s"}
+        assert figure["unit"] in {"ms", "MB", "MiB", "/s", "% of a core"}
         assert figure["n"] >= 1
         assert figure["median"] <= figure["p95"]
         assert figure["baseline"]["median"] >= 0
@@ -113,3 +113,11 @@ def test_bench_egress_measures_connections_and_downloads_beside_slirp() -> None:
     check(figures)
     assert {15, 1} <= {figure["limit"] for figure in figures}
     assert median(figures, "private memory of the gateway's process with 1000") > 10
+
+
+def test_bench_sampling_measures_looks_beside_libvirts() -> None:
+    figures = bench("sampling", 1)
+    check(figures)
+    assert {figure["limit"] for figure in figures} == {0.4, None}
+    assert median(figures, "sampling 4 idle VMs") > 0
+    assert median(figures, "one look at 4 idle VMs") < median(figures, "one close look") * 100
