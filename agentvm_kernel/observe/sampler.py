@@ -2,8 +2,8 @@
 
 Not by libvirt: to ask it for the statistics of thirty VMs takes as long as the second that there is. What changes all
 the time and is cheap (CPU time, resident memory) is read from procfs each time; what the kernel must walk through page
-tables for is read seldom, of a few VMs at a time, and carried on by what was written since. A QEMU that does not answer
-is asked once, and delays nobody.
+tables for is read seldom, of a few VMs at a time, and carried on by what was written since. QEMU itself is asked what
+its guest's disk does, if the guest has worked at all; one that does not answer is asked once, and delays nobody.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class Sampler:
                 watch.known = facts
             watches = tuple(self._watches.values())
             now = self._clock()
-            await asyncio.gather(self._ask(watches), asyncio.to_thread(self._read, watches, now))
+            await asyncio.to_thread(self._read, watches, now)
+            await self._ask(watches, now)
             wall, boot = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
             for watch in watches:
                 watch.take(now, wall, boot, self.every)
@@ -127,9 +128,9 @@ class Sampler:
         self._has_looked.set()
         self._has_looked = asyncio.Event()
 
-    async def _ask(self, watches: Iterable[Watch]) -> None:
+    async def _ask(self, watches: Iterable[Watch], now: float) -> None:
         """Ask all QEMUs at the same time; who owes an answer from an earlier look is not waited for again."""
-        if asked := [task for watch in watches if (task := watch.ask()) is not None]:
+        if asked := [task for watch in watches if (task := watch.ask(now)) is not None]:
             await asyncio.wait(asked, timeout=min(_PATIENCE_SECONDS, self.every / 2))
 
     def _read(self, watches: tuple[Watch, ...], now: float) -> None:

@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 _WEIGH_SECONDS: Final = 20.0
 _SELDOM_SECONDS: Final = 60.0
 _CHANGE: Final = 1 << 20
+# A guest that has hardly computed cannot have moved much.
+_WORK_SECONDS: Final = 0.1
+_ASK_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Watch:
         self._first: Usage | None = None
         self._recorded: tuple[float, float, float] | None = None  # when, CPU seconds, percent
         self._traffic = DiskTraffic()
+        self._asked = (float("-inf"), 0.0)
         self._space = 0
         self._space_then = -1
         self._asking: asyncio.Task[None] | None = None
@@ -83,14 +87,21 @@ class Watch:
         """Whether QEMU has been asked and has not answered yet."""
         return self._asking is not None and not self._asking.done()
 
-    def ask(self) -> asyncio.Task[None] | None:
-        """Ask QEMU, unless it still owes an answer or has nothing to tell.
+    def ask(self, now: float) -> asyncio.Task[None] | None:
+        """Ask QEMU, unless it still owes an answer or can have hardly anything to tell.
+
+        Args:
+            now: On the looks' clock.
 
         Returns:
             The question; it is not to be cancelled, because the answer would come all the same.
         """
-        if self.is_stale or not self.known.is_running:
+        if self.is_stale or not self.known.is_running or self.usage is None:
             return None
+        asked, cpu_seconds = self._asked
+        if now - asked < _ASK_SECONDS and self.usage.cpu_seconds - cpu_seconds < _WORK_SECONDS:
+            return None
+        self._asked = (now, self.usage.cpu_seconds)
         self._asking = asyncio.create_task(self._ask(), name="sampler-asks")
         return self._asking
 

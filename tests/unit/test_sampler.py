@@ -212,6 +212,8 @@ async def test_a_qemu_that_does_not_answer_is_asked_once_and_delays_nobody(bed: 
     stuck.disk_traffic = ask  # type: ignore[method-assign]
     for number in range(2, 6):
         other.traffic = DiskTraffic(number, number)
+        bed.process(1, cpu=number)
+        bed.process(2, cpu=number)
         await bed.look()
         assert (bed.latest(1).disk_read, bed.latest(1).stale) == (1, True)
         assert (bed.latest(2).disk_read, bed.latest(2).stale) == (number, False)
@@ -233,6 +235,17 @@ async def test_who_does_not_run_is_not_asked(bed: Bed) -> None:
     paused.traffic = DiskTraffic(5, 5)
     await bed.look()
     assert bed.latest(1).disk_read == 0
+
+
+async def test_who_hardly_works_is_asked_every_few_seconds(bed: Bed) -> None:
+    machine = bed.machine(1)
+    seen = []
+    for number in range(1, 13):
+        machine.traffic = DiskTraffic(number)
+        bed.process(1, cpu=1 + 0.01 * number + (number > 8))
+        await bed.look()
+        seen.append(bed.latest(1).disk_read)
+    assert seen == [1, 1, 1, 4, 4, 4, 7, 7, 9, 9, 9, 12]
 
 
 async def test_fresh_samples_are_taken_only_where_they_lack(bed: Bed) -> None:
