@@ -81,10 +81,15 @@ class Watch:
         self._space = 0
         self._space_then = -1
         self._asking: asyncio.Task[None] | None = None
+        self._has_refused = False
 
     @property
     def is_stale(self) -> bool:
-        """Whether QEMU has been asked and has not answered yet."""
+        """Whether QEMU did not answer what it was asked last, or has not yet."""
+        return self._is_owed or self._has_refused
+
+    @property
+    def _is_owed(self) -> bool:
         return self._asking is not None and not self._asking.done()
 
     def ask(self, now: float) -> asyncio.Task[None] | None:
@@ -96,7 +101,7 @@ class Watch:
         Returns:
             The question; it is not to be cancelled, because the answer would come all the same.
         """
-        if self.is_stale or not self.known.is_running or self.usage is None:
+        if self._is_owed or not self.known.is_running or self.usage is None:
             return None
         asked, cpu_seconds = self._asked
         if now - asked < _ASK_SECONDS and self.usage.cpu_seconds - cpu_seconds < _WORK_SECONDS:
@@ -108,7 +113,9 @@ class Watch:
     async def _ask(self) -> None:
         try:
             self._traffic = await self.machine.disk_traffic()
+            self._has_refused = False
         except AgentVMError as error:  # it has ended, or does soon
+            self._has_refused = True
             _log.debug("QEMU of %s tells nothing: %s", self.machine.spec.name, error)
 
     def read(self) -> None:

@@ -227,7 +227,7 @@ async def test_a_qemu_that_does_not_answer_is_asked_once_and_delays_nobody(bed: 
 async def test_a_qemu_that_refuses_keeps_its_last_figures(bed: Bed) -> None:
     bed.machine(1, kind=BrokenMachine)
     await bed.look()
-    assert (bed.latest(1).disk_read, bed.latest(1).cpu_seconds) == (0, 1.0)
+    assert (bed.latest(1).disk_read, bed.latest(1).cpu_seconds, bed.latest(1).stale) == (0, 1.0, True)
 
 
 async def test_who_does_not_run_is_not_asked(bed: Bed) -> None:
