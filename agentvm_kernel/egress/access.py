@@ -96,7 +96,8 @@ class Access:
     turned_away_at: float = field(default=-math.inf, init=False)
     counters: Counters = field(default_factory=Counters, init=False)
     own: Counters = field(default_factory=Counters, init=False)
-    on_limit: Callable[[str], None] = field(default=lambda _: None, init=False)
+    # A default would be taken for a method.
+    on_limit: Callable[[str], None] = field(default_factory=lambda: lambda _: None, init=False)
     spent: defaultdict[Rule, int] = field(default_factory=lambda: defaultdict(int), init=False)
 
     def __post_init__(self) -> None:
