@@ -31,6 +31,7 @@ pytestmark = pytest.mark.timeout(400)
 
 TICKS = os.sysconf("SC_CLK_TCK")
 SECONDS = 60
+IDLE = 4
 MB = 10**6
 
 # A guest takes for CPU time what others have of the host's, so how long it computes says little.
@@ -72,10 +73,10 @@ class Bed:
         return {name: int(kib) << 10 for name, kib in re.findall(r"^(\w+): +(\d+) kB$", text, re.MULTILINE)}
 
     def measured(self) -> VMStats:
-        """What is told of it, of a moment after now."""
-        now = time.time()
+        """What is told of it when all that it has done up to now is known: QEMU of an idle guest is asked less often."""
+        begin = time.time() + IDLE
         with self.client.stats(self.lease, follow=True) as events:
-            return next(one for one in events if one.time > now)
+            return next(one for one in events if one.time > begin and not one.stale)
 
     def burn(self, seconds: float) -> None:
         """Let it compute until it has used so much CPU time."""
@@ -132,7 +133,6 @@ def test_cpu_memory_and_disk_are_what_a_cell_used(own_paths: Paths) -> None:
         after = ours.measured()
         assert after.disk_written - before.disk_written == pytest.approx(100 * MB, rel=0.1)
         assert after.disk_space - before.disk_space == pytest.approx(100 * MB, rel=0.1)
-        assert not after.stale
 
 
 def test_a_rollbacks_vm_is_measured_in_the_place_of_the_old_one(own_paths: Paths) -> None:
