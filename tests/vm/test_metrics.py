@@ -73,7 +73,7 @@ class Bed:
         return {name: int(kib) << 10 for name, kib in re.findall(r"^(\w+): +(\d+) kB$", text, re.MULTILINE)}
 
     def measured(self) -> VMStats:
-        """What is told of it when all that it has done up to now is known: QEMU of an idle guest is asked less often."""
+        """What is told of it when all that it has done up to now is known: of an idle guest QEMU is asked less."""
         begin = time.time() + IDLE
         with self.client.stats(self.lease, follow=True) as events:
             return next(one for one in events if one.time > begin and not one.stale)
