@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -198,8 +199,10 @@ class Watch:
 
 
 def disk_space(folder: Path) -> int:
-    """Return how many bytes the files in a VM's folder take on the disk; none of one that is gone."""
-    try:
-        return sum(path.lstat().st_blocks * 512 for path in folder.iterdir())
-    except FileNotFoundError:
-        return 0
+    """Return how many bytes the files in a VM's folder take on the disk; none of what is gone."""
+    space = 0
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):  # a snapshot takes files away
+                space += path.lstat().st_blocks * 512
+    return space

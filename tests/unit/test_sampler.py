@@ -15,7 +15,7 @@ from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.observe.process import read_usage, weigh
 from agentvm_kernel.observe.sample import History, Sample
 from agentvm_kernel.observe.sampler import Sampler
-from agentvm_kernel.observe.watch import Known
+from agentvm_kernel.observe.watch import Known, disk_space
 from agentvm_kernel.vm.hypervisor import DiskTraffic
 from agentvm_kernel.vm.spec import DomainSpec, Hardware, Transport
 
@@ -268,6 +268,15 @@ async def test_it_goes_on_by_itself_and_tells_who_waits(bed: Bed) -> None:
         await bed.sampler.next_look()
     await bed.sampler.close()
     assert list(bed.sampler.latest) == ["vm-1"]
+
+
+def test_a_file_that_goes_meanwhile_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").write_bytes(b"x" * 100_000)
+    there = [tmp_path / "gone", tmp_path / "disk"]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(there))
+    assert disk_space(tmp_path) >= 100_000
+    monkeypatch.undo()
+    assert disk_space(tmp_path / "gone") == 0
 
 
 def test_a_process_is_read_as_others_read_it(tmp_path: Path) -> None:
