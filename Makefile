@@ -12,8 +12,8 @@ quickstart: setup  ## Set up everything, then run notebooks/quickstart.ipynb in 
 	@$(BIN)/agentvm doctor
 	@$(BIN)/agentvm quickstart notebooks/quickstart.ipynb
 
-# The browser that the tests look at outputs with.
-test: export AGENTVM_TEST_PACKAGES := chromium fonts-dejavu-core
+# The browser that the tests look at outputs with, and the server that asks for metrics.
+test: export AGENTVM_TEST_PACKAGES := chromium fonts-dejavu-core prometheus
 
 test: setup  ## Set up everything, then run every check and test that this machine can run.
 	@$(MAKE) --no-print-directory lint

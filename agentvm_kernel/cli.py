@@ -29,6 +29,7 @@ from agentvm_kernel.observe.audit_command import audit_app
 from agentvm_kernel.run.command import run
 from agentvm_kernel.snapshots.command import snapshot_app
 from agentvm_kernel.supervisor.command import pool_app, status, supervisor, vm_app
+from agentvm_kernel.supervisor.metrics_command import metrics
 from agentvm_kernel.supervisor.net_command import net_app
 from agentvm_kernel.terminal import plain
 
@@ -46,6 +47,7 @@ app.add_typer(audit_app, name="audit")
 app.command()(run)
 app.command()(supervisor)
 app.command()(status)
+app.command()(metrics)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Flavour = Annotated[str, typer.Argument(help="minimal or standard.")]
@@ -168,12 +170,13 @@ def bench(
     image: Annotated[str, typer.Option(help="Flavour of the image.")] = "minimal",
     profile: Annotated[str, typer.Option(help="The VM's profile; `bench` is 1 vCPU and 512 MiB.")] = "bench",
     repeat: Annotated[int, typer.Option(min=0, help="Number of samples; 0 for the usual one.")] = 0,
+    vms: Annotated[int, typer.Option(min=0, max=1000, help="Number of VMs of `sampling`; 0 for the usual one.")] = 0,
 ) -> None:
     """Run benchmarks, each beside its baseline in the same run."""
     from agentvm_kernel.bench import bed, run, show  # noqa: PLC0415 - loads libvirt and Jupyter's client
 
     with _progress() as say:
-        result = run.run(name, bed.Wanted(image, profile, repeat), say)
+        result = run.run(name, bed.Wanted(image, profile, repeat, vms), say)
     if as_json:
         print(show.as_json(result))
     else:

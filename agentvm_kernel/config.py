@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import os
 import re
 import tomllib
@@ -25,6 +26,8 @@ from agentvm_kernel.validation import Problem, problems
 _FROM_ENVIRONMENT: Final = ("uri", "image", "profile", "accelerator", "transport")
 _PLACE: Final = re.compile(r"\(at line (\d+), column (\d+)\)")
 """How tomllib says where."""
+
+_LISTEN: Final = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):([0-9]{1,5})")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
 HostPattern = Annotated[str, Field(max_length=300)]
@@ -253,6 +256,47 @@ class Audit(BaseModel):
     code: bool = False
 
 
+class MetricsSettings(BaseModel):
+    """Measuring, and metrics for Prometheus; see docs/metrics.md.
+
+    Attributes:
+        interval: Seconds between two looks at what the VMs use.
+        listen: Address and port for Prometheus, such as ``127.0.0.1:9177``; only of the loopback interface. Empty:
+            metrics are only on the supervisor's own socket.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    interval: float = Field(default=1, ge=0.1, le=60)
+    listen: Annotated[str, Field(max_length=64)] = ""
+
+    @field_validator("listen")
+    @classmethod
+    def _loopback(cls, value: str) -> str:
+        """Take loopback addresses only: what is exposed there has no other protection."""
+        if value and parse_listen(value) is None:
+            raise ValueError(
+                f"{value!a} is no address and port of the loopback interface, such as 127.0.0.1:9177 or [::1]:9177"
+            )
+        return value
+
+
+def parse_listen(value: str) -> tuple[str, int] | None:
+    """Return a loopback address and a port; ``None`` if it is not that.
+
+    Args:
+        value: ``ADDRESS:PORT``, with an IPv6 address in brackets.
+    """
+    found = _LISTEN.fullmatch(value)
+    if found is None or not 1 <= int(found[3]) <= 65535:
+        return None
+    try:
+        address = ipaddress.IPv4Address(found[2]) if found[2] else ipaddress.IPv6Address(found[1])
+    except ValueError:
+        return None
+    return (str(address), int(found[3])) if address.is_loopback else None
+
+
 class Settings(BaseModel):
     """The configuration file.
 
@@ -273,6 +317,7 @@ class Settings(BaseModel):
         network: What VMs reach of the network.
         output: What of their output is let through.
         audit: The audit log.
+        metrics: Measuring, and metrics for Prometheus.
         profiles: The user's own profiles, by name, beside the built-in ones.
     """
 
@@ -292,6 +337,7 @@ class Settings(BaseModel):
     network: Network = Network()
     output: Output = Output()
     audit: Audit = Audit()
+    metrics: MetricsSettings = MetricsSettings()
     profiles: dict[Name, Profile] = {}
 
     def find_profile(self, name: str) -> tuple[str, Profile]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from agentvm_kernel.config import Audit, Network, Output, Pool, Settings, SnapshotSettings
+from agentvm_kernel.config import Audit, MetricsSettings, Network, Output, Pool, Settings, SnapshotSettings
 from agentvm_kernel.profiles import PROFILES, Profile
 from agentvm_kernel.validation import field, valid
 
@@ -20,9 +20,10 @@ _SECTIONS: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("network", Network),
     ("output", Output),
     ("audit", Audit),
+    ("metrics", MetricsSettings),
     ("profiles.NAME", Profile),
 )
-_TABLES: Final = frozenset({"pool", "snapshots", "network", "output", "audit", "profiles"})
+_TABLES: Final = frozenset({"pool", "snapshots", "network", "output", "audit", "metrics", "profiles"})
 _ENTRY: Final = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 

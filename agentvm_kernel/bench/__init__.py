@@ -15,3 +15,4 @@ class Benchmark(enum.StrEnum):
     POOL = "pool"
     EGRESS = "egress"
     FIREWALL = "firewall"
+    SAMPLING = "sampling"

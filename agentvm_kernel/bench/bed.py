@@ -40,11 +40,13 @@ class Wanted:
         image: Flavour of the image.
         profile: A profile's name; ``bench`` is 1 vCPU and 512 MiB.
         repeat: How many samples to take of what is quick; slower things get fewer.
+        vms: How many VMs to measure, where that can be chosen; 0 for the usual number.
     """
 
     image: str = "minimal"
     profile: str = PROFILE
     repeat: int = 0
+    vms: int = 0
 
 
 @dataclass(frozen=True)

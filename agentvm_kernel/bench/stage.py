@@ -29,11 +29,13 @@ class Stage:
 
     Args:
         supervisor: Open.
+        hypervisor: What it has its VMs from.
         lease: Its only lease.
     """
 
-    def __init__(self, supervisor: Supervisor, lease: Lease) -> None:
+    def __init__(self, supervisor: Supervisor, hypervisor: LibvirtHypervisor, lease: Lease) -> None:
         self.supervisor = supervisor
+        self.hypervisor = hypervisor
         self.lease = lease
         self._link: Link | None = None
         self._runner: Runner | None = None
@@ -95,7 +97,7 @@ class Stage:
 
 @asynccontextmanager
 async def stage(
-    wanted: Wanted, say: Say, profile: Profile | None = None, pool: Pool | None = None
+    wanted: Wanted, say: Say, profile: Profile | None = None, pool: Pool | None = None, max_vms: int = 0
 ) -> AsyncIterator[Stage]:
     """Run a supervisor in this process, with temporary folders, and lease a VM.
 
@@ -104,17 +106,19 @@ async def stage(
         say: Told what is going on.
         profile: Resources, instead of the wanted profile's.
         pool: What to keep ready, instead of what the user has configured.
+        max_vms: How many VMs there must be room for at least.
     """
     with temporary_paths() as paths:
         settings = bench_settings(load_settings(type(paths).of_user()), wanted)
         changes = {"profiles": {PROFILE: profile} if profile else settings.profiles, "pool": pool or settings.pool}
-        settings = settings.model_copy(update=changes)
+        settings = settings.model_copy(update={**changes, "max_vms": max(max_vms, settings.max_vms)})
         prepare_folders(paths)
-        supervisor = Supervisor(paths, settings, LibvirtHypervisor(settings.uri, libvirt_root(), paths.tag))
+        hypervisor = LibvirtHypervisor(settings.uri, libvirt_root(), paths.tag)
+        supervisor = Supervisor(paths, settings, hypervisor)
         await supervisor.open()
         try:
             lease = await supervisor.acquire(LeaseRequest(owner="bench"), lambda step: _show(step, say))
-            ours = Stage(supervisor, lease)
+            ours = Stage(supervisor, hypervisor, lease)
             await ours.dial()
             try:
                 yield ours

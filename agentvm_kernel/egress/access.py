@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from agentvm_kernel.egress.cassette import Cassette
 from agentvm_kernel.egress.policy import Policy, Rule
@@ -77,7 +78,9 @@ class Access:
         open: Connections open now, among them such as are still being decided.
         turned_away: Connections refused because there were too many, and not written down yet.
         turned_away_at: When such were last written down, seconds on the monotonic clock.
-        counters: What was done.
+        counters: What was done; shared with the lease's other VMs.
+        own: What this VM has done of that.
+        on_limit: Told of each time that a limit was reached, with its name.
         spent: Bytes by rule, of the rules that have a budget.
     """
 
@@ -92,6 +95,9 @@ class Access:
     turned_away: int = field(default=0, init=False)
     turned_away_at: float = field(default=-math.inf, init=False)
     counters: Counters = field(default_factory=Counters, init=False)
+    own: Counters = field(default_factory=Counters, init=False)
+    # A default would be taken for a method.
+    on_limit: Callable[[str], None] = field(default_factory=lambda: lambda _: None, init=False)
     spent: defaultdict[Rule, int] = field(default_factory=lambda: defaultdict(int), init=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +108,15 @@ class Access:
     async def arrive(self) -> None:
         """Wait until one more connection may be decided. Called by the gateway."""
         await asyncio.sleep(self._arrivals.take(1, self.limits.connections_per_second, self.limits.connections))
+
+    def count(self, verdict: Literal["allowed", "refused", "failed"]) -> None:
+        """Count a connection. Called by the gateway.
+
+        Args:
+            verdict: What became of it.
+        """
+        for counters in (self.counters, self.own):
+            setattr(counters, verdict, getattr(counters, verdict) + 1)
 
     def account(self, rule: Rule | None, sent: int, received: int) -> float:
         """Count what passes. Called by the gateway.
@@ -118,8 +133,9 @@ class Access:
             BudgetError: the rule's budget or the session's is spent.
         """
         self.check(rule, sent + received)
-        self.counters.bytes_sent += sent
-        self.counters.bytes_received += received
+        for counters in (self.counters, self.own):
+            counters.bytes_sent += sent
+            counters.bytes_received += received
         if rule is not None and rule.max_bytes is not None:
             self.spent[rule] += sent + received
         rate = self.limits.bytes_per_second
@@ -137,8 +153,10 @@ class Access:
         """
         total = self.counters.bytes_sent + self.counters.bytes_received + more
         if self.limits.max_bytes is not None and total > self.limits.max_bytes:
+            self.on_limit("max_bytes")
             raise BudgetError(
                 f"The session's budget of {self.limits.max_bytes} bytes is spent.", "See max_bytes in [network]."
             )
         if rule is not None and rule.max_bytes is not None and self.spent[rule] + more > rule.max_bytes:
+            self.on_limit("max_bytes")
             raise BudgetError(f"The budget of {rule.max_bytes} bytes for {rule.pattern} is spent.", "See %net status.")

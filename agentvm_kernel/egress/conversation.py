@@ -163,9 +163,8 @@ class Conversation:
             if (tls := self._streams[1].get_extra_info("ssl_object")) is not None and (version := tls.version()):
                 self._note(tls_version=version.removeprefix("TLSv"))
         self._note(duration=round(time.monotonic() - self._started, 3))
-        counters = self._access.counters
-        counters.refused += self._connection.verdict == "refused"
-        counters.failed += self._connection.verdict == "failed"
+        if self._connection.verdict != "allowed":
+            self._access.count(self._connection.verdict)
         self._means.log.put(self._connection)
 
     async def _explain(self, status: HTTPStatus, error: AgentVMError) -> None:
@@ -203,7 +202,7 @@ class Conversation:
                 raise UnreachableError(f"{name} did not answer within {means.connect:g} s.") from error
             peer = self._streams[1].get_extra_info("peername")
             self._note(address=peer[0] if peer else "")
-            self._access.counters.allowed += 1
+            self._access.count("allowed")
             means.log.put(self._connection)
         return self._streams
 

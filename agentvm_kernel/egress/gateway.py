@@ -73,7 +73,8 @@ class Gateway:
         """
         if access.open >= access.limits.connections or self.open >= self._limits.connections:
             access.turned_away += 1
-            access.counters.refused += 1
+            access.count("refused")
+            access.on_limit("connections")
             self._note_flood(access, opening)
             channel.close()
             return

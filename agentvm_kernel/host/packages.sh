@@ -115,6 +115,13 @@ forbid_services() {
   trap 'exit 1' INT TERM HUP
 }
 
+# That lasts until the next boot. What the tests need of this package they start by themselves.
+disable_services() {
+  case " $(echo "$1" | tr '\n' ' ') " in
+    *" prometheus "*) as_root update-rc.d prometheus disable ;;
+  esac
+}
+
 install_missing() {
   echo "Installing packages: $(echo "$1" | tr '\n' ' ')"
   forbid_services
@@ -128,6 +135,7 @@ install_missing() {
   else
     apt install $VIRTUAL $COMMON
   fi
+  disable_services "$1"
 }
 
 read_release

@@ -21,6 +21,7 @@ from agentvm_kernel.supervisor.messages import (
     lease_event_adapter,
 )
 from agentvm_kernel.supervisor.network_messages import connection_adapter
+from agentvm_kernel.supervisor.stats_messages import VMStats, stats_adapter
 
 _MAX_LINE: Final = 64 * 1024
 _MAX_BODY: Final = 16 * 1024 * 1024
@@ -81,6 +82,17 @@ class Connections(_Events[Connection]):
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         super().__init__(response, connection_adapter)
+
+
+class Stats(_Events[VMStats]):
+    """What VMs use, the oldest first.
+
+    Args:
+        response: The open response.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        super().__init__(response, stats_adapter)
 
 
 class Forks(_Events[Progress | ForkGranted | ForkEnded]):

@@ -22,6 +22,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from agentvm_kernel.errors import AgentVMError, host_error
+from agentvm_kernel.supervisor import exposition
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.messages import Message
@@ -54,6 +55,7 @@ def make_app(supervisor: Supervisor, stop: asyncio.Event) -> web.Application:
     app[_stop] = stop
     for route in ROUTES:
         app.router.add_route(route.method, _path(route), partial(_serve, route))
+    app.router.add_get(exposition.PATH, _expose)
     return app
 
 
@@ -125,6 +127,11 @@ async def _serve(route: Route, request: web.Request) -> web.StreamResponse:
         return _refused("internal", "The supervisor failed on this request.", "Its log says why.")
     text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer or {})
     return web.Response(text=text, content_type="application/json")
+
+
+async def _expose(request: web.Request) -> web.Response:
+    """Answer with the metrics: no JSON, so that it is no route of the table."""
+    return exposition.answer(request.app[_supervisor].metrics.exposition())
 
 
 async def _run(route: Route, call: Call, *arguments: Message | Emit) -> None:

@@ -51,6 +51,7 @@ class Catalogue:
         accelerator: KVM or TCG.
         transport: What carries the link.
         record: Takes an event into the audit log.
+        booted: Told of each boot, with the seconds that it took.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Catalogue:
         accelerator: Accelerator,
         transport: Transport,
         record: Callable[[Event], None] = lambda _: None,
+        booted: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._hypervisor = hypervisor
         self._images = ImageStore(cache)
@@ -67,6 +69,7 @@ class Catalogue:
         self._accelerator: Accelerator = accelerator
         self._transport = transport
         self._record = record
+        self._booted = booted
         self._works: dict[tuple[str, Profile], _Work] = {}
 
     def find(self, snapshot: str) -> Snapshot | None:
@@ -129,6 +132,7 @@ class Catalogue:
                 lambda stage: report(stage, None),
             )  # fmt: skip
         self._record(ImageUpdated(flavour=flavour, image=image.digest, snapshot=snapshot.id))
+        self._booted(snapshot.manifest.boot_seconds)
         return snapshot
 
     async def _image(self, flavour: str, report: Callable[[str, float | None], None]) -> Image:

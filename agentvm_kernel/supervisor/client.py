@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import NoLeaseError, SupervisorError
 from agentvm_kernel.profiles import Limits
-from agentvm_kernel.supervisor.answers import Connections, Forks, Lease, read_body, read_refusal
+from agentvm_kernel.supervisor.answers import Connections, Forks, Lease, Stats, read_body, read_refusal
 from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.launch import start_supervisor
 from agentvm_kernel.supervisor.messages import (
@@ -37,7 +37,7 @@ from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequ
 from agentvm_kernel.supervisor.status import Reloaded, Status
 from agentvm_kernel.validation import checked
 
-__all__ = ["Connections", "Forks", "Lease", "SupervisorClient"]
+__all__ = ["Connections", "Forks", "Lease", "Stats", "SupervisorClient"]
 
 _BASE: Final = "http://supervisor"
 _LEASES: Final = "/v1/leases/"
@@ -224,6 +224,25 @@ class SupervisorClient:
             yield Connections(response)
         finally:
             _hang_up(response)
+
+    @asynccontextmanager
+    async def stats(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[Stats]:
+        """Tell what a lease's VMs have used of late, or what all use now, and then, if wanted, what they go on to use.
+
+        Args:
+            lease: The lease's id; empty for all VMs.
+            follow: Go on until the context is left, or the lease ends.
+        """
+        path = f"{_path(lease)}/stats" if lease else "/v1/stats"
+        response = await self._request("GET", f"{path}?follow={int(follow)}")
+        try:
+            yield Stats(response)
+        finally:
+            _hang_up(response)
+
+    async def metrics(self) -> str:
+        """Return the metrics as Prometheus reads them."""
+        return (await read_body(await self._request("GET", "/metrics"))).decode()
 
     async def _ask(
         self,

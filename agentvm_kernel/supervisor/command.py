@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -24,6 +24,10 @@ pool_app = typer.Typer(help="What is kept ready: list, show, drain, fill.", no_a
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Vm = Annotated[str, typer.Argument(metavar="ID", help="Id of the VM, or its beginning.")]
+
+_SIZES: Final = (
+    "memory", "memory_cost", "disk", "disk_read", "disk_written", "network_sent", "network_received",
+)  # fmt: skip
 
 _out = console()
 _err = Console(stderr=True)
@@ -74,8 +78,8 @@ def show(vm: _Vm, as_json: _Json = False) -> None:
         print(found.model_dump_json(indent=2))
         return
     readable = {
-        "memory": readable_size(found.memory),
-        "disk": readable_size(found.disk),
+        **{name: readable_size(getattr(found, name)) for name in _SIZES},
+        "cpu_percent": f"{found.cpu_percent:.0f}",
         "age": readable_time(found.age),
     }
     for name, value in (found.model_dump() | readable).items():

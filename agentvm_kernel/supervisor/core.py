@@ -8,10 +8,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 from agentvm_kernel import __version__
 from agentvm_kernel.config import Paths, Settings
 from agentvm_kernel.errors import AgentVMError, LeavingError, NoForkError, NoLeaseError
+from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events import (
     ConfigurationChanged,
@@ -23,6 +26,7 @@ from agentvm_kernel.observe.events import (
     SupervisorStopped,
     VMDestroyed,
 )
+from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.profiles import Limits, changed
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
@@ -30,6 +34,7 @@ from agentvm_kernel.supervisor.admission import Admission, Slot
 from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.budget import Budget
 from agentvm_kernel.supervisor.catalogue import Catalogue
+from agentvm_kernel.supervisor.exposition import Exposition
 from agentvm_kernel.supervisor.history import History, describe, unpin
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import (
@@ -44,6 +49,7 @@ from agentvm_kernel.supervisor.messages import (
 from agentvm_kernel.supervisor.networks import Networks
 from agentvm_kernel.supervisor.operator import Operator
 from agentvm_kernel.supervisor.pool import Pool
+from agentvm_kernel.supervisor.stats import Stats
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
 from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.supervisor.turns import Turns
@@ -82,8 +88,9 @@ class Supervisor:
         self._releasing: dict[Lease, asyncio.Task[None]] = {}
         self.budget = Budget(settings.memory_share)
         self.audit = AuditLog(paths.state / "audit", settings.audit.days)
+        self.metrics = Metrics(map(str, Reason))
         self._hypervisor = Witness(hypervisor, self.audit.record)
-        self.networks = Networks(settings.network, paths, self.audit)
+        self.networks = Networks(settings.network, paths, self.audit, self.metrics)
         self.accelerator: Accelerator = "tcg"
         self.accelerator_reason = ""
 
@@ -102,7 +109,10 @@ class Supervisor:
         await self._hypervisor.open()
         self._clean_up(await self._hypervisor.end_leftovers())
         transport = choose_transport(self.settings.transport)
-        self._catalogue = Catalogue(self._hypervisor, self.paths.cache, self.accelerator, transport, self.audit.record)
+        self._catalogue = Catalogue(
+            self._hypervisor, self.paths.cache, self.accelerator, transport,
+            record=self.audit.record, booted=partial(self.metrics.boot, "cold"),
+        )  # fmt: skip
         self.store = SnapshotStore(
             self.paths.state / "snapshots", quota=self.settings.snapshots.quota, owner=self._hypervisor.owner,
             find_golden=self._catalogue.find,
@@ -110,7 +120,10 @@ class Supervisor:
         for line in await asyncio.to_thread(self.store.open):
             _log.warning("%s", line)
             self.audit.record(SnapshotsRepaired(what=line))
-        self.pool = Pool(self._hypervisor, self._vms_folder, self.settings.pool, self.budget, self.audit.record)
+        self.pool = Pool(
+            self._hypervisor, self._vms_folder, self.settings.pool, self.budget,
+            record=self.audit.record, cloned=partial(self.metrics.boot, "clone"),
+        )  # fmt: skip
         self.admission = Admission(self.settings.max_vms, self.pool.room)
         self.networks.open()
         self.pool.start()
@@ -118,10 +131,16 @@ class Supervisor:
         self._turns.start()
         complete = self.settings.snapshots.complete
         self.bases = Bases(self.paths.state / "memory", self.pool, self._hypervisor.owner, complete)
-        self.history = History(self.store, Capturer(self._hypervisor.owner), self.bases, self.audit)
+        self.history = History(self.store, Capturer(self._hypervisor.owner), self.bases, self.audit, self.metrics)
+        self.stats = Stats(self)
+        self.stats.start()
+        self.exposition = Exposition(self.metrics.exposition)
+        await self.exposition.listen(self.settings.metrics.listen)
 
     async def close(self) -> None:
         """End every VM and disconnect."""
+        await self.exposition.close()
+        await self.stats.close()
         await self.admission.close()
         await self._turns.close()
         await self._catalogue.close()
@@ -167,8 +186,10 @@ class Supervisor:
         finally:
             self._acquiring -= 1
             self._last_release = self.now()
-        granted = self._grant(terms, vm, profile.limits, (time.monotonic() - began) * 1000)
-        lease = self.leases[terms.id] = Lease(terms, vm, granted, self.audit, slot, tell, network)
+        seconds = time.monotonic() - began
+        granted = self._grant(terms, vm, profile.limits, seconds * 1000)
+        lease = self.leases[terms.id] = Lease(terms, vm, granted, self.audit, self.metrics, slot, tell, network)
+        self.metrics.acquire(seconds)
         network.attach(vm)
         self.audit.record(
             LeaseAcquired(
@@ -246,7 +267,7 @@ class Supervisor:
                     await old.wake()
                 raise
             lease.network.attach(vm)
-            return await self._replace(lease, vm, stored, began)
+            return await self._replace(lease, vm, stored, began, "rollback")
 
     async def adopt(self, lease: Lease, fork: int) -> Replaced:
         """Make a resting fork the lease's VM; the other forks end.
@@ -276,13 +297,16 @@ class Supervisor:
             del lease.forks[fork]
             lease.slot.leave()
             lease.slot = chosen.slot
-            replaced = await self._replace(lease, vm, stored, began)
+            replaced = await self._replace(lease, vm, stored, began, "adopt")
             self.end_forks(lease)
             return replaced
 
-    async def _replace(self, lease: Lease, vm: VM, stored: Stored, began: float) -> Replaced:
+    async def _replace(
+        self, lease: Lease, vm: VM, stored: Stored, began: float, kind: Literal["rollback", "adopt"]
+    ) -> Replaced:
         old = lease.vm
         seconds = time.monotonic() - began
+        self.metrics.restore(kind, seconds)
         granted = self._grant(lease.terms, vm, lease.limits, seconds * 1000)
         lease.take(vm, granted)
         tree = lease.terms.tree.id

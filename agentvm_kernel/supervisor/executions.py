@@ -16,6 +16,7 @@ from agentvm_kernel.observe.events import (
     ResourceLimitExceeded,
 )
 from agentvm_kernel.observe.fields import Event, Subject, claimed, hosts
+from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.network_messages import CellRequest
 
@@ -38,12 +39,19 @@ class Executions:
     Args:
         lease: The session's.
         record: Takes an event into the audit log.
+        metrics: Count.
     """
 
-    def __init__(self, lease: Lease, record: Callable[[Event], None]) -> None:
+    def __init__(self, lease: Lease, record: Callable[[Event], None], metrics: Metrics) -> None:
         self._lease = lease
         self._record = record
+        self._metrics = metrics
         self._open: OrderedDict[tuple[str, int, int, str], Execution] = OrderedDict()
+
+    @property
+    def are_running(self) -> bool:
+        """Whether the lease's own VM runs one, as its session says."""
+        return any(one.fork == 0 for one in self._open.values())
 
     def take(self, request: CellRequest) -> None:
         """Take what has happened since the last request."""
@@ -56,14 +64,17 @@ class Executions:
         """Note that of what runs no end will be told: the session is over."""
         for one in self._open.values():
             self._end(ExecutionFailed, one, "its session was over before it was")
+            self._metrics.execution("failed", None)
         self._open.clear()
 
     def _take(self, one: Execution) -> None:
         subject, key = self._subject(one), (one.kind, one.run, one.fork, one.digest)
         for reason, count in one.blocked.items():
             self._record(OutputBlocked(**subject, reason=reason, count=count, run=one.run))
+            self._metrics.output_blocked(reason, count)
         for limit in one.limits:
             self._record(ResourceLimitExceeded(**subject, limit=limit, run=one.run))
+            self._metrics.limit_violation(limit)
         if one.happened == "started":
             self._open[key] = one
             if len(self._open) > _OPEN:
@@ -77,6 +88,7 @@ class Executions:
         elif one.happened != "going on":
             self._open.pop(key, None)
             self._end(_ENDS[one.happened], one, one.reason)
+            self._metrics.execution(one.happened, one.seconds)
 
     def _end(self, made: _End, one: Execution, reason: str) -> None:
         self._record(

@@ -15,6 +15,7 @@ from typing import TypeVar
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events import SnapshotCreated
+from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.snapshots.notes import Notes
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
@@ -42,13 +43,17 @@ class History:
         capturer: Saves VMs.
         bases: Keeps going back fast.
         audit: Takes note.
+        metrics: Counts.
     """
 
-    def __init__(self, store: SnapshotStore, capturer: Capturer, bases: Bases, audit: AuditLog) -> None:
+    def __init__(
+        self, store: SnapshotStore, capturer: Capturer, bases: Bases, audit: AuditLog, metrics: Metrics
+    ) -> None:
         self._store = store
         self._capturer = capturer
         self._bases = bases
         self._audit = audit
+        self._metrics = metrics
         # Of its own: what waits for the store's lock must not take the threads of who holds it.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="snapshots")
         self._storing: set[asyncio.Task[SnapshotInfo]] = set()
@@ -138,7 +143,7 @@ class History:
             request: What is wanted.
             running: Gets what is known as soon as the VM runs on.
         """
-        vm, tree = lease.vm, lease.terms.tree
+        vm, tree, began = lease.vm, lease.terms.tree, time.monotonic()
         notes = Notes(label=request.label, text=request.text, kind=request.kind, busy=request.busy, cell=request.cell)
         if request.label:
             await self._call(lambda: check_free(request.label, tree.contents()))
@@ -166,6 +171,7 @@ class History:
         if capture.layers:
             keep_short(vm, self._left)
         info = describe(new.stored)
+        self._metrics.snapshot(capture.pause, time.monotonic() - began)
         self._audit.record(
             SnapshotCreated(**lease.subject, snapshot=info.id, tree=tree.id, label=info.label, kind=info.kind)
         )

@@ -10,6 +10,7 @@ from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events import LinkRefused, ResourceLimitExceeded
 from agentvm_kernel.observe.fields import Subject, claimed
+from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.supervisor.admission import Slot
 from agentvm_kernel.supervisor.executions import Executions
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork
@@ -60,13 +61,14 @@ class Lease:
         vm: VM,
         granted: Granted,
         audit: AuditLog,
+        metrics: Metrics,
         slot: Slot,
         tell: Callable[[Message], None],
         network: LeaseNetwork,
     ) -> None:
         self.terms = terms
         self.network = network
-        self.executions = Executions(self, audit.record)
+        self.executions = Executions(self, audit.record, metrics)
         self.slot = slot
         self.tell = tell
         self.limits = granted.limits
@@ -77,6 +79,7 @@ class Lease:
         self.forking: object = None
         self.turn = asyncio.Lock()
         self.failure: AgentVMError | None = None
+        self._metrics = metrics
         self._audit = audit
         self._guest_reason = ""
         self._verdict: Ended | None = None
@@ -136,6 +139,7 @@ class Lease:
     def _expire(self) -> None:
         seconds = self.limits.lifetime
         self._audit.record(ResourceLimitExceeded(**self.subject, limit="lifetime"))
+        self._metrics.limit_violation("lifetime")
         verdict = Ended(
             code="limit", reason=f"The VM was ended: it had been leased for {seconds:g} s, its lifetime.",
             hint="Restart the kernel, or run %vm restart, for a fresh VM; %limits lifetime=… changes the limit.",

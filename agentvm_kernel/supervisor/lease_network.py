@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from typing import Any, ClassVar, Final
 
 from agentvm_kernel.config import Network
-from agentvm_kernel.egress.access import Access, AccessLimits
+from agentvm_kernel.egress.access import Access, AccessLimits, Counters
 from agentvm_kernel.egress.cassette import Cassette
 from agentvm_kernel.egress.channel import Channel, Opening
 from agentvm_kernel.egress.defaults import default_rules
@@ -59,6 +59,7 @@ class LeaseNetwork:
     Attributes:
         tell: Tells the lease's session.
         notebook: Whose it is.
+        on_limit: Told of each time that a VM reached a limit of its network, with the limit's name.
 
     Raises:
         NameRefusedError: what was asked for with the lease names no host.
@@ -73,6 +74,7 @@ class LeaseNetwork:
         tell: Callable[[Message], None],
     ) -> None:
         self.tell = tell
+        self.on_limit: Callable[[str], None] = lambda _: None
         self._id = terms.id
         self.notebook = terms.session
         self._profile = terms.resources.network
@@ -102,6 +104,7 @@ class LeaseNetwork:
         # A session does not get more by forking.
         access.counters, access.spent = self._budget.counters, self._budget.spent
         access.cassette = self._cassette
+        access.on_limit = self.on_limit
         self._accesses[vm] = access
         vm.ended.add_done_callback(lambda _: self._accesses.pop(vm, None))
         self._dial(vm)
@@ -192,6 +195,11 @@ class LeaseNetwork:
             return False
         self._told.add(key)
         return True
+
+    def use(self, vm: clone.VM) -> tuple[Counters, int]:
+        """Return what one of the lease's VMs has done by itself, and how many connections it has open."""
+        access = self._accesses.get(vm)
+        return (Counters(), 0) if access is None else (access.own, access.open)
 
     def info(self, vm: clone.VM) -> NetworkInfo:
         """Return what holds, and what was done.

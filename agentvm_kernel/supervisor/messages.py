@@ -355,8 +355,15 @@ class VMInfo(Message):
         pid: Process id of QEMU.
         age: Seconds since it was made.
         cpu_seconds: CPU time of QEMU.
+        cpu_percent: CPU time of late, percent of one core.
         memory: Bytes of memory that it alone takes of the host.
+        memory_cost: Bytes of memory that it costs the host; what VMs share is divided among them.
         disk: Bytes that its own files take on the host's disk.
+        disk_read: Bytes that the guest has read from its disk.
+        disk_written: Bytes that the guest has written.
+        network_sent: Bytes that it has sent through the gateway.
+        network_received: Bytes that it has received.
+        executing: A cell runs in it, as its session says.
     """
 
     id: str
@@ -368,10 +375,17 @@ class VMInfo(Message):
     vcpus: int
     memory_mib: int
     pid: int
-    age: float
-    cpu_seconds: float
-    memory: int
-    disk: int
+    age: float = 0.0
+    cpu_seconds: float = 0.0
+    cpu_percent: float = 0.0
+    memory: int = 0
+    memory_cost: int = 0
+    disk: int = 0
+    disk_read: int = 0
+    disk_written: int = 0
+    network_sent: int = 0
+    network_received: int = 0
+    executing: bool = False
 
 
 class VMList(Message):

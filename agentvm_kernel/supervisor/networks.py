@@ -31,6 +31,7 @@ from agentvm_kernel.observe.events import (
     NetworkConnectionBlocked,
 )
 from agentvm_kernel.observe.fields import Subject, claimed
+from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.observe.restraint import Restraint
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease
@@ -60,13 +61,14 @@ class Networks:
         settings: What is configured.
         paths: The user's folders: for the log, the certificate authority and the list of secrets.
         audit: Takes note.
+        metrics: Counts.
 
     Raises:
         ConfigError: something in the configuration names no host, or no address.
         HostError: the authority's file cannot be trusted.
     """
 
-    def __init__(self, settings: Network, paths: Paths, audit: AuditLog) -> None:
+    def __init__(self, settings: Network, paths: Paths, audit: AuditLog, metrics: Metrics) -> None:
         configured(settings)
         self._secrets = SecretStore(paths.state, paths.tag)
         self._authority = Authority.of(paths.state)
@@ -74,6 +76,7 @@ class Networks:
         self._settings = settings
         self._audit = audit
         self._restraint = Restraint()
+        self._metrics = metrics
         self._log = ConnectionLog(paths.state / "connections", self._note)
         self._resolver = Resolver()
         self._gateway = self._make_gateway(settings)
@@ -104,6 +107,7 @@ class Networks:
             NameRefusedError: what was asked for with the lease names no host.
         """
         network = LeaseNetwork(terms, self._settings, self._serve, self._guest_settings, tell)
+        network.on_limit = self._metrics.limit_violation
         self._leases[terms.id] = network
         return network
 
@@ -195,8 +199,9 @@ class Networks:
         await self._gateway.serve(access, opening, channel)
 
     def _note(self, connection: Connection) -> None:
-        """Take a verdict into the audit log."""
+        """Take a verdict into the audit log, and count it."""
         verdict: Verdict = "blocked" if connection.verdict == "refused" else "allowed"
+        self._metrics.connection_attempt(allowed=verdict == "allowed", count=connection.count)
         network = self._leases.get(connection.session)
         subject: Subject = {
             "vm": connection.vm, "lease": connection.session, "notebook": network.notebook if network else ""

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-
-import psutil  # type: ignore[import-untyped]
 
 from agentvm_kernel.config import Settings, load_settings
 from agentvm_kernel.errors import SupervisorError
 from agentvm_kernel.observe.events import ConfigurationChanged
-from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import Ended, Leaving, PoolInfo, VMInfo, VMList, VMState
-from agentvm_kernel.vm.hypervisor import Machine
+from agentvm_kernel.observe.sample import Sample
+from agentvm_kernel.supervisor.messages import Ended, Leaving, PoolInfo, VMInfo, VMList
+from agentvm_kernel.supervisor.present import Present, present
 
 if TYPE_CHECKING:
     from agentvm_kernel.supervisor.core import Supervisor
@@ -31,13 +26,6 @@ class NoVMError(SupervisorError):
     code = "no_vm"
 
 
-@dataclass(frozen=True)
-class _Present:
-    state: VMState
-    machine: Machine
-    lease: Lease | None = None
-
-
 class Operator:
     """The administrator's side of a supervisor.
 
@@ -47,11 +35,12 @@ class Operator:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._listening: asyncio.Task[None] | None = None
 
     async def vms(self) -> VMList:
         """Return all VMs, with what they use."""
-        present = list(self._present())
-        return VMList(vms=tuple(await asyncio.to_thread(lambda: [_describe(one) for one in present])))
+        samples = await self._supervisor.stats.now()
+        return VMList(vms=tuple(_describe(one, samples.get(one.id)) for one in present(self._supervisor)))
 
     def pool_info(self) -> PoolInfo:
         """Return what is ready, who waits and why."""
@@ -72,7 +61,7 @@ class Operator:
         Raises:
             NoVMError: there is none of that id.
         """
-        found = next((one for one in self._present() if one.machine.spec.folder.name == vm), None)
+        found = next((one for one in present(self._supervisor) if one.id == vm), None)
         if found is None:
             raise NoVMError(f"There is no VM {vm!r:.40}.", "`agentvm vm list` shows those that there are.")
         self._supervisor.pool.give_reason(vm, "ended by an administrator")
@@ -110,12 +99,20 @@ class Operator:
         supervisor.admission.most = new.max_vms
         supervisor.store.quota = new.snapshots.quota
         supervisor.bases.limit = new.snapshots.complete
+        supervisor.stats.sampler.every = new.metrics.interval
+        if new.metrics.listen != old.metrics.listen:
+            self._listening = asyncio.create_task(supervisor.exposition.listen(new.metrics.listen), name="listen")
         supervisor.admission.look()
         supervisor.pool.refill()
         names = [name for name in Settings.model_fields if getattr(old, name) != getattr(new, name)]
         if names:
             supervisor.audit.record(ConfigurationChanged(what=", ".join(names)))
         return [f"{name} (from the next start)" if name in _FROM_THE_NEXT_START else name for name in names]
+
+    async def settled(self) -> None:
+        """Wait until what the last ``reload`` began is done; for tests."""
+        if self._listening is not None:
+            await asyncio.wait([self._listening])
 
     async def leave(self) -> None:
         """Get ready to end: let sessions keep their VMs, if that is configured, and give them time for it."""
@@ -133,46 +130,23 @@ class Operator:
                 for lease in supervisor.leases.values():
                     supervisor.pool.give_reason(lease.vm.id, "its session did not keep it in time")
 
-    def _present(self) -> Iterator[_Present]:
-        for lease in self._supervisor.leases.values():
-            yield _Present("leased", lease.vm.machine, lease)
-            for fork in lease.forks.values():
-                yield _Present("resting" if fork.is_resting else "fork", fork.vm.machine, lease)
-        for vm in self._supervisor.pool.stocks.warm:
-            yield _Present("warm", vm.machine)
-        for blank in self._supervisor.pool.stocks.blanks:
-            yield _Present("blank", blank.machine)
 
-
-def _describe(one: _Present) -> VMInfo:
-    machine, lease = one.machine, one.lease
+def _describe(one: Present, sample: Sample | None) -> VMInfo:
+    machine, terms = one.machine, one.lease.terms if one.lease is not None else None
     hardware = machine.spec.hardware
-    age, cpu, memory = _measure(machine.pid)
-    return VMInfo(
-        id=machine.spec.folder.name, state=one.state, lease=lease.terms.id if lease else "",
-        owner=lease.terms.request.owner if lease else "", notebook=lease.terms.request.notebook if lease else "",
-        profile=lease.terms.profile if lease else "", vcpus=hardware.vcpus, memory_mib=hardware.memory_mib,
-        pid=machine.pid, age=age, cpu_seconds=cpu, memory=memory, disk=_disk(machine),
+    info = VMInfo(
+        id=one.id, state=one.state, lease=one.lease_id, owner=terms.request.owner if terms else "",
+        notebook=terms.request.notebook if terms else "", profile=terms.profile if terms else "",
+        vcpus=hardware.vcpus, memory_mib=hardware.memory_mib, pid=machine.pid,
     )  # fmt: skip
-
-
-def _measure(pid: int) -> tuple[float, float, int]:
-    """Return age, CPU seconds and private memory of a process; zeros of one that is gone."""
-    try:
-        process = psutil.Process(pid)
-        times = process.cpu_times()
-        age = time.time() - process.create_time()
-        try:
-            memory = process.memory_full_info().uss
-        except psutil.AccessDenied:
-            memory = process.memory_info().rss
-    except psutil.Error:
-        return 0.0, 0.0, 0
-    return max(0.0, age), float(times.user + times.system), int(memory)
-
-
-def _disk(machine: Machine) -> int:
-    try:
-        return sum(path.lstat().st_blocks * 512 for path in machine.spec.folder.iterdir())
-    except FileNotFoundError:
-        return 0
+    if sample is None:  # it has just ended
+        return info
+    return info.model_copy(
+        update={
+            "age": sample.age, "cpu_seconds": sample.cpu_seconds, "cpu_percent": sample.cpu_percent,
+            "memory": int(sample.memory_private), "memory_cost": int(sample.memory), "disk": int(sample.disk_space),
+            "disk_read": int(sample.disk_read), "disk_written": int(sample.disk_written),
+            "network_sent": int(sample.network_sent), "network_received": int(sample.network_received),
+            "executing": bool(sample.executing),
+        }
+    )  # fmt: skip

@@ -38,6 +38,7 @@ class Pool:
         target: How many to keep ready of each kind.
         budget: What of the host they may take.
         record: Takes an event into the audit log.
+        cloned: Told of each clone that was made, with the seconds that it took.
 
     Attributes:
         stocks: What is ready.
@@ -50,11 +51,13 @@ class Pool:
         target: config.Pool,
         budget: Budget,
         record: Callable[[Event], None] = lambda _: None,
+        cloned: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.stocks = Stocks(target)
         self._hypervisor = hypervisor
         self._folder = folder
         self._budget = budget
+        self._cloned = cloned
         self._leased: set[VM] = set()
         self._wanted = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -261,9 +264,11 @@ class Pool:
         network: Network = "none",
     ) -> VM:
         async with self._cores:
+            began = time.monotonic()
             is_dump = snapshot is not None and snapshot.manifest.is_dump
             blank = await (self._start_blank(stock, is_empty=True) if is_dump else self._take_blank(stock))
             vm = await self._become(blank, snapshot, randomness, limits, network)
+            self._cloned(time.monotonic() - began)
         await self._enforce(vm, limits)
         return vm
 

@@ -56,6 +56,7 @@ from agentvm_kernel.supervisor.network_messages import (
 )
 from agentvm_kernel.supervisor.operator import NoVMError
 from agentvm_kernel.supervisor.route import QUERY, Call, Route
+from agentvm_kernel.supervisor.stats_messages import stats_adapter
 from agentvm_kernel.supervisor.status import Reloaded, Status
 
 _log = logging.getLogger(__name__)
@@ -177,6 +178,16 @@ async def list_all_connections(call: Call, emit: Emit) -> None:
     await call.supervisor.networks.tell(None, emit, follow=call.query.get("follow") == "1")
 
 
+async def list_stats(call: Call, emit: Emit) -> None:
+    """Tell what a lease's VMs have used of late, a line for each moment."""
+    await call.supervisor.stats.tell(call.lease.terms.id, emit, follow=call.query.get("follow") == "1")
+
+
+async def list_all_stats(call: Call, emit: Emit) -> None:
+    """Tell what all VMs use now, a line each."""
+    await call.supervisor.stats.tell(None, emit, follow=call.query.get("follow") == "1")
+
+
 async def list_snapshots(call: Call) -> SnapshotTree:
     """List the snapshots of a lease's notebook."""
     return await call.supervisor.history.tree(call.lease)
@@ -242,6 +253,8 @@ ROUTES: Final = (
     Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last",)),
     Route("GET", f"{_LEASE}/connections", list_connections, (NoLeaseError,), connection_adapter, ("follow",)),
     Route("GET", "/v1/connections", list_all_connections, (), connection_adapter, ("follow",)),
+    Route("GET", f"{_LEASE}/stats", list_stats, (NoLeaseError,), stats_adapter, ("follow",)),
+    Route("GET", "/v1/stats", list_all_stats, (), stats_adapter, ("follow",)),
     Route("GET", f"{_LEASE}/snapshots", list_snapshots, (NoLeaseError,)),
     Route("POST", f"{_LEASE}/snapshots", take_snapshot, (*_OF_A_LEASE, *_OF_THE_STORE, LabelTakenError)),
     Route("POST", f"{_LEASE}/rollback/plan", plan_rollback, (*_OF_A_LEASE, NoSnapshotError, SnapshotError)),

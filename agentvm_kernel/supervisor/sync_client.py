@@ -26,6 +26,7 @@ from agentvm_kernel.supervisor.messages import (
     VMList,
 )
 from agentvm_kernel.supervisor.network_messages import NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.stats_messages import VMStats
 from agentvm_kernel.supervisor.status import Reloaded, Status
 
 _Event = TypeVar("_Event")
@@ -121,6 +122,16 @@ class SyncSupervisorClient:
         """See `SupervisorClient`."""
         with self._entered(self._client.connections(lease, follow=follow)) as events:
             yield self._events(events)
+
+    @contextmanager
+    def stats(self, lease: str = "", *, follow: bool = False) -> Iterator[Iterator[VMStats]]:
+        """See `SupervisorClient`."""
+        with self._entered(self._client.stats(lease, follow=follow)) as events:
+            yield self._events(events)
+
+    def metrics(self) -> str:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.metrics())
 
     def snapshots(self, lease: str) -> SnapshotTree:
         """See `SupervisorClient`."""

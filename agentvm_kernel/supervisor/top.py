@@ -22,6 +22,7 @@ from agentvm_kernel.supervisor.messages import PoolInfo, VMInfo
 from agentvm_kernel.terminal import add_row, plain, readable_time, table
 
 _QUIT = {b"q", b"Q"}
+_MOVED = ("disk_read", "disk_written", "network_sent", "network_received")
 
 
 def vm_table(vms: Iterable[VMInfo], before: Mapping[str, VMInfo] | None = None) -> Table:
@@ -29,25 +30,32 @@ def vm_table(vms: Iterable[VMInfo], before: Mapping[str, VMInfo] | None = None) 
 
     Args:
         vms: The VMs.
-        before: The same a while ago, by id; if given, the table has the share of a CPU that each has used since.
+        before: The same a while ago, by id; if given, the table has what each has moved a second since, else in all.
     """
+    rate = "" if before is None else "/s"
     shown = table(
-        "id", "state", "for", "profile", ">vCPUs", ">memory", ">of", ">disk", ">CPU time",
-        *(() if before is None else (">CPU",)), ">age",
+        "id", "state", "cell", "for", "profile", ">vCPUs", ">CPU", ">CPU time", ">memory", ">of", ">disk",
+        f">read{rate}", f">written{rate}", f">sent{rate}", f">received{rate}", ">age",
     )  # fmt: skip
     for vm in vms:
-        load = () if before is None else (_load(vm, before.get(vm.id)),)
         add_row(
-            shown, vm.id, vm.state, vm.notebook or vm.owner, vm.profile, str(vm.vcpus), readable_size(vm.memory),
-            f"{vm.memory_mib} MiB", readable_size(vm.disk), f"{vm.cpu_seconds:.1f} s", *load, readable_time(vm.age),
+            shown, vm.id, vm.state, "runs" if vm.executing else "idle" if vm.lease else "", vm.notebook or vm.owner,
+            vm.profile, str(vm.vcpus), f"{vm.cpu_percent:.0f}%", f"{vm.cpu_seconds:.1f} s",
+            readable_size(vm.memory_cost), f"{vm.memory_mib} MiB", readable_size(vm.disk),
+            *(_moved(name, vm, before) for name in _MOVED), readable_time(vm.age),
         )  # fmt: skip
     return shown
 
 
-def _load(now: VMInfo, before: VMInfo | None) -> str:
-    if before is None or now.age <= before.age:
+def _moved(name: str, now: VMInfo, before: Mapping[str, VMInfo] | None) -> str:
+    """Return how many bytes a VM has moved, a second if it is known how many they were; empty as long as it is not."""
+    moved: int = getattr(now, name)
+    if before is None:
+        return readable_size(moved)
+    then = before.get(now.id)
+    if then is None or now.age <= then.age:
         return ""
-    return f"{(now.cpu_seconds - before.cpu_seconds) / (now.age - before.age):.0%}"
+    return readable_size(round((moved - getattr(then, name)) / (now.age - then.age)))
 
 
 def pool_line(pool: PoolInfo) -> str:
@@ -74,9 +82,9 @@ async def watch(client: SupervisorClient, console: Console, every: float) -> Non
         every: Seconds between two looks.
     """
     if not console.is_terminal:
-        console.print(await _look(client, {}))
+        console.print(await _look(client, None))
         return
-    seen: dict[str, VMInfo] = {}
+    seen = _Seen()
     with _leaving() as leave, Live(console=console, screen=True, auto_refresh=False) as live:
         while not leave.is_set():
             live.update(await _look(client, seen), refresh=True)
@@ -84,13 +92,32 @@ async def watch(client: SupervisorClient, console: Console, every: float) -> Non
                 await asyncio.wait_for(leave.wait(), every)
 
 
-async def _look(client: SupervisorClient, seen: dict[str, VMInfo]) -> Group:
+class _Seen:
+    """The VMs at earlier looks; they may be looked at more often than they are measured.
+
+    Attributes:
+        before: Each VM as it was before it was measured last, by id.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, VMInfo] = {}
+        self._newest: dict[str, VMInfo] = {}
+
+    def note(self, vms: Iterable[VMInfo]) -> None:
+        """Take note of how they are now."""
+        newest, self._newest = self._newest, {vm.id: vm for vm in vms}
+        for vm in self._newest.values():
+            if (known := newest.get(vm.id)) is not None and known.age < vm.age:
+                self.before[vm.id] = known
+        self.before = {key: vm for key, vm in self.before.items() if key in self._newest}
+
+
+async def _look(client: SupervisorClient, seen: _Seen | None) -> Group:
     """Return what there is to show, and note the VMs for the next look."""
     vms, pool = (await client.vms()).vms, await client.pool()
-    shown = Group(Text(pool_line(pool)), vm_table(vms, dict(seen) if seen else None))
-    seen.clear()
-    seen.update((vm.id, vm) for vm in vms)
-    return shown
+    if seen is not None:
+        seen.note(vms)
+    return Group(Text(pool_line(pool)), vm_table(vms, None if seen is None else seen.before))
 
 
 @contextmanager

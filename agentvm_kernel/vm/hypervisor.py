@@ -8,10 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 from agentvm_kernel.link.endpoint import VsockEndpoint
 from agentvm_kernel.vm.spec import DomainSpec
+
+
+@dataclass(frozen=True)
+class DiskTraffic:
+    """What a guest has moved to and from its disk so far, whichever layers that has.
+
+    Attributes:
+        read: Bytes.
+        written: Bytes.
+    """
+
+    read: int = 0
+    written: int = 0
 
 
 class Machine(ABC):
@@ -92,6 +106,10 @@ class Machine(ABC):
             megabytes: MB (10^6 bytes) a second; ``None`` for no limit.
             operations: Operations a second; ``None`` for no limit.
         """
+
+    @abstractmethod
+    async def disk_traffic(self) -> DiskTraffic:
+        """Return what the guest has read and written so far. QEMU may take its time: while it saves, or is stuck."""
 
     @abstractmethod
     async def limit_process(self, cores: float | None, memory: int) -> None:

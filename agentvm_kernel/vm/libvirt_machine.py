@@ -9,7 +9,7 @@ import signal
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from xml.etree import ElementTree as ET  # nosec B405 - parses only what libvirt itself wrote
 
 import libvirt
@@ -20,7 +20,7 @@ from agentvm_kernel.link.endpoint import VsockEndpoint
 from agentvm_kernel.vm.cgroup import CPU_PERIOD, WEIGHT, Subtree, limit, set_weight
 from agentvm_kernel.vm.domain import DISK_ALIAS
 from agentvm_kernel.vm.full_disk import REASON, outlast_full_disk
-from agentvm_kernel.vm.hypervisor import Machine
+from agentvm_kernel.vm.hypervisor import DiskTraffic, Machine
 from agentvm_kernel.vm.libvirt_connection import DomainGoneError, LibvirtConnection
 from agentvm_kernel.vm.nice import NICE, NICE_BEHIND, set_nice
 from agentvm_kernel.vm.spec import VSOCK_PORT, DomainSpec, Transport
@@ -222,6 +222,13 @@ class LibvirtMachine(Machine):
             if value:
                 limits |= {f"{name}_max": _BURST * value, f"{name}_max_length": 1}
         await self._execute("block_set_io_throttle", {"id": _DISK_DEVICE, **limits})
+
+    async def disk_traffic(self) -> DiskTraffic:
+        """By what QEMU counts at the guest's device, which attaching disks and freezing them leave as it is."""
+        for device in cast("list[dict[str, Any]]", await self.qmp("query-blockstats")):
+            if device.get("qdev") == _DISK_DEVICE:
+                return DiskTraffic(int(device["stats"]["rd_bytes"]), int(device["stats"]["wr_bytes"]))
+        raise HypervisorError(f"QEMU does not tell of the disk of {self.spec.name}.")
 
     async def limit_process(self, cores: float | None, memory: int) -> None:
         """By libvirt's control groups where it has made some, else by our own."""

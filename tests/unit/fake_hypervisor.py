@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from agentvm_kernel.errors import HypervisorError
-from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
+from agentvm_kernel.vm.hypervisor import DiskTraffic, Hypervisor, Machine
 from agentvm_kernel.vm.spec import DomainSpec
 
 
@@ -23,6 +23,9 @@ class FakeMachine(Machine):
         self.ops: list[dict[str, object]] = []
         self.is_mute = False
         self.asked = asyncio.Event()
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.traffic = DiskTraffic()
         self.lies: dict[str, object] = {}
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
@@ -98,6 +101,10 @@ class FakeMachine(Machine):
 
     async def throttle_disk(self, megabytes: int | None, operations: int | None) -> None:
         self.calls.append(f"throttle {megabytes} {operations}")
+
+    async def disk_traffic(self) -> DiskTraffic:
+        await self.answering.wait()
+        return self.traffic
 
     async def limit_process(self, cores: float | None, memory: int) -> None:
         self.calls.append(f"limit {cores} {memory >> 20}")

@@ -269,6 +269,8 @@ async def test_resets_go_through_in_both_directions(tmp_path: Path) -> None:
 async def test_one_guests_connections_are_bounded_and_a_flood_is_one_line(tmp_path: Path) -> None:
     async with bed(tmp_path, echo) as made:
         made.access.limits = AccessLimits(connections=5, connections_per_second=1e6)
+        reached: list[str] = []
+        made.access.on_limit = reached.append
         kept = [made.open(443, said=HELLO) for _ in range(5)]
         for channel in kept:
             await channel.heard(HELLO)
@@ -276,7 +278,8 @@ async def test_one_guests_connections_are_bounded_and_a_flood_is_one_line(tmp_pa
         await asyncio.gather(*made.tasks[5:])
         assert all(channel.closed and not channel.to_guest for channel in flood)
         assert made.access.open == made.gateway.open == 5
-        assert made.access.counters.refused == 10_000
+        assert made.access.counters.refused == made.access.own.refused == 10_000
+        assert reached == ["connections"] * 10_000
         for channel in kept:
             channel.end()
         connections = await made.done()

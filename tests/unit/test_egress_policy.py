@@ -86,6 +86,8 @@ def test_the_shipped_list_has_what_agents_need(name: str) -> None:
 async def test_budgets_hold_per_rule_and_in_all() -> None:
     rule = Rule(_ORG, max_bytes=100)
     access = Access("s", "n", "v", Policy().plus([rule]), AccessLimits(max_bytes=150))
+    reached: list[str] = []
+    access.on_limit = reached.append
     access.account(rule, 60, 40)
     with pytest.raises(BudgetError, match=r"example\.org"):
         access.account(rule, 1, 0)
@@ -93,6 +95,7 @@ async def test_budgets_hold_per_rule_and_in_all() -> None:
     with pytest.raises(BudgetError, match="session"):
         access.account(None, 0, 1)
     assert (access.counters.bytes_sent, access.counters.bytes_received) == (60, 90)
+    assert reached == ["max_bytes", "max_bytes"]
 
 
 async def test_bytes_beyond_the_rate_are_to_wait() -> None:

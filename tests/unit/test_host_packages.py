@@ -54,8 +54,11 @@ class Host:
         versions = {"qemu-system-x86": qemu}
         self.installed.write_text("".join(f"installed {name} {versions.get(name, '1.0')}\n" for name in names.split()))
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": f"{self.folder}:/usr/bin:/bin", "AGENTVM_OS_RELEASE": str(self.folder / "os-release")}
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = variables | {
+            "PATH": f"{self.folder}:/usr/bin:/bin",
+            "AGENTVM_OS_RELEASE": str(self.folder / "os-release"),
+        }
         command = ["/bin/sh", str(host.SCRIPT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -169,6 +172,16 @@ def test_other_systems_install_from_their_own_release(made_up: Host) -> None:
     calls = made_up.calls.read_text()
     assert "backports" not in calls
     assert "--no-install-recommends --no-remove install" in calls
+
+
+def test_what_the_tests_need_runs_as_no_service(made_up: Host) -> None:
+    made_up.release("debian", "13")
+    (made_up.folder / "after").write_text(made_up.installed.read_text() + "installed prometheus 2.42\n")
+    assert made_up.run(AGENTVM_TEST_PACKAGES="prometheus").returncode == 0
+    assert "update-rc.d prometheus disable\n" in made_up.calls.read_text().partition(" prometheus\n")[2]
+    before = made_up.calls.read_text()
+    assert made_up.run(AGENTVM_TEST_PACKAGES="prometheus").returncode == 0
+    assert made_up.calls.read_text() == before
 
 
 def test_apt_that_does_not_deliver_is_reported(made_up: Host) -> None:

@@ -27,7 +27,7 @@ from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, VMInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
-from agentvm_kernel.supervisor.top import vm_table
+from agentvm_kernel.supervisor.top import _Seen, vm_table
 
 NASTY = "[red]evil[/] \x1b[31m"
 
@@ -187,8 +187,17 @@ def test_top_is_live_until_it_is_left(granted: Granted, leave: str) -> None:
     os.close(there)
 
 
-def test_the_load_is_what_was_used_between_two_looks() -> None:
-    vm = VMInfo(id="a", state="warm", vcpus=1, memory_mib=1, pid=1, age=10, cpu_seconds=5, memory=1, disk=1)
-    later = vm.model_copy(update={"age": 12.0, "cpu_seconds": 6.0})
-    loads = vm_table([later, vm.model_copy(update={"id": "b"})], {"a": vm}).columns[9].cells
-    assert [str(one) for one in loads] == ["50%", ""]
+def test_what_was_moved_is_told_by_the_second_between_two_measurements() -> None:
+    vm = VMInfo(id="a", state="leased", lease="l", vcpus=1, memory_mib=1, pid=1, age=10, disk_read=1000)
+    later = vm.model_copy(update={"age": 12.0, "disk_read": 21_000, "cpu_percent": 49.7, "executing": True})
+    seen = _Seen()
+    for vms in ([vm], [vm], [later], [later, vm.model_copy(update={"id": "b"})]):
+        seen.note(vms)
+    rows = {
+        str(column.header): [str(cell) for cell in column.cells] for column in vm_table([later], seen.before).columns
+    }
+    assert (rows["read/s"], rows["CPU"], rows["cell"]) == (["10 kB"], ["50%"], ["runs"])
+    rows = {str(column.header): [str(cell) for cell in column.cells] for column in vm_table([later]).columns}
+    assert rows["read"] == ["21 kB"]
+    seen.note([])
+    assert seen.before == {}

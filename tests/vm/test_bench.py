@@ -42,7 +42,7 @@ def remains() -> set[str]:
 def check(figures: list[dict[str, Any]]) -> None:
     assert figures
     for figure in figures:
-        assert figure["unit"] in {"ms", "MB", "MiB", "/s"}
+        assert figure["unit"] in {"ms", "MB", "MiB", "/s", "% of a core"}
         assert figure["n"] >= 1
         assert figure["median"] <= figure["p95"]
         assert figure["baseline"]["median"] >= 0
@@ -123,3 +123,11 @@ def test_bench_firewall_measures_messages_beside_trusted_mode_and_cells() -> Non
     assert median(figures, "added by the output firewall: a pandas table") > 0
     trips = [figure["baseline"]["median"] for figure in figures if "round trip" in figure["baseline"]["name"]]
     assert min(trips) > 1, "a cell goes through the VM"
+
+
+def test_bench_sampling_measures_looks_beside_libvirts() -> None:
+    figures = bench("sampling", 1)
+    check(figures)
+    assert {figure["limit"] for figure in figures} == {0.4, None}
+    assert median(figures, "sampling 4 idle VMs") > 0
+    assert median(figures, "one look at 4 idle VMs") < median(figures, "one close look") * 100

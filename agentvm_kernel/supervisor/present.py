@@ -1,0 +1,58 @@
+"""The VMs that a supervisor has: leased ones, forks, and what is kept ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agentvm_kernel.supervisor.lease import Lease
+from agentvm_kernel.supervisor.messages import VMState
+from agentvm_kernel.vm.clone import VM
+from agentvm_kernel.vm.hypervisor import Machine
+
+if TYPE_CHECKING:
+    from agentvm_kernel.supervisor.core import Supervisor
+
+
+@dataclass(frozen=True)
+class Present:
+    """One of them.
+
+    Attributes:
+        state: What it is there for.
+        machine: Its QEMU.
+        vm: The VM; ``None`` for a blank.
+        lease: The lease that has it; ``None`` for what is kept ready.
+    """
+
+    state: VMState
+    machine: Machine
+    vm: VM | None = None
+    lease: Lease | None = None
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self.machine.spec.folder.name
+
+    @property
+    def lease_id(self) -> str:
+        """Id of the lease that has it; empty for what is kept ready."""
+        return "" if self.lease is None else self.lease.terms.id
+
+
+def present(supervisor: Supervisor) -> Iterator[Present]:
+    """Yield all VMs, those that are out first.
+
+    Args:
+        supervisor: Whose.
+    """
+    for lease in supervisor.leases.values():
+        yield Present("leased", lease.vm.machine, lease.vm, lease)
+        for fork in lease.forks.values():
+            yield Present("resting" if fork.is_resting else "fork", fork.vm.machine, fork.vm, lease)
+    for vm in supervisor.pool.stocks.warm:
+        yield Present("warm", vm.machine, vm)
+    for blank in supervisor.pool.stocks.blanks:
+        yield Present("blank", blank.machine)

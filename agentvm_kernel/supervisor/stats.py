@@ -1,0 +1,140 @@
+"""What the supervisor's VMs use: measured for all of them at once, told to clients and to Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.observe.metrics import Labelled
+from agentvm_kernel.observe.sample import Sample
+from agentvm_kernel.observe.sampler import Sampler
+from agentvm_kernel.observe.watch import Known
+from agentvm_kernel.snapshots.tree import Tree
+from agentvm_kernel.supervisor.emit import Emit
+from agentvm_kernel.supervisor.present import Present, present
+from agentvm_kernel.supervisor.stats_messages import VMStats
+from agentvm_kernel.vm.hypervisor import Machine
+
+if TYPE_CHECKING:
+    from agentvm_kernel.supervisor.core import Supervisor
+
+_log = logging.getLogger(__name__)
+
+_SIZE_SECONDS: Final = 10.0
+
+
+class Stats:
+    """Measures a supervisor's VMs.
+
+    Args:
+        supervisor: It.
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._sizes: dict[str, int] = {}
+        self._sizing: asyncio.Task[None] | None = None
+        self.sampler = Sampler(self.subjects, supervisor.settings.metrics.interval)
+        supervisor.metrics.observe(self._labelled, self._pool)
+
+    def start(self) -> None:
+        """Begin."""
+        self.sampler.start()
+        self._sizing = asyncio.create_task(self._size_trees(), name="snapshot-sizes")
+
+    async def close(self) -> None:
+        """End."""
+        await self.sampler.close()
+        if self._sizing is not None:
+            self._sizing.cancel()
+            await asyncio.wait([self._sizing])
+
+    async def tell(self, lease: str | None, emit: Emit, *, follow: bool) -> None:
+        """Tell of what VMs use: of a lease's all that is remembered, of all of them the newest; then what comes.
+
+        Who listens too slowly is told less often.
+
+        Args:
+            lease: Id of the lease; ``None`` for all VMs.
+            emit: Is told.
+            follow: Go on, as long as there is such a lease.
+        """
+        await self.sampler.fresh()
+        for one in self._present(lease):
+            samples = self.sampler.history(one.id) if lease is not None else self._newest(one)
+            for sample in samples:
+                emit(_stats(one, sample))
+        while follow and (lease is None or lease in self._supervisor.leases):
+            await emit.sent()
+            await self.sampler.next_look()
+            for one in self._present(lease):
+                for sample in self._newest(one):
+                    emit(_stats(one, sample))
+
+    async def now(self) -> Mapping[str, Sample]:
+        """Return what each VM uses now, by its id."""
+        return await self.sampler.fresh()
+
+    def _present(self, lease: str | None) -> Iterator[Present]:
+        return (one for one in present(self._supervisor) if lease is None or one.lease_id == lease)
+
+    def _newest(self, one: Present) -> list[Sample]:
+        sample = self.sampler.latest.get(one.id)
+        return [] if sample is None else [sample]
+
+    def subjects(self) -> Iterator[tuple[Machine, Known]]:
+        """Return all VMs for the sampler, with what is known of them without measuring."""
+        for one in present(self._supervisor):
+            if one.vm is None or one.lease is None:
+                yield one.machine, Known()
+                continue
+            counters, open_now = one.lease.network.use(one.vm)
+            yield one.machine, Known(
+                is_running=one.state != "resting",
+                executing=one.state == "fork" or (one.state == "leased" and one.lease.executions.are_running),
+                network_sent=counters.bytes_sent, network_received=counters.bytes_received, connections=open_now,
+                allowed=counters.allowed, refused=counters.refused,
+                snapshots=self._sizes.get(one.lease.terms.tree.id, 0),
+            )  # fmt: skip
+
+    async def _size_trees(self) -> None:
+        """Look now and then how much the snapshots of each notebook take that has a VM."""
+        while True:
+            trees = {lease.terms.tree.id: lease.terms.tree for lease in self._supervisor.leases.values()}
+            self._sizes = await asyncio.to_thread(_sizes, list(trees.values()))
+            began = time.monotonic()
+            while time.monotonic() - began < _SIZE_SECONDS:
+                await self.sampler.next_look()
+
+    def _labelled(self) -> Iterator[Labelled]:
+        """Return the VMs for Prometheus."""
+        latest = self.sampler.latest
+        for one in present(self._supervisor):
+            if (sample := latest.get(one.id)) is not None:
+                terms = one.lease.terms if one.lease is not None else None
+                yield Labelled(one.id, terms.profile if terms else "", terms.flavour if terms else "", sample)
+
+    def _pool(self) -> dict[str, int]:
+        """Return how many VMs and blanks there are, by kind."""
+        counts = dict.fromkeys(("leased", "fork", "resting", "warm", "blank"), 0)
+        for one in present(self._supervisor):
+            counts[one.state] += 1
+        return counts
+
+
+def _stats(one: Present, sample: Sample) -> VMStats:
+    return VMStats.of(sample, one.id, one.lease_id, one.state)
+
+
+def _sizes(trees: list[Tree]) -> dict[str, int]:
+    sizes = {}
+    for tree in trees:
+        try:
+            sizes[tree.id] = tree.contents().size
+        except (AgentVMError, OSError) as error:
+            _log.info("the snapshots of %r cannot be measured: %s", tree.notebook, error)
+    return sizes
