@@ -147,7 +147,10 @@ class AsyncSession:
     async def _run(self, code: str, timeout: float | None) -> CellResult:
         runner, deadline = self._present(), self._guest.limits.cell_deadline
         self._machine.network.running(Cell(run=self._last.run + 1, code=code[:2000]))
-        cell = await runner.run(code, timeout=deadline if timeout is None else timeout)
+        try:
+            cell = await runner.run(code, timeout=deadline if timeout is None else timeout)
+        finally:
+            self._machine.network.resting()
         self._last = Cell(run=self._last.run + 1, count=cell.count, code=code[:2000])
         return cell
 
@@ -295,10 +298,14 @@ class AsyncSession:
         Raises:
             AgentVMError: it could not be started, or the VM has ended.
         """
-        async with self._with_its_end():
-            return await collect(
-                self._machine, argv, cwd=cwd, env=env, stdin=stdin, timeout=timeout, on_output=on_output
-            )
+        self._machine.network.busy()
+        try:
+            async with self._with_its_end():
+                return await collect(
+                    self._machine, argv, cwd=cwd, env=env, stdin=stdin, timeout=timeout, on_output=on_output
+                )
+        finally:
+            self._machine.network.resting()
 
     async def put(self, local: Path | str, remote: str = "") -> None:
         """Copy a file or a folder into the VM, whole or not at all.

@@ -81,9 +81,18 @@ class HostSide:
         return await self._run(request, magic)
 
     async def _run(self, request: Request, magic: Magic) -> bool:
-        host = self._host(request)
         if self._machine.guest is not None:
             self._machine.network.running(cell_of(request))
+        try:
+            return await self._carry_out(request, magic)
+        finally:
+            if current := self._table.current():
+                self._machine.network.running(cell_of(current[0]))
+            else:
+                self._machine.network.resting()
+
+    async def _carry_out(self, request: Request, magic: Magic) -> bool:
+        host = self._host(request)
         try:
             async with self._progress.shown(lambda: request):
                 data = await magic.run(host)

@@ -95,7 +95,26 @@ class NotebookNetwork:
 
     def running(self, cell: Cell) -> None:
         """Tell the supervisor, in the background, which cell runs."""
-        self._running = self._running.model_copy(update={"cell": cell})
+        self._say(cell=cell, executing=True)
+
+    def resting(self) -> None:
+        """Tell it that none runs any more."""
+        self._say(executing=False)
+
+    def busy(self) -> None:
+        """Tell it that a program runs for the session, which is no cell."""
+        self._say(executing=True)
+
+    def put_out(self, output: int) -> None:
+        """Tell it how much the cells have put out.
+
+        Args:
+            output: Bytes so far.
+        """
+        self._say(output=output)
+
+    def _say(self, **changes: object) -> None:
+        self._running = self._running.model_copy(update=changes)
         if self._teller is None or self._teller.done():
             self._teller = asyncio.create_task(self._tell())
 
@@ -126,15 +145,14 @@ class NotebookNetwork:
             return
         if self._teller is not None:
             await asyncio.wait([self._teller])
-        request = CellRequest(cell=cell, allow=tuple(hosts))
+        request = self._running.model_copy(update={"cell": cell, "allow": tuple(hosts), "executing": True})
         tenure = self._tenure()
         await tenure.supervisor.set_cell(tenure.lease, request)
         self._running = request
         try:
             yield
         finally:
-            self._running = CellRequest(cell=cell)
-            self.running(cell)
+            self._say(allow=())
             if self._teller is not None:
                 await asyncio.wait([self._teller])  # before the next cell begins
 

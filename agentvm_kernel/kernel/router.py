@@ -66,6 +66,7 @@ class Router:
         self._over = asyncio.Event()
         machine.watcher = self
         machine.network.on_blocked = self._blocked
+        self._gate.on_output = machine.network.put_out
 
     async def run(self) -> None:
         """Serve until a shutdown request was answered, or `stop` was called."""
@@ -390,9 +391,11 @@ class Router:
                 failed.add(request.lane)
 
     def _tell_running(self) -> None:
-        """Tell the supervisor which cell the guest runs, if it runs one."""
+        """Tell the supervisor which cell the guest runs, or that it runs none."""
         if current := self._table.current():
             self._machine.network.running(cell_of(current[0]))
+        else:
+            self._machine.network.resting()
 
     def _blocked(self, event: Blocked) -> None:
         """Tell a cell that a connection was refused: at its end, or now if it has ended."""

@@ -14,6 +14,7 @@ from agentvm_kernel.kernel.execution import LINK_LIMITS
 from agentvm_kernel.link.connection import Link, connect
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient
 from agentvm_kernel.supervisor.messages import Blocked, Ended, Granted, LeaseRequest, Progress
+from agentvm_kernel.supervisor.network_messages import CellRequest
 
 OnProgress = Callable[[str, float | None], None]
 
@@ -40,6 +41,7 @@ async def leased(
     """
     async with SupervisorClient(paths) as client, client.lease(request) as lease:
         granted = await _granted(lease, on_progress)
+        await client.set_cell(granted.lease, CellRequest(executing=True))
         async with watched(lease_end(lease, on_blocked=on_blocked)) as (lost,):
             try:
                 link = await connect(

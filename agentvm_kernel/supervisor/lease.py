@@ -49,6 +49,7 @@ class Lease:
         tell: Tells its session.
         network: What it may reach.
         is_executing: A cell runs, as its session says.
+        output: Bytes that its cells have put out, as its session says.
         on_limit: Told of each time that one of its limits was reached, with the limit's name.
     """
 
@@ -75,6 +76,7 @@ class Lease:
         self.turn = asyncio.Lock()
         self.failure: AgentVMError | None = None
         self.is_executing = False
+        self.output = 0
         self.on_limit: Callable[[str], None] = lambda _: None
         self._audit = audit
         self._guest_reason = ""

@@ -47,12 +47,17 @@ class CellRequest(Message):
     """Which cell runs now.
 
     Attributes:
-        cell: The cell.
+        cell: The cell, or the last one: what it has begun and goes on counts as its own.
         allow: Hosts that are allowed until the next of these requests.
+        executing: Whether it, or a program that the session wants, runs now; ``None`` if that is so where there is a
+            cell.
+        output: Bytes that the session's cells have put out so far, as their kernel process counts them.
     """
 
     cell: Cell = Cell()
     allow: Hosts = ()
+    executing: bool | None = None
+    output: int = Field(default=0, ge=0)
 
 
 class RuleInfo(Message):

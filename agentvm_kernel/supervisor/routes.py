@@ -152,7 +152,8 @@ async def play_cassette(call: Call, wanted: CassetteRequest) -> NetworkInfo:
 async def set_cell(call: Call, wanted: CellRequest) -> None:
     """Tell which cell runs in a lease's VM, and what only it may reach."""
     call.lease.network.set_cell(wanted)
-    call.lease.is_executing = wanted.cell.run > 0
+    call.lease.is_executing = wanted.cell.run > 0 if wanted.executing is None else wanted.executing
+    call.lease.output = wanted.output
 
 
 async def list_connections(call: Call, emit: Emit) -> None:

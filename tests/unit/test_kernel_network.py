@@ -151,7 +151,8 @@ async def test_the_supervisor_learns_which_cell_runs(tmp_path: Path) -> None:
         for code in ("first()", "second()"):
             await cell(client, guest, code)
             await within(lambda code=code: code in [asked.cell.code for asked in kernel.supervisor.cells])
-        assert [asked.cell.run for asked in kernel.supervisor.cells] == [1, 2]
+        assert [asked.cell.run for asked in kernel.supervisor.cells if asked.executing] == [1, 2]
+        await within(lambda: kernel.supervisor.cells[-1].executing is False)
 
 
 async def test_a_queued_cell_counts_from_when_the_one_before_it_is_done(tmp_path: Path) -> None:
