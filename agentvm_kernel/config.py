@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from agentvm_kernel.anomalies import AnomalySettings
 from agentvm_kernel.errors import ConfigError
 from agentvm_kernel.profiles import PROFILES, Profile
 from agentvm_kernel.tomllines import lines_of
@@ -253,6 +254,7 @@ class Settings(BaseModel):
         snapshots: The snapshot store.
         network: What VMs reach of the network.
         metrics: Measuring, and metrics for Prometheus.
+        anomalies: What is unusual in a VM, and what is done then.
         profiles: The user's own profiles, by name, beside the built-in ones.
     """
 
@@ -271,6 +273,7 @@ class Settings(BaseModel):
     snapshots: SnapshotSettings = SnapshotSettings()
     network: Network = Network()
     metrics: MetricsSettings = MetricsSettings()
+    anomalies: AnomalySettings = AnomalySettings()
     profiles: dict[Name, Profile] = {}
 
     def find_profile(self, name: str) -> tuple[str, Profile]:
@@ -331,7 +334,7 @@ def read_configuration(paths: Paths) -> Loaded:
     values |= {key: os.environ[name] for key, name in variables.items()}
     try:
         settings = Settings.model_validate(values)
-        wrong = _unknown_profile(settings)
+        wrong = _unknown_profile(settings) + settings.anomalies.incomplete()
     except ValidationError as error:
         wrong = problems(error, Settings)
     origins = {path: f"{paths.config}:{line}" for path, line in lines_of(text).items()}
