@@ -50,6 +50,7 @@ class Lease:
         network: What it may reach.
         is_executing: A cell runs, as its session says.
         output: Bytes that its cells have put out, as its session says.
+        is_stopped: Says whether its VM is stopped because of an anomaly.
         on_limit: Told of each time that one of its limits was reached, with the limit's name.
     """
 
@@ -77,6 +78,7 @@ class Lease:
         self.failure: AgentVMError | None = None
         self.is_executing = False
         self.output = 0
+        self.is_stopped: Callable[[], bool] = lambda: False
         self.on_limit: Callable[[str], None] = lambda _: None
         self._audit = audit
         self._guest_reason = ""

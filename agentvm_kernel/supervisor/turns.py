@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakSet
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.vm.clone import VM
@@ -66,6 +67,7 @@ class Turns:
     def __init__(self, vms: Callable[[], Collection[VM]]) -> None:
         self._vms = vms
         self._habits: dict[VM, _Habit] = {}
+        self._held: WeakSet[VM] = WeakSet()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -77,6 +79,15 @@ class Turns:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    def hold(self, vm: VM) -> None:
+        """Leave it to the caller whether a VM gives way."""
+        self._held.add(vm)
+
+    def let_go(self, vm: VM) -> None:
+        """Look again whether it should; it does not now."""
+        self._held.discard(vm)
+        self._habits.pop(vm, None)
 
     async def _run(self) -> None:
         while True:
@@ -92,7 +103,7 @@ class Turns:
         for vm, seconds in zip(vms, wanted, strict=True):
             habit = self._habits[vm] = known.get(vm) or _Habit(seconds, now - _LOOK_SECONDS)
             habit.update(seconds, now)
-            if habit.is_due:
+            if habit.is_due and vm not in self._held:
                 await self._turn(vm, habit)
 
     async def _turn(self, vm: VM, habit: _Habit) -> None:

@@ -62,13 +62,13 @@ class Moments:
         """
         arrivals = [contact for contact in contacts if self._follow(contact)][:_MOST_TARGETS]
         before = self._before
-        if before is not None and reading.time <= before.time:
+        if before is not None and reading.time == before.time:
             return None
         self._before = reading
-        if before is None:
+        if before is None or reading.time < before.time:  # the host's clock was set back
             return None
         values = _amounts(before, reading) | self._levels(reading)
-        values["mining_names"] = sum(contact.count for contact in arrivals if self._is_miners(contact))
+        values["mining_names"] = sum(contact.times for contact in arrivals if self._is_miners(contact))
         return Moment(reading.time, reading.time - before.time, values, tuple(arrivals))
 
     def _follow(self, contact: Contact) -> bool:

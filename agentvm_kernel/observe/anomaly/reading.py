@@ -12,7 +12,7 @@ class Reading(NamedTuple):
     """One moment. What is counted is counted from the VM's beginning on.
 
     Attributes:
-        time: Seconds, on any clock that does not go back.
+        time: Seconds.
         cpu_percent: CPU time of QEMU since the reading before, percent of one core.
         memory: Bytes of memory that it costs the host.
         disk_written: Bytes that the guest has written to its disk.
@@ -52,7 +52,7 @@ class Contact(NamedTuple):
         port: The port.
         verdict: What became of it.
         is_over: It has ended.
-        count: How many alike it stands for.
+        times: How many alike it stands for.
     """
 
     time: float
@@ -61,4 +61,4 @@ class Contact(NamedTuple):
     port: int
     verdict: Literal["allowed", "refused", "failed"]
     is_over: bool = False
-    count: int = 1
+    times: int = 1
