@@ -15,3 +15,4 @@ class Benchmark(enum.StrEnum):
     POOL = "pool"
     EGRESS = "egress"
     SAMPLING = "sampling"
+    ANOMALIES = "anomalies"

@@ -7,7 +7,19 @@ import os
 import signal
 from dataclasses import dataclass
 
-from agentvm_kernel.bench import Benchmark, clone, egress, fork, history, kernel, neighbours, pool, sampling, timetravel
+from agentvm_kernel.bench import (
+    Benchmark,
+    anomalies,
+    clone,
+    egress,
+    fork,
+    history,
+    kernel,
+    neighbours,
+    pool,
+    sampling,
+    timetravel,
+)
 from agentvm_kernel.bench.bed import Say, Wanted
 from agentvm_kernel.bench.figures import Figure
 
@@ -62,6 +74,8 @@ def run(name: Benchmark | None, wanted: Wanted, say: Say) -> Result:
             figures += asyncio.run(egress.run(wanted, say))
         if name in {None, Benchmark.SAMPLING}:
             figures += asyncio.run(sampling.run(wanted, say))
+        if name in {None, Benchmark.ANOMALIES}:
+            figures += anomalies.run(say)
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return Result(figures, wanted, (before, os.getloadavg()[0]))

@@ -101,7 +101,10 @@ class Anomalies:
             if sample is not None and not self.responses.is_paused(one.machine):
                 contacts = tuple(watched.contacts)
                 watched.contacts.clear()
-                reading = _reading(sample, one.lease.output - watched.output if one.state == "leased" else 0.0)
+                reading = _reading(sample)._replace(
+                    output=one.lease.output - watched.output if one.state == "leased" else 0.0,
+                    cpu_wanted=100 * self._supervisor.turns.wanted(one.vm) if one.vm is not None else 0.0,
+                )
                 for anomaly in watched.detector.look(reading, contacts):
                     self._found(one, one.lease, anomaly)
 
@@ -128,12 +131,11 @@ def _noticed(vm: str, lease: Lease, anomaly: Anomaly, action: Action) -> Noticed
     )  # fmt: skip
 
 
-def _reading(sample: Sample, output: float) -> Reading:
+def _reading(sample: Sample) -> Reading:
     return Reading(
         sample.time, cpu_percent=sample.cpu_percent, memory=sample.memory, disk_written=sample.disk_written,
         disk_space=sample.disk_space, network_sent=sample.network_sent, network_received=sample.network_received,
         connections=sample.connections, allowed=sample.allowed, refused=sample.refused, executing=sample.executing,
-        output=output,
     )  # fmt: skip
 
 

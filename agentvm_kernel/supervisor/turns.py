@@ -37,18 +37,21 @@ class _Habit:
         wanted: Seconds that each of its threads has wanted one so far.
         looked: When that was, on the monotonic clock.
         busy: Which share of the time it has lately wanted one.
+        newest: The same between the last two looks.
         gives_way: Others go first.
     """
 
     wanted: dict[int, float]
     looked: float
     busy: float = 0.0
+    newest: float = 0.0
     gives_way: bool = False
 
     def update(self, wanted: dict[int, float], now: float) -> None:
         """Take note of what its threads have wanted by now: the busiest, since at times they wait for each other."""
         most = max((seconds - self.wanted.get(thread, seconds) for thread, seconds in wanted.items()), default=0.0)
-        self.busy += _WEIGHT * (min(1.0, most / (now - self.looked)) - self.busy)
+        self.newest = min(1.0, most / (now - self.looked))
+        self.busy += _WEIGHT * (self.newest - self.busy)
         self.wanted, self.looked = wanted, now
 
     @property
@@ -79,6 +82,11 @@ class Turns:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    def wanted(self, vm: VM) -> float:
+        """Return in which share of the last second a VM's busiest thread wanted a CPU."""
+        habit = self._habits.get(vm)
+        return 0.0 if habit is None else habit.newest
 
     def hold(self, vm: VM) -> None:
         """Leave it to the caller whether a VM gives way."""

@@ -84,10 +84,11 @@ class Above:
         self._share = _Window(rule.window)
 
     def look(self, moment: Moment) -> Finding:
-        """Return whether it is, and the mean."""
-        value = moment.values.get(self._rule.metric, 0.0)
-        self._values.add(value, moment.seconds)
-        self._share.add(float(value > self._rule.threshold), moment.seconds)
+        """Return whether it is, and the mean; time in which it makes no sense is left out."""
+        value = moment.values.get(self._rule.metric)
+        if value is not None:
+            self._values.add(value, moment.seconds)
+            self._share.add(float(value > self._rule.threshold), moment.seconds)
         return Finding(self._share.is_full and self._share.mean >= _SHARE, self._values.mean)
 
 

@@ -26,7 +26,7 @@ class Moment:
     Attributes:
         time: Seconds, as the reading's.
         seconds: How long since the one before.
-        values: What it amounts to, by metric; without those that nobody tells.
+        values: What it amounts to, by metric; without those that nobody tells, or that make no sense now.
         arrivals: Connections that were wanted since.
     """
 
@@ -81,10 +81,10 @@ class Moments:
         return not contact.is_over and known is None
 
     def _levels(self, reading: Reading) -> dict[str, float]:
-        cpu = reading.cpu_percent
+        cpu = max(reading.cpu_percent, reading.cpu_wanted)
         return {
             "cpu_percent": cpu,
-            "unattended_cpu_percent": 0.0 if reading.executing else cpu,
+            **({} if reading.executing else {"unattended_cpu_percent": cpu}),
             "mining_cpu_percent": cpu if self._is_mining(reading.time) else 0.0,
             "memory": reading.memory,
             "connections": reading.connections,

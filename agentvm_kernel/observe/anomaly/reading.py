@@ -25,6 +25,8 @@ class Reading(NamedTuple):
         executing: 1 while a cell runs in it.
         output: Bytes that its session's cells have put out.
         processes: Processes that were started in it: what the guest claims, or `UNTOLD`.
+        cpu_wanted: Share of the time in which its busiest thread had a CPU or waited for one, percent: what it had
+            says little where others want the CPU, too.
     """
 
     time: float
@@ -40,6 +42,7 @@ class Reading(NamedTuple):
     executing: float = 0.0
     output: float = 0.0
     processes: float = UNTOLD
+    cpu_wanted: float = 0.0
 
 
 class Contact(NamedTuple):
