@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from agentvm_kernel.anomalies import Action
-from agentvm_kernel.errors import AgentVMError, SnapshotError, VMEndedError
+from agentvm_kernel.errors import AgentVMError, VMEndedError
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import Ended, Resumed, SnapshotRequest
 from agentvm_kernel.vm.clone import VM
@@ -115,8 +115,8 @@ class Responses:
         )
         try:
             info = await self._supervisor.history.take(lease, request)
-        except SnapshotError as error:  # to stop it matters more
-            return f"stopped, and could not be kept: {error.message}"
+        except (AgentVMError, OSError) as error:  # to stop it matters more
+            return f"stopped, and could not be kept: {error}"
         return f"kept as the snapshot {info.id} ({label}), and stopped"
 
     async def _kill(self, lease: Lease, vm: VM, rule: str) -> str:
