@@ -171,9 +171,6 @@ async def test_a_slowed_vm_gives_way_whatever_it_wants_until_that_is_taken_back(
         assert done[1].startswith("limit 0.1 ")
         await ours.client.set_limits(ours.id, LimitsRequest(changes={"cpu": 1.5}))
         assert ours.machine.calls[before:] == done
-        for _ in range(10):
-            await ours.supervisor.turns.look()
-        assert ours.machine.calls[before:] == done
         assert await ours.client.resume(ours.lease.vm.id) == Resumed(was_paused=False, was_slowed=True)
         assert ours.machine.calls[-2].startswith("limit 1.5 ")
         assert ours.machine.calls[-1] == "take turns"
@@ -191,7 +188,6 @@ async def test_a_killed_vms_session_is_told_why(short_tmp: Path) -> None:
 
 async def test_a_response_that_fails_is_audited(short_tmp: Path) -> None:
     async with bed(short_tmp, "slow") as ours:
-        ours.machine.faults.add("give way")
         vm = ours.lease.vm
         await ours.look()
         ours.machine.traffic = DiskTraffic(0, 101)

@@ -1,30 +1,25 @@
-"""What computes in a real VM although no cell runs is found, audited, and told in the notebook."""
+"""What computes in a real VM although no cell runs is found, audited and told; the VM can be stopped for it."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.manager import KernelManager
+from kernel_client import Message, Notebook, notebook, wait_until
+from travel import ok, told, value
 from vms import environment_of, own_supervisor
 
-from agentvm_kernel import Session
 from agentvm_kernel.config import Paths
-from agentvm_kernel.supervisor.messages import VMInfo
-from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 pytestmark = pytest.mark.timeout(500)
 
-SECONDS = 120
-SHORT = """
+CONFIG = """
 [anomalies]
 warning = "{response}"
+
 [anomalies.rules.unattended-cpu]
 window = 5
 """
@@ -32,23 +27,44 @@ BURN = "import subprocess; burner = subprocess.Popen(['sh', '-c', 'while :; do :
 
 
 def audited(paths: Paths, event: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for file in sorted(paths.state.rglob("*.jsonl")):
-        entries = (json.loads(line) for line in file.read_text().splitlines())
-        found += [entry for entry in entries if entry.get("event") == event]
-    return found
+    files = sorted(paths.state.glob("audit*")) + sorted(paths.state.glob("audit/*"))
+    lines = [line for file in files if file.is_file() for line in file.read_text().splitlines()]
+    return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
 
 
 @contextmanager
-def kernel(paths: Paths, folder: Path) -> Iterator[BlockingKernelClient]:
-    manager = KernelManager(kernel_name="agentvm-test")
-    manager._kernel_spec = spec()
-    manager.start_kernel(cwd=str(folder), env={**environment(), **environment_of(paths)})
-    client = manager.blocking_client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=SECONDS)
-        yield client
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel()
+def burning(response: str) -> Iterator[tuple[Paths, Notebook, Message]]:
+    """A notebook whose VM computes behind its back, and the note that says so."""
+    with own_supervisor(CONFIG.format(response=response)) as paths, notebook(environment_of(paths)) as nb:
+        ok(nb, "1")
+        assert audited(paths, "anomaly_detected") == []
+        msg_id = nb.client.execute(BURN)
+        assert nb.finish(msg_id).status == "ok"
+        note = nb.wait_for("stream", lambda content: "Anomaly" in content["text"])
+        assert note["parent_header"]["msg_id"] == msg_id
+        yield paths, nb, note
+
+
+def test_a_burner_without_a_cell_is_audited_and_noted_under_its_cell() -> None:
+    with burning("note") as (paths, nb, note):
+        assert "unattended-cpu (warning): the VM computes without a rest" in note["content"]["text"]
+        (entry,) = audited(paths, "anomaly_detected")
+        assert (entry["kind"], entry["severity"], entry["response"]) == ("unattended-cpu", "warning", "note")
+        assert entry["value"] > 95
+        assert entry["vm"] in told(nb, "%vm")
+        assert audited(paths, "anomaly_response") == []
+        assert value(nb, "burner.poll()") is None
+
+
+def test_a_burner_is_kept_and_stopped_and_runs_on_when_told_to() -> None:
+    with burning("pause") as (paths, nb, _):
+        wait_until(lambda: bool(audited(paths, "anomaly_response")), "the VM to be stopped")
+        (entry,) = audited(paths, "anomaly_response")
+        assert entry["response"] == "pause"
+        nb.client.execute("answer = 6 * 7")
+        assert told(nb, "%vm resume") == "The VM runs on."
+        assert value(nb, "answer") == 42
+        (label,) = [word for word in entry["detail"].replace("(", " ").replace(")", " ").split() if "anomaly-" in word]
+        assert label in str(ok(nb, "%snapshots").messages)
+        assert [one["response"] for one in audited(paths, "anomaly_response")] == ["pause", "resume"]
+        assert value(nb, "burner.poll()") is None
