@@ -97,10 +97,13 @@ def _steps(chance: random.Random, seconds: Seconds) -> Iterator[Step]:
         contacts = []
         for at, host, port, verdict, length in sorted(second.contacts):
             number += 1
-            contact = Contact(time - 1 + at, number, host, port, "allowed" if verdict == "allowed" else "refused")
-            contacts.append(contact)
-            sums["allowed" if verdict == "allowed" else "refused"] += 1
-            open_until.append((contact.time + length, contact))
+            sums[verdict] += 1
+            contact = Contact(time - 1 + at, number, host, port, "allowed")
+            if verdict == "allowed":
+                contacts.append(contact)
+                open_until.append((contact.time + length, contact))
+            else:
+                contacts.append(contact._replace(verdict="refused", is_over=True))
         contacts += [contact._replace(is_over=True) for until, contact in open_until if until <= time]
         open_until = [one for one in open_until if one[0] > time]
         for name in ("sent", "received", "written", "space", "output", "processes"):

@@ -181,7 +181,7 @@ def record(name: str, scene: Scene) -> Trace:
             contacts = [
                 Contact(one.time - began, one.id, one.name or one.address, one.port, one.verdict, over, one.count)
                 for one in events
-                for over in ((False, True) if one.duration is not None else (False,))
+                for over in ((False, True) if one.verdict == "allowed" else (True,))
             ]
     return Trace(name, scene.kind, at if scene.is_attack else None, True, tuple(steps(stats, contacts, began, wanted)))
 

@@ -207,7 +207,7 @@ async def test_connections_are_looked_at_too(short_tmp: Path) -> None:
         ours.supervisor.networks._log.put(
             Connection(
                 id=1, time=1.0, session=ours.id, vm=vm, cell="", name="pool.minexmr.example", address="", port=443,
-                verdict="refused", rule="", reason="it is not allowed",
+                verdict="refused", rule="", reason="it is not allowed", duration=0.0,
             )
         )  # fmt: skip
         await within(lambda: any(one.contacts for one in ours.supervisor.anomalies._watched.values()))

@@ -15,7 +15,7 @@ from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import ConfigError
 from agentvm_kernel.observe.anomaly.detector import Anomaly, Detector
 from agentvm_kernel.observe.anomaly.judges import Deviation
-from agentvm_kernel.observe.anomaly.moment import Moment
+from agentvm_kernel.observe.anomaly.moment import Moment, Moments
 from agentvm_kernel.observe.anomaly.reading import Contact, Reading
 from agentvm_kernel.observe.anomaly.trace import Step, Trace
 
@@ -143,6 +143,18 @@ def test_a_scan_is_many_targets_not_many_attempts(by: str) -> None:
     assert look(only("port-scan"), scan(60, 2)) == []
 
 
+def test_a_connection_counts_once_whether_it_is_told_of_once_or_twice() -> None:
+    moments = Moments((), ())
+    opened = Contact(0.5, 1, "a.example", 443, "allowed")
+    refused = Contact(0.6, 2, "a.example", 443, "refused", is_over=True)
+    moments.take(Reading(0.0), ())
+    first = moments.take(Reading(1.0), (opened, refused))
+    second = moments.take(Reading(2.0), (opened._replace(is_over=True),))
+    assert first is not None
+    assert second is not None
+    assert (first.arrivals, second.arrivals) == ((opened, refused), ())
+
+
 def test_targets_that_are_allowed_are_no_scan() -> None:
     steps = [(Reading(float(now)), (Contact(now, now, f"h{now}.example", 443, "allowed"),)) for now in range(100)]
     assert look(only("port-scan"), steps) == []
@@ -202,8 +214,10 @@ def test_a_miners_host_is_told_even_if_it_is_refused() -> None:
 
 
 def test_what_is_unusual_is_found_only_once_it_is_known_what_is_usual() -> None:
+    at_once = only("unusual-refusals", window=1)
+    assert look(at_once, counting("refused", [*[0.0] * 50, 50.0])) == []
+    assert names(look(at_once, counting("refused", [*[0.0] * 60, 50.0]))) == ["unusual-refusals"]
     settings = only("unusual-refusals")
-    assert look(settings, counting("refused", [50.0] * 50)) == []
     quiet = [float(second % 2) for second in range(100)]
     (found,) = look(settings, counting("refused", [*quiet, *[20.0] * 30]))
     assert 105 <= found.time <= 112

@@ -78,7 +78,7 @@ class Moments:
             self._open[contact.id] = contact
             if len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
-        return not contact.is_over and known is None
+        return known is None  # what is refused is told only once, when it is over
 
     def _levels(self, reading: Reading) -> dict[str, float]:
         cpu = max(reading.cpu_percent, reading.cpu_wanted)

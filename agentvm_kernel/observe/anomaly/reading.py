@@ -46,7 +46,7 @@ class Reading(NamedTuple):
 
 
 class Contact(NamedTuple):
-    """A connection that a VM made or wanted to make: at its beginning, or at its end.
+    """A connection that a VM made or wanted to make: at its beginning and at its end; one that is refused only then.
 
     Attributes:
         time: When it began, on the clock of the readings.
