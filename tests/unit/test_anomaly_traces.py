@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agentvm_kernel.bench import anomalies
 from agentvm_kernel.bench.anomalies import SIGNS, Score, describe, detect, naive, run, score
 from agentvm_kernel.bench.traces import drawn, recorded, traces
 from agentvm_kernel.observe.anomaly.trace import Trace
@@ -33,7 +34,9 @@ def test_there_are_traces_of_all_kinds_and_real_ones_among_them(all_traces: list
 
 
 def test_drawn_traces_are_the_same_each_time() -> None:
-    assert [trace.steps[-1] for trace in drawn()] == [trace.steps[-1] for trace in drawn()]
+    first, second = (next(iter(drawn())) for _ in range(2))
+    assert first.steps == second.steps
+    assert next(iter(drawn("other "))).steps != first.steps
 
 
 @pytest.mark.parametrize("kind", SIGNS)
@@ -55,14 +58,17 @@ def test_fixed_thresholds_find_less(ours: Score, all_traces: list[Trace]) -> Non
     assert score(naive, all_traces).detection_rate < ours.detection_rate
 
 
-@pytest.mark.parametrize("salt", ["other ", "third "])
-def test_other_draws_are_judged_much_alike(salt: str) -> None:
-    result = score(detect, drawn(salt))
+def test_other_draws_are_judged_much_alike() -> None:
+    result = score(detect, drawn("other "))
     assert result.detection_rate >= 0.9, describe(result)
     assert result.false_rate() <= 0.5, describe(result)
 
 
-def test_the_benchmark_has_every_kind_beside_its_baseline() -> None:
+def test_the_benchmark_has_every_kind_beside_its_baseline(
+    all_traces: list[Trace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {trace.kind: trace for trace in all_traces if trace.hours < 0.2}
+    monkeypatch.setattr(anomalies, "traces", lambda: list(short.values()))
     figures = run(lambda _text, _done: None)
     shown = {figure.measured.name for figure in figures}
     assert {f"{kind}: found" for kind in SIGNS} <= shown

@@ -24,6 +24,12 @@ warning = "{response}"
 window = 5
 """
 BURN = "import subprocess; burner = subprocess.Popen(['sh', '-c', 'while :; do :; done'])"
+SCAN = """
+import socket
+for port in range(1, 60):
+    try: socket.create_connection(("victim.example", port), timeout=5).close()
+    except OSError: pass
+"""
 
 
 def audited(paths: Paths, event: str) -> list[dict[str, Any]]:
@@ -68,3 +74,12 @@ def test_a_burner_is_kept_and_stopped_and_runs_on_when_told_to() -> None:
         assert label in str(ok(nb, "%snapshots").messages)
         assert [one["response"] for one in audited(paths, "anomaly_response")] == ["pause", "resume"]
         assert value(nb, "burner.poll()") is None
+
+
+def test_a_scan_by_a_cell_is_noted_under_it() -> None:
+    with own_supervisor() as paths, notebook(environment_of(paths)) as nb:
+        msg_id = nb.client.execute(SCAN)
+        note = nb.wait_for("stream", lambda content: "Anomaly port-scan (critical)" in content["text"])
+        assert note["parent_header"]["msg_id"] == msg_id
+        (entry,) = audited(paths, "anomaly_detected")
+        assert (entry["kind"], entry["response"]) == ("port-scan", "note")
