@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Final
 
 from agentvm_kernel.bench import (
     Benchmark,
@@ -22,6 +24,27 @@ from agentvm_kernel.bench import (
 )
 from agentvm_kernel.bench.bed import Say, Wanted
 from agentvm_kernel.bench.figures import Figure
+
+Measure = Callable[[Wanted, Say], list[Figure]]
+
+
+def _awaited(measure: Callable[[Wanted, Say], Coroutine[None, None, list[Figure]]]) -> Measure:
+    return lambda wanted, say: asyncio.run(measure(wanted, say))
+
+
+_MEASURES: Final[tuple[tuple[Benchmark, Measure], ...]] = (
+    (Benchmark.KERNEL, kernel.run),
+    (Benchmark.CLONE, _awaited(clone.run)),
+    (Benchmark.SNAPSHOT, _awaited(history.run_snapshot)),
+    (Benchmark.ROLLBACK, _awaited(history.run_rollback)),
+    (Benchmark.FORK, _awaited(fork.run)),
+    (Benchmark.TIMETRAVEL, timetravel.run),
+    (Benchmark.POOL, _awaited(pool.run)),
+    (Benchmark.POOL, neighbours.run),
+    (Benchmark.EGRESS, _awaited(egress.run)),
+    (Benchmark.SAMPLING, _awaited(sampling.run)),
+    (Benchmark.ANOMALIES, lambda _wanted, say: anomalies.run(say)),
+)
 
 
 @dataclass(frozen=True)
@@ -54,28 +77,8 @@ def run(name: Benchmark | None, wanted: Wanted, say: Say) -> Result:
     # Being told to end must not leave VMs behind.
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        figures = []
-        if name in {None, Benchmark.KERNEL}:
-            figures += kernel.run(wanted, say)
-        if name in {None, Benchmark.CLONE}:
-            figures += asyncio.run(clone.run(wanted, say))
-        if name in {None, Benchmark.SNAPSHOT}:
-            figures += asyncio.run(history.run_snapshot(wanted, say))
-        if name in {None, Benchmark.ROLLBACK}:
-            figures += asyncio.run(history.run_rollback(wanted, say))
-        if name in {None, Benchmark.FORK}:
-            figures += asyncio.run(fork.run(wanted, say))
-        if name in {None, Benchmark.TIMETRAVEL}:
-            figures += timetravel.run(wanted, say)
-        if name in {None, Benchmark.POOL}:
-            figures += asyncio.run(pool.run(wanted, say))
-            figures += neighbours.run(wanted, say)
-        if name in {None, Benchmark.EGRESS}:
-            figures += asyncio.run(egress.run(wanted, say))
-        if name in {None, Benchmark.SAMPLING}:
-            figures += asyncio.run(sampling.run(wanted, say))
-        if name in {None, Benchmark.ANOMALIES}:
-            figures += anomalies.run(say)
+        chosen = [measure for kind, measure in _MEASURES if name in {None, kind}]
+        figures = [figure for measure in chosen for figure in measure(wanted, say)]
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return Result(figures, wanted, (before, os.getloadavg()[0]))
