@@ -30,8 +30,6 @@ class _Watched:
     def __init__(self, settings: AnomalySettings) -> None:
         self.detector = Detector(settings)
         self.contacts: deque[Contact] = deque(maxlen=_WAITING)
-        self.output = 0.0
-        """What its lease had put out when the VM was first looked at."""
 
 
 class Anomalies:
@@ -92,17 +90,14 @@ class Anomalies:
         for one in present(self._supervisor):
             if one.lease is None or one.state == "resting":
                 continue
-            watched = known.get(one.machine)
-            if watched is None:
-                watched = _Watched(self._settings)
-                watched.output = one.lease.output
+            watched = known.get(one.machine) or _Watched(self._settings)
             self._watched[one.machine] = self._by_id[one.id] = watched
             sample = latest.get(one.id)
             if sample is not None and not self.responses.is_paused(one.machine):
                 contacts = tuple(watched.contacts)
                 watched.contacts.clear()
                 reading = _reading(sample)._replace(
-                    output=one.lease.output - watched.output if one.state == "leased" else 0.0,
+                    output=one.lease.output if one.state == "leased" else 0.0,
                     cpu_wanted=100 * self._supervisor.turns.wanted(one.vm) if one.vm is not None else 0.0,
                 )
                 for anomaly in watched.detector.look(reading, contacts):

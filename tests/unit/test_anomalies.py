@@ -34,13 +34,12 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotRequest,
 )
 from agentvm_kernel.supervisor.network_messages import CellRequest
-from agentvm_kernel.vm.hypervisor import DiskTraffic
 
 OWN = RuleChange(
-    kind="sum", metric="disk_written", threshold=100, window=60, severity="critical", description="writes a lot"
+    kind="sum", metric="network_sent", threshold=100, window=60, severity="critical", description="sends a lot"
 )
 SEEN = Noticed(
-    vm="vm-1", run=1, rule="own", severity="critical", text="writes a lot", value=123.456, threshold=100,
+    vm="vm-1", run=1, rule="own", severity="critical", text="sends a lot", value=123.456, threshold=100,
     response="note",
 )  # fmt: skip
 
@@ -68,10 +67,14 @@ class Bed:
         self.supervisor.anomalies.look()
         await self.supervisor.anomalies.responses.settled()
 
-    async def write(self, amount: int) -> None:
-        """Let the guest write something between two looks."""
+    def account(self, amount: int) -> None:
+        """Let the guest have sent something."""
+        self.lease.network._accesses[self.lease.vm].account(None, amount, 0)
+
+    async def send(self, amount: int) -> None:
+        """Let the guest send something between two looks."""
         await self.look()
-        self.machine.traffic = DiskTraffic(0, self.machine.traffic.written + amount)
+        self.account(amount)
         await self.look()
 
     def audited(self, event: str) -> list[dict[str, Any]]:
@@ -110,11 +113,11 @@ def _store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_an_anomaly_is_audited_and_told_once(short_tmp: Path) -> None:
     async with bed(short_tmp) as ours:
-        await ours.client.set_cell(ours.id, CellRequest(cell=Cell(run=7, code="write()")))
-        await ours.write(99)
+        await ours.client.set_cell(ours.id, CellRequest(cell=Cell(run=7, code="send()")))
+        await ours.send(99)
         assert ours.audited("anomaly_detected") == []
         for _ in range(3):
-            await ours.write(101)
+            await ours.send(101)
         (entry,) = ours.audited("anomaly_detected")
         assert (entry["vm"], entry["lease"], entry["kind"]) == (ours.lease.vm.id, ours.id, "own")
         assert (entry["severity"], entry["value"], entry["response"]) == ("critical", 200, "note")
@@ -127,7 +130,7 @@ async def test_an_anomaly_is_audited_and_told_once(short_tmp: Path) -> None:
 
 async def test_what_is_only_audited_is_not_told(short_tmp: Path) -> None:
     async with bed(short_tmp, "audit") as ours:
-        await ours.write(101)
+        await ours.send(101)
         assert [entry["response"] for entry in ours.audited("anomaly_detected")] == ["audit"]
         await ours.supervisor.operator.kill(ours.lease.vm.id)
         assert isinstance(await ours.told(), Ended)
@@ -135,7 +138,7 @@ async def test_what_is_only_audited_is_not_told(short_tmp: Path) -> None:
 
 async def test_a_pause_keeps_the_vm_and_is_taken_back(short_tmp: Path) -> None:
     async with bed(short_tmp, "pause") as ours:
-        await ours.write(101)
+        await ours.send(101)
         assert ours.machine.calls[-1] == "pause"
         (kept,) = (await ours.client.snapshots(ours.id)).snapshots
         assert kept.label.startswith("anomaly-own-")
@@ -157,7 +160,7 @@ async def test_a_pause_keeps_the_vm_and_is_taken_back(short_tmp: Path) -> None:
 async def test_what_cannot_be_kept_is_stopped_all_the_same(short_tmp: Path) -> None:
     async with bed(short_tmp, "pause") as ours:
         ours.machine.faults.add("save")
-        await ours.write(101)
+        await ours.send(101)
         assert ours.machine.calls[-1] == "pause"
         assert "could not be kept" in ours.audited("anomaly_response")[0]["detail"]
 
@@ -165,7 +168,7 @@ async def test_what_cannot_be_kept_is_stopped_all_the_same(short_tmp: Path) -> N
 async def test_a_slowed_vm_gives_way_whatever_it_wants_until_that_is_taken_back(short_tmp: Path) -> None:
     async with bed(short_tmp, "slow") as ours:
         before = len(ours.machine.calls)
-        await ours.write(101)
+        await ours.send(101)
         done = ours.machine.calls[before:]
         assert [call.split()[0] for call in done] == ["give", "limit"]
         assert done[1].startswith("limit 0.1 ")
@@ -178,7 +181,7 @@ async def test_a_slowed_vm_gives_way_whatever_it_wants_until_that_is_taken_back(
 
 async def test_a_killed_vms_session_is_told_why(short_tmp: Path) -> None:
     async with bed(short_tmp, "kill") as ours:
-        await ours.write(101)
+        await ours.send(101)
         assert isinstance(await ours.told(), Noticed)
         ended = await ours.told()
         assert isinstance(ended, Ended)
@@ -190,7 +193,7 @@ async def test_a_response_that_fails_is_audited(short_tmp: Path) -> None:
     async with bed(short_tmp, "slow") as ours:
         vm = ours.lease.vm
         await ours.look()
-        ours.machine.traffic = DiskTraffic(0, 101)
+        ours.account(101)
         await ours.supervisor.stats.sampler.look()
         ours.supervisor.anomalies.look()
         await ours.machine.end()
@@ -218,7 +221,7 @@ async def test_connections_are_looked_at_too(short_tmp: Path) -> None:
 async def test_other_rules_hold_once_the_configuration_is_read_again(short_tmp: Path) -> None:
     async with bed(short_tmp) as ours:
         ours.supervisor.anomalies.configure(AnomalySettings(enabled=False))
-        await ours.write(101)
+        await ours.send(101)
         assert ours.audited("anomaly_detected") == []
 
 
@@ -239,7 +242,7 @@ async def test_output_counts_from_when_the_vm_is_looked_at(short_tmp: Path) -> N
 async def test_a_note_stands_under_the_running_cell(tmp_path: Path) -> None:
     async with running(tmp_path) as kernel, kernel.client() as client:
         guest = await kernel.guest()
-        msg_id = client.execute("write()")
+        msg_id = client.execute("send()")
         asked = await guest.asked()
         guest.begin(asked)
         await within(kernel.router._table.current)
@@ -249,7 +252,7 @@ async def test_a_note_stands_under_the_running_cell(tmp_path: Path) -> None:
         assert message["parent_header"]["msg_id"] == msg_id
         assert message["content"] == {
             "name": "stderr",
-            "text": "Anomaly own (critical): the VM writes a lot: 123.5, threshold 100.\n",
+            "text": "Anomaly own (critical): the VM sends a lot: 123.5, threshold 100.\n",
         }
         guest.finish(asked)
         assert "idle" in types(await outputs(client, msg_id))
@@ -271,7 +274,7 @@ async def test_vm_resume_asks_for_the_notebooks_vm_even_while_a_cell_runs(
     async with running(tmp_path, supervisor) as kernel, kernel.client() as client:
         guest = await kernel.guest()
         if is_busy:
-            client.execute("write()")
+            client.execute("send()")
             await guest.asked()
         msg_id = client.execute("%vm resume")
         while (message := await client.get_iopub_msg(timeout=20))["msg_type"] != "display_data":
@@ -284,7 +287,7 @@ async def test_vm_resume_asks_for_the_notebooks_vm_even_while_a_cell_runs(
 def test_a_note_marks_what_is_claimed_and_cannot_steer_a_terminal() -> None:
     claimed = SEEN.model_copy(update={"claimed": True, "about": "\x1b[31mhost", "response": "pause"})
     text = noticed(claimed)
-    assert "the VM, by its own account, writes" in text
+    assert "the VM, by its own account, sends" in text
     assert "\x1b" not in text
     assert "%vm resume" in text
     assert text.count("\n") == 1
