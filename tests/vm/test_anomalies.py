@@ -13,6 +13,7 @@ from travel import ok, told, value
 from vms import environment_of, own_supervisor
 
 from agentvm_kernel.config import Paths
+from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -83,3 +84,15 @@ def test_a_scan_by_a_cell_is_noted_under_it() -> None:
         assert note["parent_header"]["msg_id"] == msg_id
         (entry,) = audited(paths, "anomaly_detected")
         assert (entry["kind"], entry["response"]) == ("port-scan", "note")
+
+
+def test_a_burner_is_slowed_down_until_that_is_taken_back() -> None:
+    with burning("slow") as (paths, nb, _):
+        wait_until(lambda: bool(audited(paths, "anomaly_response")), "the VM to be slowed down")
+        (entry,) = audited(paths, "anomaly_response")
+        assert (entry["response"], entry["detail"].startswith("goes behind")) == ("slow", True)
+        with SyncSupervisorClient(paths, start=False) as client:
+            assert client.resume(entry["vm"]).was_slowed
+            assert not client.resume(entry["vm"]).was_slowed
+        assert value(nb, "burner.poll()") is None
+        assert [one["response"] for one in audited(paths, "anomaly_response")] == ["slow", "resume"]
