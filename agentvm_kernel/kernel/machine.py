@@ -335,6 +335,7 @@ class Machine:
                     try:
                         granted = await self._serve(Tenure(supervisor, granted.lease, link), granted, lost)
                     finally:
+                        await self.network.said()
                         await link.close()
 
     def _noticed(self, event: Noticed) -> None:

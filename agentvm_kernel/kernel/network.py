@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("agentvm.network")
 
 _NAMED: Final = 5
+_LAST_WORDS: Final = 1.0
 
 
 class NotebookNetwork:
@@ -112,6 +113,12 @@ class NotebookNetwork:
             output: Bytes so far.
         """
         self._say(output=output)
+
+    async def said(self) -> None:
+        """Wait until what was said has arrived, but not for long: who goes away must not leave a request behind."""
+        if self._teller is not None:
+            await asyncio.wait([self._teller], timeout=_LAST_WORDS)
+            self._teller.cancel()
 
     def _say(self, **changes: object) -> None:
         self._running = self._running.model_copy(update=changes)
