@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from agentvm_kernel.anomalies import AnomalySettings
 from agentvm_kernel.errors import ConfigError
 from agentvm_kernel.firewall.context import Mode
 from agentvm_kernel.firewall.policy import Policy
@@ -318,6 +319,7 @@ class Settings(BaseModel):
         output: What of their output is let through.
         audit: The audit log.
         metrics: Measuring, and metrics for Prometheus.
+        anomalies: What is unusual in a VM, and what is done then.
         profiles: The user's own profiles, by name, beside the built-in ones.
     """
 
@@ -338,6 +340,7 @@ class Settings(BaseModel):
     output: Output = Output()
     audit: Audit = Audit()
     metrics: MetricsSettings = MetricsSettings()
+    anomalies: AnomalySettings = AnomalySettings()
     profiles: dict[Name, Profile] = {}
 
     def find_profile(self, name: str) -> tuple[str, Profile]:
@@ -398,7 +401,7 @@ def read_configuration(paths: Paths) -> Loaded:
     values |= {key: os.environ[name] for key, name in variables.items()}
     try:
         settings = Settings.model_validate(values)
-        wrong = _unknown_profile(settings)
+        wrong = _unknown_profile(settings) + settings.anomalies.incomplete()
     except ValidationError as error:
         wrong = problems(error, Settings)
     origins = {path: f"{paths.config}:{line}" for path, line in lines_of(text).items()}

@@ -9,6 +9,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from agentvm_kernel.anomalies import AnomalySettings, RuleChange, shipped
 from agentvm_kernel.config import Audit, MetricsSettings, Network, Output, Pool, Settings, SnapshotSettings
 from agentvm_kernel.profiles import PROFILES, Profile
 from agentvm_kernel.validation import field, valid
@@ -21,16 +22,20 @@ _SECTIONS: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("output", Output),
     ("audit", Audit),
     ("metrics", MetricsSettings),
+    ("anomalies", AnomalySettings),
+    ("anomalies.rules.NAME", RuleChange),
     ("profiles.NAME", Profile),
 )
-_TABLES: Final = frozenset({"pool", "snapshots", "network", "output", "audit", "metrics", "profiles"})
+_TABLES: Final = frozenset(
+    {"pool", "snapshots", "network", "output", "audit", "metrics", "anomalies", "rules", "profiles"}
+)
 _ENTRY: Final = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def reference() -> str:
-    """Return the tables: every setting, what is valid, its default, what it means; and the built-in profiles."""
+    """Return the tables: every setting, what is valid, its default, what it means; built-in rules and profiles."""
     parts = [_table(name, model) for name, model in _SECTIONS]
-    return "\n\n".join([*parts, _profiles()]) + "\n"
+    return "\n\n".join([*parts, _rules(), _profiles()]) + "\n"
 
 
 def _table(name: str, model: type[BaseModel]) -> str:
@@ -43,6 +48,18 @@ def _table(name: str, model: type[BaseModel]) -> str:
         words = valid(field(schema, (key,))).replace("|", "\\|")
         default = "must be given" if about.is_required() else _shown(about.default)
         lines.append(f"| `{key}` | {words} | {default} | {meanings[key]} |")
+    return "\n".join(lines)
+
+
+def _rules() -> str:
+    lines = [
+        "### Built-in rules about anomalies", "",
+        "| rule | severity | kind | metric | threshold | window | what it means |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for rule in shipped():
+        values = (rule.severity, rule.kind, f"`{rule.metric}`", f"{rule.threshold:g}", f"{rule.window:g} s")
+        lines.append(f"| {rule.name} | {' | '.join(values)} | {rule.description} |")
     return "\n".join(lines)
 
 

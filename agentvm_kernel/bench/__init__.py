@@ -16,3 +16,4 @@ class Benchmark(enum.StrEnum):
     EGRESS = "egress"
     FIREWALL = "firewall"
     SAMPLING = "sampling"
+    ANOMALIES = "anomalies"

@@ -11,6 +11,7 @@ from typing import Final
 
 from agentvm_kernel.bench import (
     Benchmark,
+    anomalies,
     clone,
     egress,
     firewall,
@@ -44,6 +45,7 @@ _MEASURES: Final[tuple[tuple[Benchmark, Measure], ...]] = (
     (Benchmark.EGRESS, _awaited(egress.run)),
     (Benchmark.FIREWALL, firewall.run),
     (Benchmark.SAMPLING, _awaited(sampling.run)),
+    (Benchmark.ANOMALIES, lambda _wanted, say: anomalies.run(say)),
 )
 
 

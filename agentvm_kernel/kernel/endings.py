@@ -9,7 +9,7 @@ from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, ProofError, ProtocolError, SupervisorError, VMEndedError
 from agentvm_kernel.supervisor.client import Lease
-from agentvm_kernel.supervisor.messages import Blocked, Ended, Leaving, SnapshotInfo
+from agentvm_kernel.supervisor.messages import Blocked, Ended, Leaving, Noticed, SnapshotInfo
 
 _BETTER_REASON: Final = 2.0
 """Seconds to wait, after the link broke, for the supervisor to say why."""
@@ -45,6 +45,7 @@ async def lease_end(
     lease: Lease,
     keep: Callable[[float], Coroutine[object, object, SnapshotInfo]] | None = None,
     on_blocked: Callable[[Blocked], None] = lambda _: None,
+    on_noticed: Callable[[Noticed], None] = lambda _: None,
 ) -> AgentVMError:
     """Return why the lease ended, or is to end, once that is so.
 
@@ -52,8 +53,11 @@ async def lease_end(
         lease: The lease.
         keep: Snapshots the VM, within so many seconds, when the supervisor is about to leave.
         on_blocked: Called with each connection that was refused.
+        on_noticed: Called with each anomaly.
     """
     async for event in lease:
+        if isinstance(event, Noticed):
+            on_noticed(event)
         if isinstance(event, Blocked):
             on_blocked(event)
         if isinstance(event, Ended):

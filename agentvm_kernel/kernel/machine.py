@@ -24,8 +24,10 @@ from agentvm_kernel.supervisor.messages import (
     Granted,
     LeaseRequest,
     LimitsRequest,
+    Noticed,
     Progress,
     Replaced,
+    Resumed,
     RollbackPlan,
     SnapshotInfo,
     SnapshotRequest,
@@ -67,6 +69,7 @@ class Machine:
         limits: What holds in the notebook.
         firewall: Cleans what the guest puts out.
         network: What the notebook's VM may reach.
+        on_noticed: Called with each anomaly in the VM; whoever shows them sets it.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Machine:
         self.limits = HeldLimits()
         self.firewall = Firewall(policy)
         self.network = NotebookNetwork(self._present)
+        self.on_noticed: Callable[[Noticed], None] = lambda _: None
         self._request = request
         self._supervisor = supervisor
         self._task: asyncio.Task[None] | None = None
@@ -176,6 +180,13 @@ class Machine:
     async def enforced_by(self) -> dict[str, str]:
         """Return who enforces which limit on this host, as the supervisor knows it; see `vm.limits.enforced_by`."""
         return (await self._present().supervisor.status()).enforced_by
+
+    async def resume(self) -> Resumed:
+        """Let the VM run on, if it was slowed down or stopped because of an anomaly."""
+        tenure = self._present()
+        if self.guest is None:
+            raise VMEndedError("There is no VM.")
+        return await tenure.supervisor.resume(self.guest.granted.vm)
 
     async def snapshot(self, request: SnapshotRequest) -> SnapshotInfo:
         """Take a snapshot.
@@ -327,13 +338,16 @@ class Machine:
             if changes := self.limits.changes:
                 self.limits.now = await supervisor.set_limits(granted.lease, _limits_request(changes))
             self.stage, self.done = "connecting to the virtual machine", None
-            async with watched(lease_end(lease, self._keep, self.network.blocked)) as (lost,):
+            async with watched(lease_end(lease, self._keep, self.network.blocked, self._noticed)) as (lost,):
                 while True:
                     link = await self.connect(granted.link, key=bytes.fromhex(granted.key), epoch=granted.epoch)
                     try:
                         granted = await self._serve(Tenure(supervisor, granted.lease, link), granted, lost)
                     finally:
                         await link.close()
+
+    def _noticed(self, event: Noticed) -> None:
+        self.on_noticed(event)
 
     async def _keep(self, seconds: float) -> SnapshotInfo:
         """Snapshot the VM because the supervisor is about to leave."""

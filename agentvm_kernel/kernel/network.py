@@ -139,8 +139,16 @@ class NotebookNetwork:
             self._unsaid += 1
         else:
             self._reports.append(execution)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_SOON, self._wake)
+        self._soon()
+
+    def put_out(self, output: int) -> None:
+        """Tell the supervisor, soon, how much the cells have put out.
+
+        Args:
+            output: Bytes so far.
+        """
+        self._running = self._running.model_copy(update={"output": output})
+        self._soon()
 
     async def told(self) -> None:
         """Wait until the supervisor knows all, but not for long. Called before the VM is given back."""
@@ -148,6 +156,10 @@ class NotebookNetwork:
             self._wake()
         if self._teller is not None:
             await asyncio.wait([self._teller], timeout=_PATIENCE)
+
+    def _soon(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SOON, self._wake)
 
     def _wake(self) -> None:
         if self._timer is not None:
@@ -202,15 +214,15 @@ class NotebookNetwork:
             return
         if self._teller is not None:
             await asyncio.wait([self._teller])
-        request = CellRequest(cell=cell, allow=tuple(hosts))
+        request = self._running.model_copy(update={"cell": cell, "allow": tuple(hosts)})
         tenure = self._tenure()
         await tenure.supervisor.set_cell(tenure.lease, request)
         self._running = request
         try:
             yield
         finally:
-            self._running = CellRequest(cell=cell)
-            self.running(cell)
+            self._running = self._running.model_copy(update={"allow": ()})
+            self._wake()
             if self._teller is not None:
                 await asyncio.wait([self._teller])  # before the next cell begins
 

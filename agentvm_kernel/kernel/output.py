@@ -13,6 +13,9 @@ from agentvm_kernel.kernel.requests import Request
 from agentvm_kernel.kernel.wire import GuestMessage
 
 _MIB: Final = 1 << 20
+_TOLD: Final = 1 << 20
+"""Bytes of output after which the total is told again."""
+
 _MESSAGE: Final = 512
 """Bytes that a message counts besides what is in it: a flood of small ones costs, too."""
 
@@ -44,9 +47,14 @@ class OutputGate:
     Args:
         limits: What holds.
         clock: Seconds, by which the rate is measured.
+
+    Attributes:
+        on_output: Told now and then how many bytes the guest has put out so far.
     """
 
     def __init__(self, limits: HeldLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.on_output: Callable[[int], None] = lambda _: None
+        self._total = 0
         self._limits = limits
         self._clock = clock
         self._nobody = 0
@@ -66,6 +74,7 @@ class OutputGate:
         """
         most = self._limits.now.output_mib * _MIB
         size = _size(message)
+        self._count(size)
         if request is None:
             self._nobody += size
             return Verdict.SHOWN if self._nobody <= most else Verdict.LEFT_OUT
@@ -78,6 +87,11 @@ class OutputGate:
             return Verdict.SHOWN
         request.cut = True
         return Verdict.LAST
+
+    def _count(self, size: int) -> None:
+        before, self._total = self._total, self._total + size
+        if before // _TOLD != self._total // _TOLD:
+            self.on_output(self._total)
 
     async def pace(self, request: Request | None, message: GuestMessage) -> None:
         """Return when the next message may be read; a second's worth passes at once after a rest.

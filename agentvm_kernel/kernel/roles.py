@@ -19,6 +19,7 @@ from agentvm_kernel.supervisor.messages import (
     LeaseRequest,
     LimitsRequest,
     Replaced,
+    Resumed,
     RollbackPlan,
     SnapshotInfo,
     SnapshotRequest,
@@ -51,6 +52,9 @@ class Supervisor(ForkSupervisor, Protocol):
 
     async def adopt(self, lease: str, fork: int) -> Replaced:
         """Put a fork in the VM's place."""
+
+    async def resume(self, vm: str) -> Resumed:
+        """Let a VM run on."""
 
     async def set_limits(self, lease: str, request: LimitsRequest) -> Limits:
         """Change limits, for the VM and for those that take its place."""

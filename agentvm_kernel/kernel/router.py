@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, FreshVMError, LinkError, VMEndedError
+from agentvm_kernel.kernel.anomaly import noticed
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.deadline import Watchdog
 from agentvm_kernel.kernel.debugging import Debugging
@@ -29,7 +30,7 @@ from agentvm_kernel.kernel.requests import NO_REPLY, Request, RequestTable
 from agentvm_kernel.kernel.sockets import Sockets
 from agentvm_kernel.kernel.timeline import Timeline
 from agentvm_kernel.kernel.wire import ClientMessage, encode
-from agentvm_kernel.supervisor.messages import Blocked, SnapshotInfo, SnapshotRequest
+from agentvm_kernel.supervisor.messages import Blocked, Noticed, SnapshotInfo, SnapshotRequest
 
 log = logging.getLogger("agentvm.router")
 
@@ -69,6 +70,8 @@ class Router:
         machine.watcher = self
         machine.network.on_blocked = self._blocked
         machine.firewall.is_host_code = lambda code: magics.find(code) is not None or is_directed(code)
+        machine.on_noticed = self._noticed
+        self._gate.on_output = machine.network.put_out
 
     async def run(self) -> None:
         """Serve until a shutdown request was answered, or `stop` was called."""
@@ -415,6 +418,13 @@ class Router:
             request.blocked.append(event)
             if request.idle:
                 self._spawn(self._answers.tell_blocked(request))
+
+    def _noticed(self, event: Noticed) -> None:
+        """Tell a cell of an anomaly, at once; without one that is known, it is in the audit log alone."""
+        request = self._table.of_run(event.run)
+        if request is not None and not request.silent:
+            content: dict[str, object] = {"name": "stderr", "text": noticed(event)}
+            self._spawn(self._answers.publish("stream", content, request))
 
     def _place(self) -> dict[str, str]:
         guest = self._machine.guest

@@ -67,7 +67,8 @@ class BoundMagic:
     @property
     def at_once(self) -> bool:
         """Whether it is carried out while a cell runs, instead of behind it."""
-        return self.call.name == "snapshot" and "--now" in self.call.words
+        name, words = self.call.name, self.call.words
+        return (name == "snapshot" and "--now" in words) or (name == "vm" and words == ("resume",))
 
     @property
     def discards(self) -> bool:

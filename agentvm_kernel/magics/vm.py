@@ -20,7 +20,7 @@ from agentvm_kernel.profiles import PROFILES
 from agentvm_kernel.supervisor.network_messages import NetworkInfo
 from agentvm_kernel.vm.layers import examine
 
-HELP = """%vm [status | security | profile [NAME] | restart | stop]
+HELP = """%vm [status | security | profile [NAME] | restart | resume | stop]
 
 The virtual machine in which this notebook's cells run.
 
@@ -29,13 +29,15 @@ The virtual machine in which this notebook's cells run.
   %vm profile       show the profiles: what a machine of each has
   %vm profile NAME  throw the VM away, with all that it has in memory and on disk, and start with one of that profile
   %vm restart       throw the VM away and start with a fresh one
+  %vm resume        let the VM run on, if it was slowed down or stopped because of an anomaly; at once, also while a
+                    cell runs
   %vm stop          give the VM back, or stop waiting for one; snapshots stay
 
 Example:
 
   %vm profile intensive"""
 
-_VALID: Final = "%vm status, %vm security, %vm profile, %vm profile NAME, %vm restart and %vm stop"
+_VALID: Final = "%vm status, %vm security, %vm profile, %vm profile NAME, %vm restart, %vm resume and %vm stop"
 _LAYERS: Final = ("layer", "active", "found")
 _PROFILES: Final = ("profile", "vCPU", "memory", "disk", "network", "cell deadline", "")
 
@@ -59,12 +61,17 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
             return show.table(_PROFILES, _profiles(machine))
         case ("profile", name):
             return await _change_profile(machine, name)
-        case ("restart",):
-            return await _restart(machine)
-        case ("stop",):
-            return await _stop(machine)
+        case ("restart" | "resume" | "stop" as step,):
+            return await {"restart": _restart, "resume": _resume, "stop": _stop}[step](machine)
         case _:
             raise call.wrong(_VALID)
+
+
+async def _resume(machine: Machine) -> Mapping[str, str]:
+    done = await machine.resume()
+    if not done.was_paused and not done.was_slowed:
+        return {"text/plain": "The VM was neither stopped nor slowed down."}
+    return {"text/plain": f"The VM runs on{', at full speed' if done.was_slowed else ''}."}
 
 
 async def _stop(machine: Machine) -> Mapping[str, str]:

@@ -341,12 +341,39 @@ class AnomalyDetected(OfLease):
     """Something unusual was seen.
 
     Attributes:
-        kind: What kind of thing.
-        detail: More of it.
+        kind: Name of the rule.
+        severity: How bad that is, as the rule says.
+        value: What was seen.
+        threshold: From what on it is unusual.
+        is_claimed: Whether the guest itself said so.
+        about: What it is about, such as a host, as the guest named it.
+        response: What is done.
+        detail: What the rule is for.
     """
 
     event: Literal["anomaly_detected"] = "anomaly_detected"
     kind: Text
+    severity: Text
+    value: float
+    threshold: float
+    is_claimed: bool = False
+    about: Claimed = Claimed()
+    response: Text
+    detail: Text = ""
+
+
+class AnomalyResponse(OfLease):
+    """Something was done about it, or taken back.
+
+    Attributes:
+        kind: Name of the rule; empty where it was taken back.
+        response: What was done.
+        detail: What came of it.
+    """
+
+    event: Literal["anomaly_response"] = "anomaly_response"
+    kind: Text = ""
+    response: Text
     detail: Text = ""
 
 
@@ -492,6 +519,7 @@ AnyEvent = Annotated[
     | ConnectionsLeftOut
     | LinkRefused
     | AnomalyDetected
+    | AnomalyResponse
     | ImageUpdated
     | ConfigurationChanged
     | SupervisorStarted

@@ -26,6 +26,7 @@ from agentvm_kernel.supervisor.messages import (
     Message,
     PoolInfo,
     Replaced,
+    Resumed,
     RollbackPlan,
     RollbackRequest,
     SnapshotInfo,
@@ -102,6 +103,14 @@ class SupervisorClient:
             vm: Its id.
         """
         await read_body(await self._request("DELETE", f"/v1/vms/{quote(vm, safe='')}", patient=True))
+
+    async def resume(self, vm: str) -> Resumed:
+        """Let a VM run on that was slowed down or stopped because of an anomaly.
+
+        Args:
+            vm: Its id.
+        """
+        return await self._ask(Resumed, "POST", f"/v1/vms/{quote(vm, safe='')}/resume")
 
     async def pool(self) -> PoolInfo:
         """Return what is kept ready, and who waits."""

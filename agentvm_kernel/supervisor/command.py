@@ -103,6 +103,18 @@ def kill(vms: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of 
     raise typer.Exit(int(failed))
 
 
+@vm_app.command()
+def resume(vm: _Vm) -> None:
+    """Let a VM run on that was slowed down or stopped because of an anomaly."""
+    with _client() as client:
+        found = _find(client.vms().vms, vm)
+        done = client.resume(found.id)
+    if done.was_paused or done.was_slowed:
+        _out.print(Text(plain(f"{found.id} runs on{', at full speed' if done.was_slowed else ''}.")))
+    else:
+        _out.print(Text(plain(f"{found.id} was neither stopped nor slowed down.")))
+
+
 @pool_app.command("list")
 def list_stocks(as_json: _Json = False) -> None:
     """List what is kept ready, of each snapshot."""

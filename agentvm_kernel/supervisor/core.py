@@ -31,6 +31,7 @@ from agentvm_kernel.profiles import Limits, changed
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.supervisor.admission import Admission, Slot
+from agentvm_kernel.supervisor.anomalies import Anomalies
 from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.budget import Budget
 from agentvm_kernel.supervisor.catalogue import Catalogue
@@ -127,22 +128,25 @@ class Supervisor:
         self.admission = Admission(self.settings.max_vms, self.pool.room)
         self.networks.open()
         self.pool.start()
-        self._turns = Turns(lambda: self.pool.leased)
-        self._turns.start()
+        self.turns = Turns(lambda: self.pool.leased)
+        self.turns.start()
         complete = self.settings.snapshots.complete
         self.bases = Bases(self.paths.state / "memory", self.pool, self._hypervisor.owner, complete)
         self.history = History(self.store, Capturer(self._hypervisor.owner), self.bases, self.audit, self.metrics)
         self.stats = Stats(self)
         self.stats.start()
+        self.anomalies = Anomalies(self)
+        self.anomalies.start()
         self.exposition = Exposition(self.metrics.exposition)
         await self.exposition.listen(self.settings.metrics.listen)
 
     async def close(self) -> None:
         """End every VM and disconnect."""
         await self.exposition.close()
+        await self.anomalies.close()
         await self.stats.close()
         await self.admission.close()
-        await self._turns.close()
+        await self.turns.close()
         await self._catalogue.close()
         await asyncio.gather(*(self._end(lease) for lease in list(self.leases.values())))
         await asyncio.gather(*self._releasing.values())
@@ -189,6 +193,7 @@ class Supervisor:
         seconds = time.monotonic() - began
         granted = self._grant(terms, vm, profile.limits, seconds * 1000)
         lease = self.leases[terms.id] = Lease(terms, vm, granted, self.audit, self.metrics, slot, tell, network)
+        lease.is_stopped = lambda: self.anomalies.responses.is_paused(lease.vm.machine)
         self.metrics.acquire(seconds)
         network.attach(vm)
         self.audit.record(
@@ -263,7 +268,7 @@ class Supervisor:
                     vm = await self.pool.clone(stored.snapshot, Randomness("keep"), lease.limits, lease.network.guest)
             except BaseException:
                 await asyncio.to_thread(unpin, lease.terms, stored.snapshot)
-                if not old.ended.done():
+                if not old.ended.done() and not lease.is_stopped():
                     await old.wake()
                 raise
             lease.network.attach(vm)
@@ -351,7 +356,10 @@ class Supervisor:
         """
         async with lease.turn:
             limits = changed(lease.limits, request.changes)
-            await asyncio.gather(enforce(lease.vm.machine, limits), lease.vm.limit(limits))
+            if self.anomalies.responses.is_slowed(lease.vm.machine):
+                await lease.vm.limit(limits)  # the host's side is put on when it is not slowed down any more
+            else:
+                await asyncio.gather(enforce(lease.vm.machine, limits), lease.vm.limit(limits))
             lease.limits = limits
         self.audit.record(ConfigurationChanged(**lease.subject, what=f"limits: {request.changes}"))
         lease.restart_lifetime()

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.errors import AgentVMError, SnapshotError
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events import SnapshotCreated
 from agentvm_kernel.observe.metrics import Metrics
@@ -143,6 +143,8 @@ class History:
             request: What is wanted.
             running: Gets what is known as soon as the VM runs on.
         """
+        if lease.is_stopped():
+            raise SnapshotError("The VM is stopped because of an anomaly.", "%vm resume lets it run on.")
         vm, tree, began = lease.vm, lease.terms.tree, time.monotonic()
         notes = Notes(label=request.label, text=request.text, kind=request.kind, busy=request.busy, cell=request.cell)
         if request.label:

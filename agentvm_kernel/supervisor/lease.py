@@ -53,6 +53,8 @@ class Lease:
         tell: Tells its session.
         network: What it may reach.
         executions: What ran in it, and how it ended.
+        output: Bytes that its cells have put out, as its session says.
+        is_stopped: Says whether its VM is stopped because of an anomaly.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Lease:
         self.turn = asyncio.Lock()
         self.failure: AgentVMError | None = None
         self._metrics = metrics
+        self.output = 0
+        self.is_stopped: Callable[[], bool] = lambda: False
         self._audit = audit
         self._guest_reason = ""
         self._verdict: Ended | None = None

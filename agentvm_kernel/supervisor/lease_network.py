@@ -98,6 +98,11 @@ class LeaseNetwork:
         """Whether programs in its VMs may hope for a network."""
         return "none" if self._policy.mode is Mode.ISOLATED else "filtered"
 
+    @property
+    def cell(self) -> Cell:
+        """The cell that runs, or the last one."""
+        return self._cell.cell
+
     def attach(self, vm: clone.VM) -> None:
         """Carry what a VM sends out, until the VM ends."""
         access = Access(self._id, self.notebook, vm.id, self._policy, self._limits(), cell=_label(self._cell.cell))

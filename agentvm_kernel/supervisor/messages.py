@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from agentvm_kernel.anomalies import Action, Severity
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.link.endpoint import UnixEndpoint, VsockEndpoint
 from agentvm_kernel.profiles import Limits
@@ -154,7 +155,36 @@ class Blocked(Message):
     hint: str = ""
 
 
-LeaseEvent = Progress | Granted | Blocked | Leaving | Ended
+class Noticed(Message):
+    """Something unusual goes on in the lease's VM, or in one of its forks.
+
+    Attributes:
+        vm: The VM.
+        run: Number of the cell's run that runs, or ran last; 0 if none is known.
+        rule: By which rule.
+        severity: How bad that is.
+        text: What it means, in a few words.
+        about: Which host it is about, as the guest named it; empty if it is about none.
+        value: What was compared with the threshold.
+        threshold: The rule's.
+        claimed: It rests on what the guest says of itself.
+        response: What is done.
+    """
+
+    event: Literal["noticed"] = "noticed"
+    vm: str
+    run: int = 0
+    rule: str
+    severity: Severity
+    text: str
+    about: str = ""
+    value: float
+    threshold: float
+    claimed: bool = False
+    response: Action
+
+
+LeaseEvent = Progress | Granted | Blocked | Noticed | Leaving | Ended
 lease_event_adapter: TypeAdapter[LeaseEvent] = TypeAdapter(Annotated[LeaseEvent, Field(discriminator="event")])
 
 
@@ -396,6 +426,18 @@ class VMList(Message):
     """
 
     vms: tuple[VMInfo, ...]
+
+
+class Resumed(Message):
+    """What was taken back of a VM.
+
+    Attributes:
+        was_paused: It had been stopped.
+        was_slowed: It had been slowed down.
+    """
+
+    was_paused: bool
+    was_slowed: bool
 
 
 class StockInfo(Message):

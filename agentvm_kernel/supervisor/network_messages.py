@@ -50,16 +50,18 @@ class CellRequest(Message):
     """Which cell runs now, and what has become of executions.
 
     Attributes:
-        cell: The cell.
+        cell: The cell, or the last one: what it has begun and goes on counts as its own.
         allow: Hosts that are allowed until the next of these requests.
         executions: What began and what ended since the last of these requests, in order, for the audit log.
         unsaid: How many such reports are missing because they could not be made in time.
+        output: Bytes that the session's cells have put out so far, as their kernel process counts them.
     """
 
     cell: Cell = Cell()
     allow: Hosts = ()
     executions: Annotated[tuple[Execution, ...], Field(max_length=MOST_EXECUTIONS)] = ()
     unsaid: int = Field(default=0, ge=0)
+    output: int = Field(default=0, ge=0)
 
 
 class RuleInfo(Message):

@@ -17,7 +17,7 @@ from agentvm_kernel.egress.cassette import Cassette
 from agentvm_kernel.egress.channel import Channel, Opening
 from agentvm_kernel.egress.gateway import Gateway
 from agentvm_kernel.egress.inspection import Inspection
-from agentvm_kernel.egress.log import ConnectionLog
+from agentvm_kernel.egress.log import ConnectionLog, Subscription
 from agentvm_kernel.egress.policy import Policy
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.egress.resolver import Resolver
@@ -179,6 +179,10 @@ class Networks:
             async for connection in events:
                 emit(connection)
                 await emit.sent()
+
+    def subscribe(self) -> Subscription:
+        """Return what all leases' VMs connect to from now on."""
+        return self._log.subscribe(None)
 
     def with_connections(self, lease: Lease, plan: RollbackPlan) -> RollbackPlan:
         """Return the plan of a rollback with what was sent since its target was taken."""

@@ -9,7 +9,7 @@ from agentvm_kernel.config import Settings, load_settings
 from agentvm_kernel.errors import SupervisorError
 from agentvm_kernel.observe.events import ConfigurationChanged
 from agentvm_kernel.observe.sample import Sample
-from agentvm_kernel.supervisor.messages import Ended, Leaving, PoolInfo, VMInfo, VMList
+from agentvm_kernel.supervisor.messages import Ended, Leaving, PoolInfo, Resumed, VMInfo, VMList
 from agentvm_kernel.supervisor.present import Present, present
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ class Operator:
         Raises:
             NoVMError: there is none of that id.
         """
-        found = next((one for one in present(self._supervisor) if one.id == vm), None)
-        if found is None:
-            raise NoVMError(f"There is no VM {vm!r:.40}.", "`agentvm vm list` shows those that there are.")
+        found = self._find(vm)
         self._supervisor.pool.give_reason(vm, "ended by an administrator")
         if found.state == "leased" and found.lease is not None:
             hint = "Restart the kernel, or run %vm restart, for a fresh VM."
@@ -71,6 +69,27 @@ class Operator:
         else:
             await found.machine.end()
             await self._supervisor.pool.tend()
+
+    async def resume(self, vm: str) -> Resumed:
+        """Let a VM run on that was slowed down or stopped because of an anomaly; nothing happens if it was not.
+
+        Args:
+            vm: Its id.
+
+        Raises:
+            NoVMError: there is none of that id.
+            AgentVMError: it cannot run on.
+        """
+        found = self._find(vm)
+        if found.vm is None or found.lease is None:
+            return Resumed(was_paused=False, was_slowed=False)
+        return await self._supervisor.anomalies.responses.resume(found.lease, found.vm)
+
+    def _find(self, vm: str) -> Present:
+        found = next((one for one in present(self._supervisor) if one.id == vm), None)
+        if found is None:
+            raise NoVMError(f"There is no VM {vm!r:.40}.", "`agentvm vm list` shows those that there are.")
+        return found
 
     async def drain(self) -> None:
         """End what is kept ready, and keep nothing ready until ``fill``."""
@@ -100,6 +119,7 @@ class Operator:
         supervisor.store.quota = new.snapshots.quota
         supervisor.bases.limit = new.snapshots.complete
         supervisor.stats.sampler.every = new.metrics.interval
+        supervisor.anomalies.configure(new.anomalies)
         if new.metrics.listen != old.metrics.listen:
             self._listening = asyncio.create_task(supervisor.exposition.listen(new.metrics.listen), name="listen")
         supervisor.admission.look()

@@ -38,6 +38,7 @@ from agentvm_kernel.supervisor.messages import (
     LimitsRequest,
     PoolInfo,
     Replaced,
+    Resumed,
     RollbackPlan,
     RollbackRequest,
     SnapshotInfo,
@@ -94,6 +95,11 @@ async def list_vms(call: Call) -> VMList:
 async def kill_vm(call: Call) -> None:
     """End a VM; its session is told."""
     await call.supervisor.operator.kill(call.parameters["vm"])
+
+
+async def resume_vm(call: Call) -> Resumed:
+    """Let a VM run on that was slowed down or stopped because of an anomaly."""
+    return await asyncio.shield(call.supervisor.operator.resume(call.parameters["vm"]))
 
 
 async def get_pool(call: Call) -> PoolInfo:
@@ -157,6 +163,7 @@ async def set_cell(call: Call, wanted: CellRequest) -> None:
     lease = call.lease
     lease.executions.take(wanted)
     lease.network.set_cell(wanted)
+    lease.output = wanted.output
 
 
 async def list_audit(call: Call) -> AuditRecords:
@@ -240,6 +247,7 @@ ROUTES: Final = (
     Route("POST", "/v1/reload", reload, (ConfigError,)),
     Route("GET", "/v1/vms", list_vms),
     Route("DELETE", "/v1/vms/{vm}", kill_vm, (NoVMError,)),
+    Route("POST", "/v1/vms/{vm}/resume", resume_vm, (NoVMError, VMEndedError)),
     Route("GET", "/v1/pool", get_pool),
     Route("POST", "/v1/pool/drain", drain_pool),
     Route("POST", "/v1/pool/fill", fill_pool),

@@ -19,6 +19,7 @@ from agentvm_kernel.supervisor.messages import (
     LimitsRequest,
     PoolInfo,
     Replaced,
+    Resumed,
     RollbackPlan,
     SnapshotInfo,
     SnapshotRequest,
@@ -78,6 +79,10 @@ class SyncSupervisorClient:
     def kill(self, vm: str) -> None:
         """See `SupervisorClient`."""
         self._thread.call(self._client.kill(vm))
+
+    def resume(self, vm: str) -> Resumed:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.resume(vm))
 
     def pool(self) -> PoolInfo:
         """See `SupervisorClient`."""

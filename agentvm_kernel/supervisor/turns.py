@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakSet
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.vm.clone import VM
@@ -36,18 +37,21 @@ class _Habit:
         wanted: Seconds that each of its threads has wanted one so far.
         looked: When that was, on the monotonic clock.
         busy: Which share of the time it has lately wanted one.
+        newest: The same between the last two looks.
         gives_way: Others go first.
     """
 
     wanted: dict[int, float]
     looked: float
     busy: float = 0.0
+    newest: float = 0.0
     gives_way: bool = False
 
     def update(self, wanted: dict[int, float], now: float) -> None:
         """Take note of what its threads have wanted by now: the busiest, since at times they wait for each other."""
         most = max((seconds - self.wanted.get(thread, seconds) for thread, seconds in wanted.items()), default=0.0)
-        self.busy += _WEIGHT * (min(1.0, most / (now - self.looked)) - self.busy)
+        self.newest = min(1.0, most / (now - self.looked))
+        self.busy += _WEIGHT * (self.newest - self.busy)
         self.wanted, self.looked = wanted, now
 
     @property
@@ -66,6 +70,7 @@ class Turns:
     def __init__(self, vms: Callable[[], Collection[VM]]) -> None:
         self._vms = vms
         self._habits: dict[VM, _Habit] = {}
+        self._held: WeakSet[VM] = WeakSet()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -77,6 +82,20 @@ class Turns:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    def wanted(self, vm: VM) -> float:
+        """Return in which share of the last second a VM's busiest thread wanted a CPU."""
+        habit = self._habits.get(vm)
+        return 0.0 if habit is None else habit.newest
+
+    def hold(self, vm: VM) -> None:
+        """Leave it to the caller whether a VM gives way."""
+        self._held.add(vm)
+
+    def let_go(self, vm: VM) -> None:
+        """Look again whether it should; it does not now."""
+        self._held.discard(vm)
+        self._habits.pop(vm, None)
 
     async def _run(self) -> None:
         while True:
@@ -92,7 +111,7 @@ class Turns:
         for vm, seconds in zip(vms, wanted, strict=True):
             habit = self._habits[vm] = known.get(vm) or _Habit(seconds, now - _LOOK_SECONDS)
             habit.update(seconds, now)
-            if habit.is_due:
+            if habit.is_due and vm not in self._held:
                 await self._turn(vm, habit)
 
     async def _turn(self, vm: VM, habit: _Habit) -> None:

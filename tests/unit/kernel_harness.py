@@ -32,6 +32,7 @@ from agentvm_kernel.supervisor.messages import (
     LeaseRequest,
     LimitsRequest,
     Replaced,
+    Resumed,
     RollbackPlan,
     SnapshotInfo,
     SnapshotRequest,
@@ -119,6 +120,7 @@ class ScriptedSupervisor:
         self.rules: list[RuleInfo] = []
         self.cells: list[CellRequest] = []
         self.told = asyncio.Event()
+        self.resumed = Resumed(was_paused=False, was_slowed=False)
         self.connected: list[Connection] = []
         self.audited: list[Record] = []
 
@@ -147,6 +149,10 @@ class ScriptedSupervisor:
 
     async def status(self) -> Status:
         return Status(version="", pid=1, uptime=1, libvirt="", accelerator="tcg", enforced_by=self.enforced_by)
+
+    async def resume(self, vm: str) -> Resumed:
+        self.asked.append(f"resume {vm}")
+        return self.resumed
 
     async def set_limits(self, lease: str, request: LimitsRequest) -> Limits:
         self.asked.append(f"limits {request.changes}")

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from agentvm_kernel import cli
 from agentvm_kernel.blocking import LoopThread
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.errors import AgentVMError, SupervisorError
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, VMInfo
@@ -107,6 +107,12 @@ def test_vms_are_killed_and_what_is_not_there_is_said(bed: Bed) -> None:
         assert f"Ended {granted.vm} (leased, a script)." in result.stdout
         assert "no VM 'vm-nothing'" in result.stderr
         assert isinstance(next(events), Ended)
+
+
+def test_a_vm_that_is_neither_stopped_nor_slowed_down_is_left_alone(granted: Granted) -> None:
+    assert run("vm", "resume", granted.vm[:6]).stdout == f"{granted.vm} was neither stopped nor slowed down.\n"
+    with pytest.raises(SupervisorError, match="There is no VM"):
+        run("vm", "resume", "vm-nothing")
 
 
 def test_the_pool_is_shown_drained_and_filled(bed: Bed, granted: Granted) -> None:

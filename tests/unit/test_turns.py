@@ -115,3 +115,21 @@ def test_a_process_that_is_gone_wants_nothing() -> None:
     child = subprocess.Popen(["true"])
     child.wait()
     assert wanted_cpu(child.pid) == {}
+
+
+async def test_who_is_held_stays_as_it_is_until_it_is_let_go(bed: Bed) -> None:
+    bed.turns.hold(bed.vms[0])
+    for _ in range(20):
+        await bed.look(1.0, 0.1)
+    assert bed.calls == [[], []]
+    bed.turns.let_go(bed.vms[0])
+    for _ in range(20):
+        await bed.look(1.0, 0.1)
+    assert bed.calls == [["give way"], []]
+
+
+async def test_it_tells_how_much_of_the_last_second_a_vm_wanted(bed: Bed) -> None:
+    assert bed.turns.wanted(bed.vms[0]) == 0
+    for wanted in (0.1, 0.1, 0.7):
+        await bed.look(wanted, 0.3)
+    assert (bed.turns.wanted(bed.vms[0]), bed.turns.wanted(bed.vms[1])) == (pytest.approx(0.7), pytest.approx(0.5))

@@ -1,0 +1,145 @@
+"""Looks at leased VMs for what is unusual, and tells of it: audit log, notebook, and whoever responds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from agentvm_kernel.anomalies import Action, AnomalySettings
+from agentvm_kernel.egress.record import Connection
+from agentvm_kernel.observe.anomaly.detector import Anomaly, Detector
+from agentvm_kernel.observe.anomaly.reading import Contact, Reading
+from agentvm_kernel.observe.events import AnomalyDetected
+from agentvm_kernel.observe.fields import claimed
+from agentvm_kernel.observe.sample import Sample
+from agentvm_kernel.supervisor.lease import Lease
+from agentvm_kernel.supervisor.messages import Noticed
+from agentvm_kernel.supervisor.present import Present, present
+from agentvm_kernel.supervisor.responses import Responses
+from agentvm_kernel.vm.hypervisor import Machine
+
+if TYPE_CHECKING:
+    from agentvm_kernel.supervisor.core import Supervisor
+
+_WAITING: Final = 4096
+"""Connections of a VM that are kept until the next look."""
+
+
+class _Watched:
+    """One VM, while it is looked at."""
+
+    def __init__(self, settings: AnomalySettings) -> None:
+        self.detector = Detector(settings)
+        self.contacts: deque[Contact] = deque(maxlen=_WAITING)
+
+
+class Anomalies:
+    """Looks at a supervisor's VMs, whenever they have been measured.
+
+    Args:
+        supervisor: It.
+
+    Attributes:
+        responses: What is done to VMs.
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.responses = Responses(supervisor)
+        self._supervisor = supervisor
+        self._settings = supervisor.settings.anomalies
+        self._watched: dict[Machine, _Watched] = {}
+        self._by_id: dict[str, _Watched] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin."""
+        self._tasks = [
+            asyncio.create_task(self._run(), name="anomalies"),
+            asyncio.create_task(self._listen(), name="anomalies-connections"),
+        ]
+
+    async def close(self) -> None:
+        """End; what has been begun to be done to VMs is done."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.responses.close()
+
+    def configure(self, settings: AnomalySettings) -> None:
+        """Look by other rules from now on; what they know of VMs begins anew, if they are not the same."""
+        if settings != self._settings:
+            self._settings = settings
+            self._watched, self._by_id = {}, {}
+
+    async def _run(self) -> None:
+        sampler = self._supervisor.stats.sampler
+        while True:
+            await sampler.next_look()
+            self.look()
+
+    async def _listen(self) -> None:
+        with self._supervisor.networks.subscribe() as events:
+            async for connection in events:
+                if (watched := self._by_id.get(connection.vm)) is not None:
+                    watched.contacts.append(_contact(connection))
+
+    def look(self) -> None:
+        """Look once at all VMs that are out and run."""
+        known, self._watched, self._by_id = self._watched, {}, {}
+        latest = self._supervisor.stats.sampler.latest
+        for one in present(self._supervisor):
+            if one.lease is None or one.state == "resting":
+                continue
+            watched = known.get(one.machine) or _Watched(self._settings)
+            self._watched[one.machine] = self._by_id[one.id] = watched
+            sample = latest.get(one.id)
+            if sample is not None and not self.responses.is_paused(one.machine):
+                contacts = tuple(watched.contacts)
+                watched.contacts.clear()
+                reading = _reading(sample)._replace(
+                    output=one.lease.output if one.state == "leased" else 0.0,
+                    cpu_wanted=100 * self._supervisor.turns.wanted(one.vm) if one.vm is not None else 0.0,
+                )
+                for anomaly in watched.detector.look(reading, contacts):
+                    self._found(one, one.lease, anomaly)
+
+    def _found(self, one: Present, lease: Lease, anomaly: Anomaly) -> None:
+        rule = anomaly.rule
+        action = self._settings.action(rule.severity)
+        self._supervisor.audit.record(
+            AnomalyDetected(
+                **lease.subject | {"vm": one.id}, kind=rule.name, severity=rule.severity, value=round(anomaly.value, 3),
+                threshold=rule.threshold, is_claimed=rule.is_claimed, about=claimed(anomaly.about), response=action,
+                detail=rule.description,
+            )
+        )  # fmt: skip
+        if action != "audit":
+            lease.tell(_noticed(one.id, lease, anomaly, action))
+        if one.vm is not None and action in {"slow", "pause", "kill"}:
+            self.responses.begin(action, lease, one.vm, rule.name)
+
+
+def _noticed(vm: str, lease: Lease, anomaly: Anomaly, action: Action) -> Noticed:
+    rule = anomaly.rule
+    return Noticed(
+        vm=vm, run=lease.network.cell.run, rule=rule.name, severity=rule.severity, text=rule.description,
+        about=anomaly.about[:300], value=anomaly.value, threshold=rule.threshold, claimed=rule.is_claimed,
+        response=action,
+    )  # fmt: skip
+
+
+def _reading(sample: Sample) -> Reading:
+    return Reading(
+        sample.time, cpu_percent=sample.cpu_percent, memory=sample.memory, disk_written=sample.disk_written,
+        disk_space=sample.disk_space, network_sent=sample.network_sent, network_received=sample.network_received,
+        connections=sample.connections, allowed=sample.allowed, refused=sample.refused, executing=sample.executing,
+    )  # fmt: skip
+
+
+def _contact(connection: Connection) -> Contact:
+    return Contact(
+        connection.time, connection.id, connection.name or connection.address, connection.port, connection.verdict,
+        connection.duration is not None, connection.count,
+    )  # fmt: skip
