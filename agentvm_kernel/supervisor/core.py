@@ -85,6 +85,7 @@ class Supervisor:
         await self._choose_accelerator()
         await self._hypervisor.open()
         self._clean_up(await self._hypervisor.end_leftovers())
+        await self._hypervisor.open_network()
         transport = choose_transport(self.settings.transport)
         self._catalogue = Catalogue(self._hypervisor, self.paths.cache, self.accelerator, transport)
         self.store = SnapshotStore(
@@ -96,7 +97,7 @@ class Supervisor:
             self.audit.record("snapshots_repaired", what=line)
         self.pool = Pool(self._hypervisor, self._vms_folder, self.settings.pool, self.budget)
         self.admission = Admission(self.settings.max_vms, self.pool.room)
-        self.networks.open()
+        self.networks.open(self._hypervisor.reports)
         self.pool.start()
         self._turns = Turns(lambda: self.pool.leased)
         self._turns.start()
@@ -253,6 +254,7 @@ class Supervisor:
             except AgentVMError:
                 self.end_fork(lease, fork)
                 raise
+            lease.network.fit(vm)  # it rested while the network may have been turned off
             del lease.forks[fork]
             lease.slot.leave()
             lease.slot = chosen.slot
