@@ -12,8 +12,9 @@ quickstart: setup  ## Set up everything, then run notebooks/quickstart.ipynb in 
 	@$(BIN)/agentvm doctor
 	@$(BIN)/agentvm quickstart notebooks/quickstart.ipynb
 
-# The browser that the tests look at outputs with.
-test: export AGENTVM_TEST_PACKAGES := chromium fonts-dejavu-core
+# The browser that the tests look at outputs with, and what libvirt's networks and their filters are made of.
+test: export AGENTVM_TEST_PACKAGES := chromium fonts-dejavu-core dnsmasq-base iptables nftables \
+	libvirt-daemon-driver-network libvirt-daemon-driver-nwfilter libvirt-daemon-config-nwfilter
 
 test: setup  ## Set up everything, then run every check and test that this machine can run.
 	@$(MAKE) --no-print-directory lint
