@@ -12,8 +12,10 @@ quickstart: setup  ## Set up everything, then run notebooks/quickstart.ipynb in 
 	@$(BIN)/agentvm doctor
 	@$(BIN)/agentvm quickstart notebooks/quickstart.ipynb
 
-# The browser that the tests look at outputs with, and the server that asks for metrics.
-test: export AGENTVM_TEST_PACKAGES := chromium fonts-dejavu-core prometheus
+# The browser that the tests look at outputs with, the server that asks for metrics, and what libvirt's networks and their
+# filters are made of.
+test: export AGENTVM_TEST_PACKAGES := chromium fonts-dejavu-core prometheus dnsmasq-base iptables nftables \
+	libvirt-daemon-driver-network libvirt-daemon-driver-nwfilter libvirt-daemon-config-nwfilter
 
 test: setup  ## Set up everything, then run every check and test that this machine can run.
 	@$(MAKE) --no-print-directory lint

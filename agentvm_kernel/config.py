@@ -25,6 +25,7 @@ from agentvm_kernel.tomllines import lines_of
 from agentvm_kernel.validation import Problem, problems
 
 _FROM_ENVIRONMENT: Final = ("uri", "image", "profile", "accelerator", "transport")
+SYSTEM: Final = "qemu:///system"
 _PLACE: Final = re.compile(r"\(at line (\d+), column (\d+)\)")
 """How tomllib says where."""
 
@@ -174,6 +175,8 @@ class Network(BaseModel):
         mb_per_second: What a VM may send and receive, MB (10^6 bytes) a second together; ``none`` for no limit.
         max_bytes: Bytes that a session may send and receive together; ``none`` for no limit.
         directives: Whether cells may change what their notebook reaches, by ``%net`` and ``# net: allow``.
+        nat: Whether VMs have a network card besides, over which they reach any public address; only with
+            ``uri = "qemu:///system"``. See docs/nat.md before you turn it on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -195,6 +198,7 @@ class Network(BaseModel):
     mb_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_bytes: int | None = Field(default=None, ge=1)
     directives: bool = True
+    nat: bool = False
 
 
 _OPENNESS: Final = (Mode.STRICT, Mode.STANDARD, Mode.TRUSTED)
@@ -401,7 +405,7 @@ def read_configuration(paths: Paths) -> Loaded:
     values |= {key: os.environ[name] for key, name in variables.items()}
     try:
         settings = Settings.model_validate(values)
-        wrong = _unknown_profile(settings) + settings.anomalies.incomplete()
+        wrong = _unknown_profile(settings) + _impossible_nat(settings) + settings.anomalies.incomplete()
     except ValidationError as error:
         wrong = problems(error, Settings)
     origins = {path: f"{paths.config}:{line}" for path, line in lines_of(text).items()}
@@ -446,6 +450,17 @@ def _unknown_profile(settings: Settings) -> list[Problem]:
     near = difflib.get_close_matches(settings.profile, known, n=1)
     guess = f" Did you mean {near[0]}?" if near else ""
     return [Problem(("profile",), f'There is no profile "{settings.profile}".{guess} Known are: {", ".join(known)}.')]
+
+
+def _impossible_nat(settings: Settings) -> list[Problem]:
+    if not settings.network.nat:
+        return []
+    wrong = ""
+    if settings.uri != SYSTEM:
+        wrong = f'is true, but uri is "{settings.uri}". Set uri = "{SYSTEM}", or remove nat.'
+    elif settings.network.mode == "isolated":
+        wrong = 'is true, but mode is "isolated", which means no network. Set another mode, or remove nat.'
+    return [Problem(("network", "nat"), f"network.nat {wrong}")] if wrong else []
 
 
 def _origin(path: tuple[str | int, ...], origins: Mapping[tuple[str, ...], str], file: Path) -> str:

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agentvm_kernel.config import Paths, load_settings
+from agentvm_kernel.config import SYSTEM, Paths, load_settings
 from agentvm_kernel.errors import AgentVMError, SupervisorError
 from agentvm_kernel.image.store import ImageStore
 from agentvm_kernel.supervisor.client import SupervisorClient
+from agentvm_kernel.vm import nat_guard
 from agentvm_kernel.vm.accelerator import QEMU, probe
-from agentvm_kernel.vm.libvirt_connection import EMBED
+from agentvm_kernel.vm.libvirt_connection import EMBED, LibvirtConnection
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
+from agentvm_kernel.vm.libvirt_nat import check
 from agentvm_kernel.vm.limits import NOBODY, enforced_by
 from agentvm_kernel.vm.pagemap import has_soft_dirty
 
@@ -74,8 +76,8 @@ async def examine(paths: Paths) -> list[Finding]:
         One finding for each check; a notebook can run if none is a failure.
     """
     checks: list[Callable[[Paths], Awaitable[Finding]]] = [
-        _configuration, _machine, _accelerator, _qemu, _libvirt, _vsock, _snapshots, _limits, _image_tools, _disk,
-        _image,
+        _configuration, _machine, _accelerator, _qemu, _libvirt, _cards, _vsock, _snapshots, _limits, _image_tools,
+        _disk, _image,
     ]  # fmt: skip
     return [await check(paths) for check in checks]
 
@@ -152,6 +154,25 @@ async def _libvirt(paths: Paths) -> Finding:
     owner = hypervisor.owner
     user = pwd.getpwuid(owner[0] if owner else os.geteuid()).pw_name
     return Finding("libvirt", "ok", f"{settings.uri}: {version}; QEMU runs as {user}, seccomp sandbox on")
+
+
+async def _cards(paths: Paths) -> Finding:
+    settings = load_settings(paths)
+    if settings.uri != SYSTEM:
+        return Finding("network cards", "ok", f"none; they could be had with {SYSTEM} only")
+    connection = LibvirtConnection(settings.uri, paths.state)
+    try:
+        await connection.open()
+        try:
+            await check(connection)
+        finally:
+            await connection.close()
+    except AgentVMError as error:
+        # Nobody misses what was not asked for.
+        return Finding("network cards", "failure" if settings.network.nat else "ok", error.message, error.hint)
+    reports = "" if nat_guard.is_possible() else "; what they refuse is written down only for root, by nft"
+    have = "VMs have cards" if settings.network.nat else "none; nat = true in [network] gives VMs some"
+    return Finding("network cards", "ok", have + reports)
 
 
 async def _vsock(_paths: Paths) -> Finding:

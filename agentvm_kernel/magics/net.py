@@ -137,6 +137,7 @@ def _status(info: NetworkInfo) -> list[tuple[str, str]]:
          f" {info.refused} refused, {info.failed} failed"),
         ("sent, received", f"{show.size(info.bytes_sent)}, {show.size(info.bytes_received)}"
          + ("" if info.max_bytes is None else f" of {show.size(info.max_bytes)} together")),
+        ("network card", info.card and f"{info.card}: any public address may be reached, names are not checked"),
         ("cells may change this", "yes" if info.directives else "no: directives = false in [network]"),
     ]  # fmt: skip
     return [row for row in rows if row[1] not in {"", "0 hosts"} and not (row[0] == "allowed besides" and not shipped)]

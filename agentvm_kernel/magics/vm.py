@@ -95,6 +95,9 @@ def _layers(machine: Machine) -> list[tuple[str, str, str]]:
 
 def _network(info: NetworkInfo) -> tuple[str, str, str]:
     """Return the line that says what the VM reaches."""
+    if info.card:
+        found = f"a network card ({info.card}): any public address may be reached on a few ports, whatever its name"
+        return ("network", "no", found)
     found = {
         "filtered": "no network card; the supervisor connects, by name, to what is allowed: %net shows it",
         "isolated": "no network card, and nothing is carried",

@@ -109,6 +109,7 @@ class Supervisor:
         )
         await self._hypervisor.open()
         self._clean_up(await self._hypervisor.end_leftovers())
+        await self._hypervisor.open_network()
         transport = choose_transport(self.settings.transport)
         self._catalogue = Catalogue(
             self._hypervisor, self.paths.cache, self.accelerator, transport,
@@ -126,7 +127,7 @@ class Supervisor:
             record=self.audit.record, cloned=partial(self.metrics.boot, "clone"),
         )  # fmt: skip
         self.admission = Admission(self.settings.max_vms, self.pool.room)
-        self.networks.open()
+        self.networks.open(self._hypervisor.reports)
         self.pool.start()
         self.turns = Turns(lambda: self.pool.leased)
         self.turns.start()
@@ -299,6 +300,7 @@ class Supervisor:
             except AgentVMError:
                 self.end_fork(lease, fork)
                 raise
+            lease.network.fit(vm)  # it rested while the network may have been turned off
             del lease.forks[fork]
             lease.slot.leave()
             lease.slot = chosen.slot

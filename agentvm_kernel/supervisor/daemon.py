@@ -109,7 +109,7 @@ async def serve(paths: Paths, ready_fd: int | None, foreground: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     settings = load_settings(paths)
-    hypervisor = LibvirtHypervisor(settings.uri, paths.state / "libvirt", paths.tag)
+    hypervisor = LibvirtHypervisor(settings.uri, paths.state / "libvirt", paths.tag, nat=settings.network.nat)
     supervisor = Supervisor(paths, settings, hypervisor)
     await supervisor.open()
     runner = web.AppRunner(

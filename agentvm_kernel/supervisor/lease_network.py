@@ -55,6 +55,7 @@ class LeaseNetwork:
         settings: What is configured.
         serve: Serves a connection.
         guest_settings: Returns what guests are told where a policy holds.
+        cards: Its VMs get network cards.
 
     Attributes:
         tell: Tells the lease's session.
@@ -72,6 +73,8 @@ class LeaseNetwork:
         serve: Serve,
         guest_settings: Callable[[Policy], NetworkSettings],
         tell: Callable[[Message], None],
+        *,
+        cards: bool = False,
     ) -> None:
         self.tell = tell
         self.on_limit: Callable[[str], None] = lambda _: None
@@ -89,6 +92,8 @@ class LeaseNetwork:
         self._accesses: dict[clone.VM, Access] = {}
         self._tunnels: dict[clone.VM, asyncio.Task[None]] = {}
         self._connected: dict[clone.VM, Tunnel] = {}
+        self._has_cards = cards
+        self._fitting: set[asyncio.Task[None]] = set()
         self._cassette: Cassette | None = None
         self._budget = Access(self._id, self.notebook, "", Policy())
         self._policy = self._make_policy(self._own, self._cell)
@@ -113,6 +118,29 @@ class LeaseNetwork:
         self._accesses[vm] = access
         vm.ended.add_done_callback(lambda _: self._accesses.pop(vm, None))
         self._dial(vm)
+        self.fit(vm)
+
+    def fit(self, vm: clone.VM) -> None:
+        """See to it, in the background, that a VM has a network card if it is to have one, and none otherwise.
+
+        Args:
+            vm: One that runs.
+        """
+        if self._has_cards:
+            task = asyncio.create_task(_fit(vm, wanted=self.guest != "none"), name=f"card-{vm.id}")
+            self._fitting.add(task)
+            task.add_done_callback(self._fitting.discard)
+
+    def find(self, address: str) -> Access | None:
+        """Return the access of the VM whose network card has an address; ``None`` if none has it.
+
+        Args:
+            address: The address.
+        """
+        for vm, access in self._accesses.items():
+            if vm.card is not None and vm.card.address == address:
+                return access
+        return None
 
     async def close(self) -> None:
         """Carry nothing any more."""
@@ -147,6 +175,8 @@ class LeaseNetwork:
         await asyncio.gather(*(vm.restrict(self.guest) for vm in running))
         for vm in running:
             self._dial(vm)
+        if self._has_cards:
+            await asyncio.gather(*(_fit(vm, wanted=self.guest != "none") for vm in running))
 
     def play(self, cassette: Cassette | None) -> None:
         """Record into a cassette, or replay one, from now on; ``None`` for neither."""
@@ -227,7 +257,7 @@ class LeaseNetwork:
             allowed=counters.allowed, refused=counters.refused, failed=counters.failed,
             bytes_sent=counters.bytes_sent, bytes_received=counters.bytes_received,
             max_connections=limits.connections, max_bytes=limits.max_bytes,
-            cassette=_said(self._cassette),
+            cassette=_said(self._cassette), card="" if vm.card is None else vm.card.address,
         )  # fmt: skip
 
     def _check(self, request: NetworkRequest) -> None:
@@ -294,6 +324,15 @@ class LeaseNetwork:
         finally:
             del self._connected[vm]
             await tunnel.close()
+
+
+async def _fit(vm: clone.VM, *, wanted: bool) -> None:
+    """Give a VM its network card, or take it away; where the guest does not help, the card's link is cut at least."""
+    try:
+        await (vm.plug() if wanted else vm.unplug())
+    except AgentVMError as error:
+        if not vm.ended.done():
+            _log.warning("the network card of %s: %s", vm.id, error)
 
 
 @lru_cache(maxsize=4)

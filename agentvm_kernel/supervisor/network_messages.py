@@ -98,6 +98,7 @@ class NetworkInfo(Message):
         max_connections: How many it may have open.
         max_bytes: Bytes that may be sent and received together; ``None`` for no limit.
         cassette: What is recorded into, or replayed from; empty for nothing.
+        card: The address of its VM's network card; empty without one.
     """
 
     mode: NetworkMode
@@ -114,3 +115,4 @@ class NetworkInfo(Message):
     max_connections: int
     max_bytes: int | None = None
     cassette: str = ""
+    card: str = ""

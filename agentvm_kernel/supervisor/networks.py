@@ -33,6 +33,7 @@ from agentvm_kernel.observe.events import (
 from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.observe.restraint import Restraint
+from agentvm_kernel.supervisor.card_reports import CardReports
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork, configured, run_of
@@ -74,18 +75,26 @@ class Networks:
         self._authority = Authority.of(paths.state)
         self._inspection = Inspection(self._authority, self._secrets)
         self._settings = settings
+        self._cards = settings.nat  # their network does not come or go later
         self._audit = audit
         self._restraint = Restraint()
         self._metrics = metrics
         self._log = ConnectionLog(paths.state / "connections", self._note)
+        self._card_reports = CardReports(self._log, self._find)
         self._resolver = Resolver()
         self._gateway = self._make_gateway(settings)
         self._leases: WeakValueDictionary[str, LeaseNetwork] = WeakValueDictionary()
         self._over: deque[str] = deque()
         self._teller: asyncio.Task[None] | None = None
 
-    def open(self) -> None:
-        """Begin to tell sessions what was refused."""
+    def open(self, reports: int | None = None) -> None:
+        """Begin to tell sessions what was refused.
+
+        Args:
+            reports: The group in which the kernel reports what network cards were refused, if it does.
+        """
+        if reports is not None:
+            self._card_reports.open(reports)
         self._teller = asyncio.create_task(self._tell_refusals(), name="network-refusals")
 
     async def close(self) -> None:
@@ -93,8 +102,12 @@ class Networks:
         if self._teller is not None:
             self._teller.cancel()
             await asyncio.wait([self._teller])
+        self._card_reports.close()
         self._resolver.close()
         self._log.close()
+
+    def _find(self, address: str) -> Access | None:
+        return next(filter(None, (network.find(address) for network in list(self._leases.values()))), None)
 
     def join(self, terms: Terms, tell: Callable[[Message], None]) -> LeaseNetwork:
         """Make the network of a lease that begins.
@@ -106,7 +119,7 @@ class Networks:
         Raises:
             NameRefusedError: what was asked for with the lease names no host.
         """
-        network = LeaseNetwork(terms, self._settings, self._serve, self._guest_settings, tell)
+        network = LeaseNetwork(terms, self._settings, self._serve, self._guest_settings, tell, cards=self._cards)
         network.on_limit = self._metrics.limit_violation
         self._leases[terms.id] = network
         return network

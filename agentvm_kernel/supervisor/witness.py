@@ -60,6 +60,15 @@ class Witness(Hypervisor):
     def _note_end(self, name: str, ended: asyncio.Future[str]) -> None:
         self._record(VMStopped(vm=name, reason="" if ended.cancelled() else ended.result()))
 
+    @property
+    def reports(self) -> int | None:
+        """See ``Hypervisor.reports``."""
+        return self._hypervisor.reports
+
+    async def open_network(self) -> None:
+        """See ``Hypervisor.open_network``."""
+        await self._hypervisor.open_network()
+
     async def end_leftovers(self) -> list[str]:
         """See ``Hypervisor.end_leftovers``."""
         return await self._hypervisor.end_leftovers()

@@ -79,7 +79,8 @@ class Capturer:
         """
         tracker, content = vm.tracker, vm.content
         await vm.settle()
-        async with self._turn:
+        # A guest that is slow to let go of its card keeps no other waiting.
+        async with vm.without_card(), self._turn:
             vm.captures += 1
             if tracker is None or content is None:
                 return await self._dump(vm, on_resume)

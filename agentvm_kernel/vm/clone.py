@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agentvm_kernel.errors import IdentityError, LinkError
+from agentvm_kernel.errors import AgentVMError, IdentityError, LinkError
 from agentvm_kernel.link.control import ControlChannel
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.delta import Run, merge_runs
+from agentvm_kernel.vm.nat import Card
 from agentvm_kernel.vm.snapshot import Snapshot
+
+_log = logging.getLogger(__name__)
 
 _IDENTITY_SECONDS = 30.0
 _CLOCK_SECONDS = 10.0
 _LIMITS_SECONDS = 10.0
+_CARD_SECONDS = 30.0
 _KEY_BYTES = 32
 _ENTROPY_BYTES = 64
 
@@ -82,6 +88,7 @@ class VM:
         epoch: Number of this clone.
         key: The link's shared key.
         created: Seconds since the epoch.
+        card: Its network card; ``None`` without one.
         on_event: Called with each event of the guest agent's (hostile input); whoever holds the VM sets it.
     """
 
@@ -103,6 +110,8 @@ class VM:
         self.key = secrets.token_bytes(_KEY_BYTES)
         self.created = time.time()
         self.on_event: OnEvent = lambda _event: None
+        self.card: Card | None = None
+        self._plugging = asyncio.Lock()
         self._control: ControlChannel | None = None
 
     def descend(self, child: Snapshot) -> None:
@@ -246,6 +255,56 @@ class VM:
             LinkError: the guest agent did not answer, or refused.
         """
         await self.request("network", _LIMITS_SECONDS, network=network)
+
+    async def plug(self) -> None:
+        """Give it a network card, unless it has one.
+
+        Raises:
+            HypervisorError: there is no network for cards, or it could not be plugged in.
+            LinkError: the guest agent could not set it up.
+        """
+        async with self._plugging:
+            if self.card is None:
+                await self._plug()
+
+    async def unplug(self) -> None:
+        """Take its network card away, if it has one.
+
+        Raises:
+            HypervisorError: the guest does not let go of it.
+        """
+        async with self._plugging:
+            if self.card is not None:
+                await self.machine.unplug()
+                self.card = None
+
+    @asynccontextmanager
+    async def without_card(self) -> AsyncIterator[None]:
+        """Have no network card within this context: what is saved can be loaded only into a machine with the same.
+
+        Raises:
+            HypervisorError: the guest does not let go of it.
+        """
+        async with self._plugging:
+            had = self.card is not None
+            if had:
+                await self.machine.unplug()
+                self.card = None
+            try:
+                yield
+            finally:
+                if had and not self.ended.done():
+                    await self._plug_again()
+
+    async def _plug_again(self) -> None:
+        try:
+            await self._plug()
+        except AgentVMError as error:  # what was saved is good all the same
+            _log.warning("%s has lost its network card: %s", self.id, error)
+
+    async def _plug(self) -> None:
+        self.card = await self.machine.plug()
+        await self.request("card", _CARD_SECONDS, **self.card.fields())
 
     async def end(self) -> None:
         """End it, and remove its files."""

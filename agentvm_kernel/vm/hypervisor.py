@@ -10,9 +10,14 @@ import asyncio
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.link.endpoint import VsockEndpoint
+from agentvm_kernel.vm.nat import Card
 from agentvm_kernel.vm.spec import DomainSpec
+
+NO_NAT: Final = "nat = true in [network] of the configuration makes one, with qemu:///system."
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,18 @@ class Machine(ABC):
             gives_way: Whether they go first.
         """
 
+    async def plug(self) -> Card:
+        """Give a running machine a network card: a fresh one, or the one that it had before.
+
+        Raises:
+            HypervisorError: there is no network to plug it into.
+        """
+        raise HypervisorError("There is no network for cards.", NO_NAT)
+
+    async def unplug(self) -> None:
+        """Take the network card out of a running machine, and wait until the guest has let go of it."""
+        raise HypervisorError("There is no network for cards.", NO_NAT)
+
     @abstractmethod
     async def end(self) -> None:
         """End the process and wait until it is gone. Idempotent; the VM's folder is the caller's."""
@@ -160,6 +177,14 @@ class Hypervisor(ABC):
     @abstractmethod
     async def start(self, spec: DomainSpec) -> Machine:
         """Start a machine, paused: empty, or about to boot if the spec says so. One at a time is fastest."""
+
+    @property
+    def reports(self) -> int | None:
+        """The group of nfnetlink_log(8) that gets what cards were refused; ``None`` where nothing is reported."""
+        return None
+
+    async def open_network(self) -> None:  # noqa: B027 - most have nothing to do
+        """Make the network for cards, if one is configured. Called once after `end_leftovers`."""
 
     @abstractmethod
     async def end_leftovers(self) -> list[str]:

@@ -127,6 +127,11 @@ class LibvirtConnection:
             raise HypervisorError("The connection to libvirt is not open.")
         return self._connection
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open."""
+        return self._connection is not None
+
     async def open(self) -> None:
         """Connect.
 

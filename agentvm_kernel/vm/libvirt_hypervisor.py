@@ -18,6 +18,7 @@ from agentvm_kernel.vm.domain import domain_xml
 from agentvm_kernel.vm.hypervisor import Hypervisor
 from agentvm_kernel.vm.libvirt_connection import CGROUPS, EMBED, DomainGoneError, LibvirtConnection, qemu_owner
 from agentvm_kernel.vm.libvirt_machine import LibvirtMachine
+from agentvm_kernel.vm.libvirt_nat import LibvirtNat
 from agentvm_kernel.vm.nice import NICE_READY, set_nice
 from agentvm_kernel.vm.processes import clear_root, pid_of
 from agentvm_kernel.vm.reaper import Reaper, become_subreaper, describe_status
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 DOMAIN_PREFIX = "agentvm-"
 _KEPT_LOGS = 20
+_REMOVAL_FAILED = libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED
 
 _STOPPED_REASONS = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "the VM powered itself off",
@@ -43,9 +45,10 @@ class LibvirtHypervisor(Hypervisor):
         uri: ``embed``, ``qemu:///session`` or ``qemu:///system``.
         root: Folder for the embedded driver's state.
         user_tag: Goes into domain names, so that several users of one system daemon do not end each other's VMs.
+        nat: Make a network for VMs' cards; only with ``qemu:///system``, and a tag of 8 hexadecimal digits.
     """
 
-    def __init__(self, uri: str, root: Path, user_tag: str = "") -> None:
+    def __init__(self, uri: str, root: Path, user_tag: str = "", *, nat: bool = False) -> None:
         self._connection = LibvirtConnection(uri, root)
         self._is_embedded = uri == EMBED
         self._root = root
@@ -53,6 +56,7 @@ class LibvirtHypervisor(Hypervisor):
         self._left: list[str] = []
         self._owner = qemu_owner(uri)
         self._prefix = f"{DOMAIN_PREFIX}{user_tag or os.geteuid()}-"
+        self._nat = LibvirtNat(self._connection, user_tag) if nat else None
         self._machines: dict[str, LibvirtMachine] = {}
         self._reaper = Reaper(self._on_reaped)
         self._reaped: dict[int, str] = {}
@@ -80,14 +84,33 @@ class LibvirtHypervisor(Hypervisor):
             handle.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
         )
 
+        for number, is_gone in ((libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, True), (_REMOVAL_FAILED, False)):
+            if self._nat is not None:
+                register = handle.domainEventRegisterAny
+                await self._connection.call(register, None, number, self._on_removal, is_gone)
+
+    @property
+    def reports(self) -> int | None:
+        """See ``Hypervisor.reports``."""
+        return self._nat.reports if self._nat is not None else None
+
+    async def open_network(self) -> None:
+        """Make the network for cards, if one is configured."""
+        if self._nat is not None:
+            await self._nat.open()
+
     def _remove_old_logs(self) -> None:
         logs = sorted(self._logs.glob(f"{self._prefix}*.log"), key=lambda path: path.stat().st_mtime)
         for path in logs[:-_KEPT_LOGS]:
             path.unlink()
 
     async def close(self) -> None:
-        """Disconnect."""
-        await self._connection.close()
+        """Remove the network for cards, and disconnect."""
+        try:
+            if self._nat is not None and self._connection.is_open:
+                await self._nat.close()
+        finally:
+            await self._connection.close()
         if self._is_embedded:
             self._reaper.stop()
 
@@ -112,7 +135,7 @@ class LibvirtHypervisor(Hypervisor):
             _check_qemu()  # libvirt's words for that say nothing of QEMU
             raise
         pid = await asyncio.to_thread(pid_of, domain.name())
-        machine = LibvirtMachine(self._connection, domain, spec, pid, self._subtree)
+        machine = LibvirtMachine(self._connection, domain, spec, pid, self._subtree, self._nat)
         set_nice(pid, NICE_READY)
         self._machines[spec.name] = machine
         machine.ended.add_done_callback(lambda _: self._forget(machine))
@@ -176,6 +199,15 @@ class LibvirtHypervisor(Hypervisor):
         """Libvirt's callback, in its event thread."""
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED and self._loop is not None:
             self._loop.call_soon_threadsafe(self._stopped, domain.name(), detail)
+
+    def _on_removal(self, _conn: object, domain: libvirt.virDomain, alias: str, is_gone: bool) -> None:
+        """Libvirt's callback, in its event thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._removed, domain.name(), alias, is_gone)
+
+    def _removed(self, name: str, alias: str, is_gone: bool) -> None:
+        if name in self._machines:
+            self._machines[name].on_unplugged(alias, is_gone=is_gone)
 
     def _stopped(self, name: str, detail: int) -> None:
         machine = self._machines.get(name)

@@ -22,6 +22,8 @@ from agentvm_kernel.vm.domain import DISK_ALIAS
 from agentvm_kernel.vm.full_disk import REASON, outlast_full_disk
 from agentvm_kernel.vm.hypervisor import DiskTraffic, Machine
 from agentvm_kernel.vm.libvirt_connection import DomainGoneError, LibvirtConnection
+from agentvm_kernel.vm.libvirt_nat import LibvirtNat
+from agentvm_kernel.vm.nat import CARD_ALIAS, Card
 from agentvm_kernel.vm.nice import NICE, NICE_BEHIND, set_nice
 from agentvm_kernel.vm.spec import VSOCK_PORT, DomainSpec, Transport
 
@@ -29,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _MIGRATION_SECONDS = 120.0
 _END_SECONDS = 15.0
+_UNPLUG_SECONDS = 20.0
 _DISK_DEVICE = f"/machine/peripheral/{DISK_ALIAS}/virtio-backend"
 _BURST = 2
 _BEHIND = 32  # times less weight
@@ -46,6 +49,7 @@ class LibvirtMachine(Machine):
         spec: What it was made from.
         pid: QEMU's process id.
         subtree: Where control groups of ours can be made; ``None`` where they cannot, or libvirt makes some.
+        nat: The network for its card; ``None`` where there is none.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class LibvirtMachine(Machine):
         spec: DomainSpec,
         pid: int,
         subtree: Subtree | None = None,
+        nat: LibvirtNat | None = None,
     ) -> None:
         self.spec = spec
         self.pid = pid
@@ -68,6 +73,9 @@ class LibvirtMachine(Machine):
         self._disk_nodes: list[str] = []  # lowest first
         self._spare_node = ""
         self._subtree = subtree
+        self._nat = nat
+        self._card: Card | None = None
+        self._unplugged: asyncio.Future[bool] | None = None
         self._shares = 0  # as libvirt has set them
         self._failure = ""
         self._watching: asyncio.Task[None] | None = None
@@ -266,6 +274,39 @@ class LibvirtMachine(Machine):
         live = libvirt.VIR_DOMAIN_AFFECT_LIVE
         await self._connection.call(self._domain.setSchedulerParametersFlags, shares, live)
 
+    async def plug(self) -> Card:
+        """Plug in a card that QEMU itself serves, not the host's kernel."""
+        nat = self._nat
+        if nat is None:
+            return await super().plug()
+        await nat.renew_filter()
+        if self._card is None:
+            self._card = nat.cards.take()
+        live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+        await self._connection.call(self._domain.attachDeviceFlags, nat.network.card_xml(self._card), live)
+        return self._card
+
+    async def unplug(self) -> None:
+        """Cut the card's link, then ask the guest for it, which it need not give; libvirt reports when it has."""
+        if self._nat is None or self._card is None:
+            return
+        await self.qmp("set_link", name=CARD_ALIAS, up=False)
+        xml, live = self._nat.network.card_xml(self._card), libvirt.VIR_DOMAIN_AFFECT_LIVE
+        self._unplugged = asyncio.get_running_loop().create_future()
+        await self._connection.call(self._domain.detachDeviceFlags, xml, live)
+        tasks: list[asyncio.Future[Any]] = [self._unplugged, self.ended]
+        await asyncio.wait(tasks, timeout=_UNPLUG_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not self.ended.done() and not (self._unplugged.done() and self._unplugged.result()):
+            raise HypervisorError(
+                f"The guest of {self.spec.name} does not let go of its network card; its link is cut.",
+                "%vm restart brings a fresh VM.",
+            )
+
+    def on_unplugged(self, alias: str, *, is_gone: bool) -> None:
+        """Take note of what became of the request to let go of a device; called in the event loop's thread."""
+        if alias == CARD_ALIAS and self._unplugged is not None and not self._unplugged.done():
+            self._unplugged.set_result(is_gone)
+
     async def end(self) -> None:
         """End QEMU by a signal (libvirt's ``destroy`` takes longer), then wait until libvirt has found it gone."""
         if not self._is_ending and not self.ended.done():
@@ -294,6 +335,9 @@ class LibvirtMachine(Machine):
         """Take note that libvirt has seen it go; called by the hypervisor in the event loop's thread."""
         if self._subtree is not None:
             self._subtree.remove(self.spec.name)
+        if self._nat is not None and self._card is not None:
+            self._nat.cards.give_back(self._card)
+            self._card = None
         if not self.ended.done():
             self.ended.set_result("was ended" if self._is_ending else self._failure or reason)
 

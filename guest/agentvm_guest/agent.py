@@ -20,6 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from agentvm_guest.card import Arrival, parse_card
 from agentvm_guest.control import ControlPort, Reply
 from agentvm_guest.forwarding import Forwarding
 from agentvm_guest.identity import Identity, RequestError, parse_identity, read_integer, read_network
@@ -44,6 +45,7 @@ KERNEL_PYTHON = "/opt/agentvm/venv/bin/python"
 _CONFIRM_SECONDS = 20.0
 _SETTLE_SECONDS = 60.0
 _REFUSAL_PAUSE = 1.0
+_CARD_SECONDS = 20.0
 
 
 class Agent:
@@ -262,6 +264,7 @@ class Agent:
             "clock": self._clock,
             "limits": self._limits,
             "network": self._network,
+            "card": self._card,
         }
 
     def _ready(self, _request: dict[str, object], reply: Reply) -> None:
@@ -287,6 +290,9 @@ class Agent:
     def _network(self, request: dict[str, object], reply: Reply) -> None:
         self._set_network(read_network(request))
         reply({"ok": True})
+
+    def _card(self, request: dict[str, object], reply: Reply) -> None:
+        Arrival(self.loop, parse_card(request), self._system.set_up_card, reply, _CARD_SECONDS)
 
     def _set_network(self, network: str | None) -> None:
         if self._forwarding is not None:

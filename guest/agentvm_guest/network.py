@@ -3,6 +3,9 @@
 All TCP connections that do not stay on this machine go to the forwarder, which learns from the kernel where they were
 to lead. Everything else that would leave (UDP, ICMP, whatever comes from a raw socket) is rejected with an error, IPv6
 has no route. Root in the guest can undo all of it, and has no network then.
+
+What leaves by a network card (see `card`), where the host gives the VM one, is left alone; names lead into the
+forwarder all the same.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ DNS_PORT = 53
 _SO_ORIGINAL_DST = 80
 
 _INTERFACE = "agentvm0"
+CARD = "agentvm1"
 _LINKS = f"""\
 link set {_INTERFACE} mtu 65520 up
 address replace 198.18.0.1/15 dev {_INTERFACE}
-route replace default dev {_INTERFACE}
+route replace default dev {_INTERFACE} metric 1024
 """
 
 # A rejected connection attempt of another kind ends at once, too. What was redirected has its new address by then, but
@@ -33,13 +37,14 @@ delete table inet agentvm
 table inet agentvm {{
   chain connections {{
     type nat hook output priority -100;
+    oifname "{CARD}" accept
     ip daddr 127.0.0.0/8 accept
     fib daddr type local accept
     meta nfproto ipv4 meta l4proto tcp redirect to :{FORWARDER_PORT}
   }}
   chain rest {{
     type filter hook output priority 0;
-    oifname "lo" accept
+    oifname {{ "lo", "{CARD}" }} accept
     ip daddr 127.0.0.0/8 accept
     reject
   }}
@@ -63,11 +68,11 @@ def set_up() -> None:
         OSError: a program is missing, or the kernel refused.
     """
     if not Path("/sys/class/net", _INTERFACE).exists():
-        _run(["ip", "link", "add", _INTERFACE, "type", "dummy"])
-    _run(["nft", "-f", "-"], _RULES)
+        run(["ip", "link", "add", _INTERFACE, "type", "dummy"])
+    run(["nft", "-f", "-"], _RULES)
     for name, value in _SETTINGS.items():
         Path("/proc/sys/net", name).write_text(value)
-    _run(["ip", "-batch", "-"], _LINKS)
+    run(["ip", "-batch", "-"], _LINKS)
 
 
 def listen(address: str, port: int, device: bytes = b"") -> tuple[socket.socket, socket.socket]:
@@ -103,7 +108,16 @@ def original_destination(connection: socket.socket) -> tuple[str, int]:
     return socket.inet_ntoa(address), port
 
 
-def _run(command: list[str], text: str = "") -> None:
+def run(command: list[str], text: str = "") -> None:
+    """Run a program to its end.
+
+    Args:
+        command: Program and arguments.
+        text: Its standard input.
+
+    Raises:
+        OSError: it failed.
+    """
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise OSError(f"{command[0]} failed: {done.stderr.strip()}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentvm_guest.card import Card, set_up
 from agentvm_guest.limits import START, UserLimits
 
 KERNEL_USER = "agent"
@@ -139,6 +140,10 @@ class System:
         _write(f"{ETC}/hosts", f"127.0.0.1 localhost\n127.0.1.1 {hostname}\n::1 localhost ip6-localhost\n")
         _write(f"{ETC}/machine-id", f"{machine_id}\n")
 
+    def set_up_card(self, card: Card, interface: str) -> None:
+        """Give the network card's interface its address."""
+        set_up(card, interface)
+
     def sync(self) -> None:
         """Write the disk's dirty pages out."""
         os.sync()
@@ -228,6 +233,10 @@ class RecordingSystem(System):
     def set_names(self, hostname: str, machine_id: str) -> None:
         """Note the call."""
         self._calls.append(f"set_names {hostname} {machine_id}")
+
+    def set_up_card(self, card: Card, interface: str) -> None:
+        """Note the call."""
+        self._calls.append(f"set_up_card {card.address} {interface}")
 
     def sync(self) -> None:
         """Note the call."""

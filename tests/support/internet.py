@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trustme
 from internet_servers import NameServer, RawServer, Request, WebServer, make_repository, serve_git, ssh_server
@@ -71,6 +72,7 @@ FORBIDDEN = {
 PORTS = (22, 80, 443, 8080, 9418)
 CAUGHT = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nCAUGHT\n"
 STARTED_WITHIN = 60.0
+_World = TypeVar("_World", bound="Internet")
 
 
 class Internet:
@@ -212,12 +214,18 @@ class Internet:
             # Another one, started on demand when this has left, would run outside.
             paths.config.write_text(paths.config.read_text().replace("idle_exit = 120", "idle_exit = 100000"))
             paths.runtime.mkdir(mode=0o711)
-            process = self._start_supervisor(paths)
-            try:
+            with self.supervisor(paths):
                 yield paths
-            finally:
-                process.terminate()
-                process.wait(STARTED_WITHIN)
+
+    @contextmanager
+    def supervisor(self, paths: Paths) -> Iterator[None]:
+        """Run a supervisor on the host, in folders that are there; it may have been killed meanwhile."""
+        process = self._start_supervisor(paths)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(STARTED_WITHIN)
 
     def _start_supervisor(self, paths: Paths) -> subprocess.Popen[bytes]:
         receiver, sender = os.pipe()
@@ -247,11 +255,15 @@ class Internet:
 
 
 @contextmanager
-def internet() -> Iterator[Internet]:
-    """Make a world, let its servers run, and leave nothing of it behind."""
+def internet(kind: Callable[[Path], _World] = Internet) -> Iterator[_World]:  # type: ignore[assignment]
+    """Make a world, let its servers run, and leave nothing of it behind.
+
+    Args:
+        kind: Makes it, in a folder that is empty.
+    """
     folder = Path(tempfile.mkdtemp(prefix="avm-net-"))
     try:
-        ours = Internet(folder)
+        ours = kind(folder)
         try:
             with LoopThread() as thread:
                 serving = ours.serving()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.vm.hypervisor import DiskTraffic, Hypervisor, Machine
+from agentvm_kernel.vm.nat import Card
 from agentvm_kernel.vm.spec import DomainSpec
 
 
@@ -22,6 +23,7 @@ class FakeMachine(Machine):
         self.calls: list[str] = []
         self.ops: list[dict[str, object]] = []
         self.is_mute = False
+        self.clings = False
         self.asked = asyncio.Event()
         self.answering = asyncio.Event()
         self.answering.set()
@@ -113,6 +115,15 @@ class FakeMachine(Machine):
         if self.ended.done():
             raise HypervisorError("QEMU is gone.")
         self.calls.append("give way" if gives_way else "take turns")
+
+    async def plug(self) -> Card:
+        self.calls.append("plug")
+        return Card(f"52:54:00:00:{self.pid >> 8:02x}:{self.pid & 255:02x}", "10.213.0.9", 22, "10.213.0.1", "avc")
+
+    async def unplug(self) -> None:
+        self.calls.append("unplug")
+        if self.clings:
+            raise HypervisorError("The guest does not let go of its network card.")
 
     async def end(self) -> None:
         self.die("was ended")

@@ -74,6 +74,41 @@ async def test_the_pause_holds_only_what_needs_it(
     assert (vm.overlay.name, vm.spare_overlay) == ("disk-2.qcow2", vm.folder / "disk-3.qcow2")
 
 
+async def test_a_network_card_is_out_while_the_vm_is_saved(vm: VM, machine: MemoryMachine, capturer: Capturer) -> None:
+    await vm.plug()
+    await vm.plug()
+    assert machine.calls == ["plug"], "it has one already"
+    card = vm.card
+    machine.calls.clear()
+    await capturer.capture(vm)
+    assert machine.calls == ["unplug", "prepare disk-2.qcow2", "pause", "save", "resume", "plug"]
+    assert vm.card == card
+    assert [one["mac"] for one in machine.ops if one["op"] == "card"] == [card.mac if card else ""] * 2
+
+
+async def test_a_guest_that_keeps_its_card_is_not_saved(vm: VM, machine: MemoryMachine, capturer: Capturer) -> None:
+    await vm.plug()
+    machine.clings = True
+    with pytest.raises(VMError, match="does not let go"):
+        await capturer.capture(vm)
+    assert "save" not in machine.calls
+    assert "pause" not in machine.calls
+    assert vm.card is not None, "the next snapshot tries again"
+
+
+async def test_a_card_that_does_not_come_back_costs_no_snapshot(
+    vm: VM, machine: MemoryMachine, capturer: Capturer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await vm.plug()
+
+    async def refuse() -> None:
+        raise HypervisorError("There is no network.")
+
+    monkeypatch.setattr(machine, "plug", refuse)
+    assert (await capturer.capture(vm)).device_state.exists()
+    assert vm.card is None
+
+
 async def test_disk_that_was_not_written_is_not_frozen(vm: VM, machine: MemoryMachine, capturer: Capturer) -> None:
     for _ in range(2):
         assert (await capturer.capture(vm)).layers == ()

@@ -39,6 +39,11 @@ def test_the_environment_goes_over_the_file(paths: Paths, monkeypatch: pytest.Mo
     assert (settings.image, settings.profile) == ("minimal", "isolated")
 
 
+def test_cards_are_to_be_had_with_the_system_daemon(paths: Paths) -> None:
+    paths.config.write_text('uri = "qemu:///system"\n[network]\nnat = true\n')
+    assert load_settings(paths).network.nat
+
+
 def test_own_profiles_stand_beside_the_built_in_ones(paths: Paths) -> None:
     paths.config.write_text("[profiles.tiny]\nvcpus = 1\nmemory_mib = 512\ndisk_gb = 4\n")
     settings = load_settings(paths)
@@ -49,6 +54,14 @@ def test_own_profiles_stand_beside_the_built_in_ones(paths: Paths) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (
+            "[network]\nnat = true",
+            'config.toml:2: network.nat is true, but uri is "embed". Set uri = "qemu:///system", or remove nat.',
+        ),
+        (
+            "uri = 'qemu:///system'\n[network]\nmode = 'isolated'\nnat = true",
+            'config.toml:4: network.nat is true, but mode is "isolated", which means no network.',
+        ),
         ("image = 'minimal'\nprofile = ", "config.toml:2: Invalid value (at end of document)."),
         ("image = 'minimal'\nprofile = light\n", "config.toml:2: Invalid value (column 11)."),
         ("[pool", "config.toml:1: Expected ']' at the end of a table declaration"),

@@ -30,6 +30,7 @@ from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.messages import Blocked, Ended, LeaseRequest, SnapshotRequest
 from agentvm_kernel.supervisor.net_command import net_app
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkRequest
+from agentvm_kernel.supervisor.witness import Witness
 
 OFFLINE = Profile(vcpus=1, memory_mib=256, disk_gb=4, network="none")
 
@@ -168,6 +169,37 @@ async def test_a_tunnel_that_is_lost_is_dialled_again(bed: Bed) -> None:
     first.lost.set_result("the forwarder was killed")
     await within(lambda: first.closed)
     assert (await bed.tunnel()) is not first
+
+
+@pytest.mark.parametrize("settings", [with_network(nat=True)])
+async def test_a_leased_vm_gets_a_card_and_loses_it_with_its_network(bed: Bed) -> None:
+    vm, machine = bed.supervisor.leases[bed.id].vm, bed.machine()
+    await within(lambda: any(one["op"] == "card" for one in machine.ops))
+    assert (await bed.client.network(bed.id)).card == "10.213.0.9"
+    assert bed.supervisor.leases[bed.id].network.find("10.213.0.9") is not None
+    assert bed.supervisor.leases[bed.id].network.find("10.213.0.10") is None
+    await bed.client.set_network(bed.id, NetworkRequest(mode="isolated"))
+    assert (machine.calls[-1], vm.card) == ("unplug", None)
+    await bed.client.set_network(bed.id, NetworkRequest(mode="filtered"))
+    assert machine.calls[-1] == "plug"
+    assert (await bed.client.network(bed.id)).card == "10.213.0.9"
+
+
+@pytest.mark.parametrize("settings", [with_network(nat=True), with_network(mode="isolated")])
+async def test_ready_vms_have_no_card(bed: Bed) -> None:
+    witness = bed.supervisor._hypervisor
+    assert isinstance(witness, Witness)
+    fake = witness._hypervisor
+    assert isinstance(fake, FakeHypervisor)
+    others = [one for one in fake.machines if one is not bed.machine()]
+    assert others
+    assert not any("plug" in one.calls for one in others)
+
+
+async def test_without_nat_nobody_has_a_card(bed: Bed) -> None:
+    await bed.tunnel()
+    assert "plug" not in bed.machine().calls
+    assert (await bed.client.network(bed.id)).card == ""
 
 
 async def test_a_tunnel_ends_with_its_vm(bed: Bed) -> None:
