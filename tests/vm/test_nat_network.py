@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from audited import audited
 from egress_bed import Visitor, visitor
 from internet import EVIL, GOOD, HOST, METADATA, NEIGHBOUR, RAW, internet
 from kernel_client import wait_until
@@ -36,6 +37,7 @@ pytestmark = [
     ),
 ]
 
+BLOCKED = "network_connection_blocked"
 NAT = "\n[network]\nnat = true\n"
 TOOLS = """
 import socket
@@ -161,9 +163,7 @@ def test_everything_else_is_refused_counted_and_written_down(vm: Visitor, world:
     vm.refused(*targets, *datagrams, (GOOD, 0))
     assert world.knocks == [], "nobody was spoken to"
     assert refused_packets(world) - before >= len(targets) + len(datagrams) + 1
-    blocked = [json.loads(line) for line in (paths.state / "audit.jsonl").read_text().splitlines()]
-    addresses = {one.get("address") for one in blocked if one["event"] == "network_connection_blocked"}
-    assert {HOST, NEIGHBOUR, METADATA} <= addresses
+    assert {HOST, NEIGHBOUR, METADATA} <= {one.get("address") for one in audited(paths.state, BLOCKED)}
 
 
 def gateway(vm: Visitor) -> str:
