@@ -10,8 +10,8 @@ from typing import Final
 from pydantic import BaseModel
 
 from agentvm_kernel.anomalies import AnomalySettings, RuleChange, shipped
-from agentvm_kernel.config import Audit, MetricsSettings, Network, Output, Pool, Settings, SnapshotSettings
 from agentvm_kernel.profiles import PROFILES, Profile
+from agentvm_kernel.settings import Audit, MetricsSettings, Network, Output, Pool, Settings, SnapshotSettings
 from agentvm_kernel.validation import field, valid
 
 _SECTIONS: Final[tuple[tuple[str, type[BaseModel]], ...]] = (

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from agentvm_kernel.config import Paths, Pool, Settings, load_settings
+from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import ApiError, SupervisorError
 from agentvm_kernel.profiles import Profile
+from agentvm_kernel.settings import Pool, Settings
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, PoolInfo, Progress
 

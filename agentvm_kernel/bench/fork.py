@@ -14,11 +14,11 @@ from agentvm_kernel.bench.book import Book
 from agentvm_kernel.bench.figures import Figure
 from agentvm_kernel.bench.memory import memory_of
 from agentvm_kernel.bench.stage import Stage, stage
-from agentvm_kernel.config import Pool
 from agentvm_kernel.errors import VMError
 from agentvm_kernel.kernel.execution import LINK_LIMITS
 from agentvm_kernel.kernel.forks import run_forks
 from agentvm_kernel.link.connection import connect
+from agentvm_kernel.settings import Pool
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.forks import Forks, rest
 from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Message, Progress

@@ -14,11 +14,11 @@ from agentvm_kernel.bench.bed import Bed, Say, Wanted, bed
 from agentvm_kernel.bench.book import Book
 from agentvm_kernel.bench.figures import Figure, Series, percentile
 from agentvm_kernel.bench.plain import PlainStarts
-from agentvm_kernel.config import Pool
 from agentvm_kernel.errors import VMError
 from agentvm_kernel.kernel.endings import never
 from agentvm_kernel.kernel.execution import LINK_LIMITS, running
 from agentvm_kernel.link.connection import connect
+from agentvm_kernel.settings import Pool
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import Granted, LeaseRequest
 

@@ -11,9 +11,9 @@ from agentvm_kernel.bench.bed import Say, Wanted
 from agentvm_kernel.bench.book import Book
 from agentvm_kernel.bench.figures import Figure
 from agentvm_kernel.bench.stage import Stage, stage
-from agentvm_kernel.config import Pool
 from agentvm_kernel.observe.process import weigh
 from agentvm_kernel.observe.sampler import Sampler
+from agentvm_kernel.settings import Pool
 from agentvm_kernel.supervisor.messages import LeaseRequest
 
 _REPEAT: Final = 5

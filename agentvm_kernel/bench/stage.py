@@ -9,11 +9,12 @@ from typing import Final, cast
 
 from agentvm_kernel.bench.bed import PROFILE, Say, Wanted, bench_settings, libvirt_root, temporary_paths
 from agentvm_kernel.bench.workshop import OwnSnapshot
-from agentvm_kernel.config import Pool, load_settings
+from agentvm_kernel.config import load_settings
 from agentvm_kernel.errors import AgentVMError, VMEndedError
 from agentvm_kernel.kernel.execution import Runner, running
 from agentvm_kernel.link.connection import Link, connect
 from agentvm_kernel.profiles import Profile
+from agentvm_kernel.settings import Pool
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.daemon import prepare_folders
 from agentvm_kernel.supervisor.lease import Lease

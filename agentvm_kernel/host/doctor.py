@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agentvm_kernel.config import SYSTEM, Paths, load_settings
+from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import AgentVMError, SupervisorError
 from agentvm_kernel.image.store import ImageStore
+from agentvm_kernel.settings import SYSTEM
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.vm import nat_guard
 from agentvm_kernel.vm.accelerator import QEMU, probe

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal
 
 from agentvm_kernel import __version__
-from agentvm_kernel.config import Paths, Settings
+from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, LeavingError, NoForkError, NoLeaseError
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.audit import AuditLog
@@ -28,6 +28,7 @@ from agentvm_kernel.observe.events import (
 )
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.profiles import Limits, changed
+from agentvm_kernel.settings import Settings
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.supervisor.admission import Admission, Slot

@@ -11,7 +11,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from agentvm_kernel.config import parse_listen
+from agentvm_kernel.settings import parse_listen
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Final
 
-from agentvm_kernel.config import Network
 from agentvm_kernel.egress.access import Access, AccessLimits, Counters
 from agentvm_kernel.egress.cassette import Cassette
 from agentvm_kernel.egress.channel import Channel, Opening
@@ -18,6 +17,7 @@ from agentvm_kernel.egress.names import NameRefusedError, Pattern
 from agentvm_kernel.egress.policy import Mode, Policy, Source
 from agentvm_kernel.egress.tunnel import NetworkSettings, Tunnel
 from agentvm_kernel.errors import AgentVMError, ConfigError
+from agentvm_kernel.settings import Network
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor.messages import Message
 from agentvm_kernel.supervisor.network_messages import CellRequest, NetworkInfo, NetworkRequest, RuleInfo

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 from weakref import WeakValueDictionary
 
-from agentvm_kernel.config import Network, Paths
+from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.access import Access
 from agentvm_kernel.egress.addresses import Forbidden, parse_reachable
 from agentvm_kernel.egress.authority import Authority
@@ -33,6 +33,7 @@ from agentvm_kernel.observe.events import (
 from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.observe.restraint import Restraint
+from agentvm_kernel.settings import Network
 from agentvm_kernel.supervisor.card_reports import CardReports
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from agentvm_kernel.config import Settings, load_settings
+from agentvm_kernel.config import load_settings
 from agentvm_kernel.errors import SupervisorError
 from agentvm_kernel.observe.events import ConfigurationChanged
 from agentvm_kernel.observe.sample import Sample
+from agentvm_kernel.settings import Settings
 from agentvm_kernel.supervisor.messages import Ended, Leaving, PoolInfo, Resumed, VMInfo, VMList
 from agentvm_kernel.supervisor.present import Present, present
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agentvm_kernel import config
+from agentvm_kernel import settings
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.events import VMDestroyed, VMStarted
 from agentvm_kernel.observe.fields import Event
@@ -48,7 +48,7 @@ class Pool:
         self,
         hypervisor: Hypervisor,
         folder: Path,
-        target: config.Pool,
+        target: settings.Pool,
         budget: Budget,
         record: Callable[[Event], None] = lambda _: None,
         cloned: Callable[[float], None] = lambda _: None,

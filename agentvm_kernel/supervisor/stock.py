@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from agentvm_kernel import config
+from agentvm_kernel import settings
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.demand import Demand
 from agentvm_kernel.supervisor.messages import StockInfo
@@ -117,7 +117,7 @@ class Stock:
         kept = (self.warm, self.blanks)
         return self.memory is None and not self.checking and not any(len(one) or one.wanted for one in kept)
 
-    def plan(self, target: config.Pool, *, is_needed: bool) -> None:
+    def plan(self, target: settings.Pool, *, is_needed: bool) -> None:
         """Decide how many there should be of each.
 
         Args:

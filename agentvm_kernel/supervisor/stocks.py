@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from agentvm_kernel import config
+from agentvm_kernel import settings
 from agentvm_kernel.supervisor.messages import StockInfo
 from agentvm_kernel.supervisor.stock import Stock
 from agentvm_kernel.vm.blank import Blank
@@ -27,7 +27,7 @@ class Stocks:
         target: How many to keep ready of each kind.
     """
 
-    def __init__(self, target: config.Pool) -> None:
+    def __init__(self, target: settings.Pool) -> None:
         self.target = target
         self.is_drained = False
         self._stocks: OrderedDict[str, Stock] = OrderedDict()

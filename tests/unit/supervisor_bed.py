@@ -10,9 +10,10 @@ from pathlib import Path
 from aiohttp import web
 from fake_hypervisor import FakeHypervisor
 
-from agentvm_kernel.config import Paths, Settings
+from agentvm_kernel.config import Paths
 from agentvm_kernel.image.store import Image
 from agentvm_kernel.profiles import Profile
+from agentvm_kernel.settings import Settings
 from agentvm_kernel.supervisor.api import make_app
 from agentvm_kernel.supervisor.client import Lease
 from agentvm_kernel.supervisor.core import Supervisor

@@ -16,10 +16,10 @@ from kernel_harness import ScriptedSupervisor, outputs, running, types, within
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 
 from agentvm_kernel.anomalies import Action, AnomalySettings, RuleChange
-from agentvm_kernel.config import MetricsSettings, Pool
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.kernel.anomaly import noticed
+from agentvm_kernel.settings import MetricsSettings, Pool
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient

@@ -22,9 +22,10 @@ from agentvm_kernel.bench.bed import (
     temporary_paths,
 )
 from agentvm_kernel.bench.memory import memory_of
-from agentvm_kernel.config import Paths, Pool, Settings
+from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ApiError, ConfigError, SupervisorError
 from agentvm_kernel.profiles import Profile
+from agentvm_kernel.settings import Pool, Settings
 from agentvm_kernel.supervisor.messages import PoolInfo, StockInfo
 
 GUEST = Path(__file__).parents[2] / "guest"

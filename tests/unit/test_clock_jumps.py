@@ -11,7 +11,7 @@ import pytest
 from fake_hypervisor import FakeHypervisor
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 
-from agentvm_kernel.config import Pool
+from agentvm_kernel.settings import Pool
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import LeaseRequest, LimitsRequest

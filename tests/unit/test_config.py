@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from agentvm_kernel import cli
-from agentvm_kernel.config import Output, Paths, Pool, Settings, load_settings, read_configuration
+from agentvm_kernel.config import Paths, load_settings, read_configuration
 from agentvm_kernel.config_reference import reference
 from agentvm_kernel.errors import ConfigError
 from agentvm_kernel.profiles import Profile
+from agentvm_kernel.settings import Output, Pool, Settings
 from agentvm_kernel.tomllines import lines_of
 
 

@@ -13,8 +13,9 @@ from kernel_harness import within
 from pydantic import ValidationError
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 
-from agentvm_kernel.config import Audit, Paths
+from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ApiError
+from agentvm_kernel.settings import Audit
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor

@@ -24,11 +24,11 @@ from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 from typer.testing import CliRunner
 
 from agentvm_kernel import cli
-from agentvm_kernel.config import MetricsSettings, Settings, parse_listen
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.metrics import Labelled, Metrics
 from agentvm_kernel.observe.sample import Sample
+from agentvm_kernel.settings import MetricsSettings, Settings, parse_listen
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor

@@ -15,7 +15,7 @@ from kernel_harness import within
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 from typer.testing import CliRunner
 
-from agentvm_kernel.config import Network, Paths, Settings
+from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.access import Access
 from agentvm_kernel.egress.channel import Opening
 from agentvm_kernel.egress.policy import Policy
@@ -23,6 +23,7 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import ApiError, ConfigError, LinkError, SupervisorError
 from agentvm_kernel.observe import restraint
 from agentvm_kernel.profiles import Profile
+from agentvm_kernel.settings import Network, Settings
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor import catalogue, lease_network
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient

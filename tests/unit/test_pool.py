@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fake_hypervisor import FakeHypervisor
 
-from agentvm_kernel import config
+from agentvm_kernel import settings
 from agentvm_kernel.errors import HostError, HypervisorError, IdentityError, VMError
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.budget import Budget
@@ -53,7 +53,7 @@ async def snapshot(hypervisor: FakeHypervisor, short_tmp: Path) -> Snapshot:
 async def pool(hypervisor: FakeHypervisor, short_tmp: Path, snapshot: Snapshot) -> AsyncIterator[Pool]:
     folder = short_tmp / "vm"
     folder.mkdir()
-    pool = Pool(hypervisor, folder, config.Pool(warm=1, blanks=1), Budget(0.7))
+    pool = Pool(hypervisor, folder, settings.Pool(warm=1, blanks=1), Budget(0.7))
     pool.start()
     yield pool
     await pool.close()

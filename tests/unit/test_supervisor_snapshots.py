@@ -12,9 +12,9 @@ import pytest
 from guest_process import MemoryHypervisor, MemoryMachine
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 
-from agentvm_kernel import config
-from agentvm_kernel.config import Settings, SnapshotSettings
+from agentvm_kernel import settings
 from agentvm_kernel.errors import ApiError, DiskFullError, SupervisorError
+from agentvm_kernel.settings import Settings, SnapshotSettings
 from agentvm_kernel.snapshots.pins import is_used
 from agentvm_kernel.supervisor import bases, catalogue, history
 from agentvm_kernel.supervisor.answers import Forks
@@ -36,7 +36,7 @@ from agentvm_kernel.vm.chain import LONG, LONGEST
 from agentvm_kernel.vm.delta import PAGE
 from agentvm_kernel.vm.memory import Buffer, GuestMemory
 
-COLD = SETTINGS.model_copy(update={"pool": config.Pool(warm=0, blanks=1)})
+COLD = SETTINGS.model_copy(update={"pool": settings.Pool(warm=0, blanks=1)})
 
 
 @dataclass
