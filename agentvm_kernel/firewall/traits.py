@@ -93,7 +93,7 @@ def _is_parts(value: object) -> bool:
 
 
 def _listed(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
+    return lambda value: isinstance(value, list) and None not in value and all(map(check, value))
 
 
 def _matching(pattern: re.Pattern[str]) -> Check:

@@ -506,7 +506,7 @@ class Checker:
             for output in value:
                 yield from self._stored(output)
         elif name == "_dom_classes" and not all(
-            re.match(r"(?:widget|jupyter|mod|vm)-[a-z-]+\Z", item) for item in value
+            isinstance(item, str) and re.match(r"(?:widget|jupyter|mod|vm)-[a-z-]+\Z", item) for item in value
         ):
             yield f"classes of the page: {value}"
         elif name in {"icon", "button_style", "bar_style", "tag_style", "box_style"} and not re.fullmatch(

@@ -154,6 +154,10 @@ def test_no_module_to_load_and_no_place_for_binary_data_but_media() -> None:
     assert passed.buffers == []
 
 
+def test_a_class_that_is_none_is_no_class() -> None:
+    assert "_dom_classes" not in state_of(Bed().open("TextModel", _dom_classes=[None]))
+
+
 def test_the_states_of_all_widgets_are_cleaned() -> None:
     bed = Bed()
     bed.guard.opened_by_client({"comm_id": "c", "target_name": "jupyter.widget.control"})

@@ -74,7 +74,7 @@ async def test_the_daemon_tells_when_it_serves_reloads_on_sighup_and_tells_when_
     told: socket.socket, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
-    monkeypatch.setattr(daemon, "LibvirtHypervisor", lambda *_: FakeHypervisor())
+    monkeypatch.setattr(daemon, "LibvirtHypervisor", lambda *_, **__: FakeHypervisor())
     paths = make_paths(short_tmp)
     daemon.prepare_folders(paths)
     paths.config.write_text(ACCELERATED)
