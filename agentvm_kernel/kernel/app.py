@@ -23,6 +23,9 @@ from traitlets.config.application import catch_config_error
 from traitlets.utils import filefind
 
 from agentvm_kernel.config import Paths, load_settings
+from agentvm_kernel.errors import ConfigError
+from agentvm_kernel.firewall.context import Mode
+from agentvm_kernel.firewall.policy import Policy
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.magic import Magics, NoMagics
 from agentvm_kernel.kernel.router import Router
@@ -111,13 +114,21 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
     async def _serve(self) -> None:
         owner = Path(self.connection_file).stem
         notebook = os.environ.get("JPY_SESSION_NAME") or owner  # Jupyter Server sets it to the notebook's path
-        policy = load_settings(Paths.of_user()).output.policy(notebook, self.output)
+        policy = self._policy(notebook)
         request = LeaseRequest(
             image=self.image, profile=self.profile, owner=owner[:200], notebook=notebook[:4096],
             allow=tuple(self.allow),
         )  # fmt: skip
         machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect, policy)
         await Router(self.sockets, machine, self.magics).run()
+
+    def _policy(self, notebook: str) -> Policy:
+        """Return what output is let through; the least where the configuration is wrong, as a cell will tell."""
+        try:
+            return load_settings(Paths.of_user()).output.policy(notebook, self.output)
+        except ConfigError as error:
+            self.log.error("%s %s", error.message, error.hint)
+            return Policy(Mode.STRICT)
 
     def _find_connection_file(self) -> None:
         """Load the connection file, or choose where to write one that ends with this process."""
