@@ -25,8 +25,9 @@ _MIN_HEIGHT: Final = 20
 _MAX_HEIGHT: Final = 4000
 
 _WANTS: Final = re.compile(r"<(?:script|iframe)[\s>/]", re.IGNORECASE)
-_AUTHORITY: Final = re.compile(r"""//([^\s/"'<>?#\\]{1,253})""")
-_LOADS: Final = re.compile(r"""(?:src|href)\s*=\s*["']?(?:https?:)?\Z""", re.IGNORECASE)
+_LOADER: Final = re.compile(r"<(script|link|img|iframe|source|video|audio|track|embed|input)\b([^>]*)", re.IGNORECASE)
+_SCRIPT_END: Final = re.compile(r"</script", re.IGNORECASE)
+_REMOTE: Final = re.compile(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//([^\s/"'<>?#\\]{1,253})""", re.IGNORECASE)
 _HOST: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(?::[0-9]{1,5})?\Z")
 
 _POLICY: Final = (
@@ -113,10 +114,14 @@ def framed_script(script: str, context: Context, html: str = "") -> str:
 
 
 def _loaded_from(html: str) -> Iterator[str]:
-    """The hosts that attributes of a document name."""
-    for match in _AUTHORITY.finditer(html):
-        if _LOADS.search(html, max(0, match.start() - 32), match.start()):
-            yield match[1]
+    """The hosts that a document's elements load from; what its scripts will want is not known."""
+    at = 0
+    while (tag := _LOADER.search(html, at)) is not None:
+        yield from _REMOTE.findall(tag[2])
+        at = tag.end()
+        if tag[1].lower() == "script":
+            end = _SCRIPT_END.search(html, at)
+            at = end.end() if end else len(html)
 
 
 def _allowed(host: str, hosts: list[str]) -> bool:

@@ -10,6 +10,7 @@ from firewall_bed import Said
 from output_checker import HTML, html_problems
 
 from agentvm_kernel.bench import outputs
+from agentvm_kernel.firewall.context import Context, Mode
 from agentvm_kernel.firewall.frame import MAX_CHARACTERS, framed, framed_script, needs_frame
 from agentvm_kernel.firewall.reasons import Reason
 
@@ -108,3 +109,26 @@ def test_a_document_that_is_too_large_is_not_shown() -> None:
     assert framed("x" * (MAX_CHARACTERS + 1), said.context) == ""
     assert framed_script("x" * (MAX_CHARACTERS + 1), said.context) == ""
     assert said.reasons == [Reason.SIZE, Reason.SIZE]
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        """<script>const tag = '<img src="https://cdn.example/x.png">'</script>""",
+        """<script>x</script><a href="https://example.org/">a link</a>""",
+        """<SCRIPT>link.href="//cdn.example/x.css"</SCRIPT>""",
+    ],
+)
+def test_what_scripts_and_links_name_is_not_told_to_be_blocked(html: str) -> None:
+    reasons: list[Reason] = []
+    framed(html, Context(Mode.STANDARD, lambda reason, _words: reasons.append(reason)))
+    assert reasons == []
+
+
+@pytest.mark.parametrize(
+    "tag", ["<script src=//cdn.example/x.js>", "<SCRIPT>1</SCRIPT><link href='https://cdn.example'>"]
+)
+def test_what_elements_load_is_told_to_be_blocked(tag: str) -> None:
+    reasons: list[Reason] = []
+    framed(tag, Context(Mode.STANDARD, lambda reason, _words: reasons.append(reason)))
+    assert reasons == [Reason.REMOTE]
