@@ -244,6 +244,10 @@ class Lab:
         frames = cell.locator(".jp-Cell-outputArea iframe")
         return [frames.nth(number).content_frame for number in range(frames.count())]
 
+    def kept(self, name: str) -> list[dict[str, object]]:
+        """Return what the notebook holds of a cell's outputs, drawn or not."""
+        return list(self.page.evaluate("name => bed.kept(name)", name))
+
     def sources(self) -> list[str]:
         """Return the sources of the notebook's cells."""
         return list(self.page.evaluate("() => bed.sources()"))

@@ -47,6 +47,10 @@
     await drawn();
   };
 
+  // What the notebook holds of a cell's outputs, drawn or not.
+  const kept = name =>
+    panel.content.widgets.find(widget => widget.model.sharedModel.metadata.case === name).model.outputs.toJSON();
+
   const sources = () => panel.content.model.sharedModel.cells.map(cell => cell.source);
 
   // Elements of outputs, without those in frames: nothing in an opaque frame reaches the page.
@@ -108,5 +112,5 @@
     return result;
   };
 
-  window.bed = { open, run, drawn, close, sources, fired };
+  window.bed = { open, run, drawn, close, kept, sources, fired };
 }
