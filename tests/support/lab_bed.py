@@ -242,7 +242,8 @@ class Lab:
     @staticmethod
     def _frames(cell: Locator) -> list[FrameLocator]:
         frames = cell.locator(".jp-Cell-outputArea iframe")
-        return [frames.nth(number).content_frame for number in range(frames.count())]
+        outer = [frames.nth(number).content_frame for number in range(frames.count())]
+        return outer + [frame.locator("iframe").content_frame for frame in outer]
 
     def kept(self, name: str) -> list[dict[str, object]]:
         """Return what the notebook holds of a cell's outputs, drawn or not."""
