@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from html import escape
+from html import escape, unescape
 from typing import Final
 
 from agentvm_kernel.firewall.context import Context
@@ -88,7 +88,9 @@ def framed(html: str, context: Context) -> str:
         context.block(Reason.SIZE, "a document of more than 32 million characters for a frame")
         return ""
     hosts = [host for host in context.frame_hosts if _HOST.match(host)]
-    if any(not _allowed(host, hosts) for host in _loaded_from(html)):
+    # Maps come as a document in an attribute of a frame.
+    inner = unescape(html) if "srcdoc" in html else ""
+    if any(not _allowed(host, hosts) for text in (html, inner) for host in _loaded_from(text)):
         context.block(Reason.REMOTE, "loading from a host in a frame; [output] frame_hosts allows hosts")
     policy = _POLICY.format(hosts="".join(f" https://{host}" for host in hosts))
     document = _OUTER.format(policy=policy, document=escape("<!DOCTYPE html>" + _INNER + html))

@@ -19,6 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ MOUNTS = (
     Mount("tmpfs", "/run", _NOSUID | _NODEV, "mode=0755"),
     Mount("cgroup2", "/sys/fs/cgroup", _NOSUID | _NODEV | _NOEXEC),
 )
+_CONSOLE = (24, 80)
 _LINKS = {"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1", "/dev/stderr": "fd/2"}
 
 
@@ -114,6 +116,16 @@ def raise_loopback() -> None:
         fcntl.ioctl(sock, _SET_FLAGS, struct.pack("16sh14x", b"lo", flags | _UP))
 
 
+def size_console(terminal: int = 2) -> None:
+    """Give the console the size of a terminal: programs ask for it, and draw no progress bar into no columns.
+
+    Args:
+        terminal: Descriptor of the console, which the kernel's standard error stays.
+    """
+    if os.isatty(terminal):
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *_CONSOLE, 0, 0))
+
+
 def grow_disk() -> None:
     """Let the file system use the whole disk; a disk that is too small already is no reason not to start."""
     if shutil.which("resize2fs") is None:
@@ -149,6 +161,7 @@ def prepare() -> None:
     put_names_into_memory()
     socket.sethostname("agentvm")
     raise_loopback()
+    size_console()
     resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     make_cgroup()
     grow_disk()

@@ -72,7 +72,10 @@ def test_output_is_drawn(gallery: Lab, name: str) -> None:
         assert found is not None
         if "color" in entry:
             assert entry["color"] in found.evaluate_all("all => all.map(it => getComputedStyle(it).backgroundColor)")
-        assert "blocked:" not in cell.inner_text()
+        shown = cell.locator(".jp-Cell-outputArea").inner_text()
+        assert entry.get("text", "") in shown
+        assert shown.count("blocked:") == ("note" in entry)
+        assert entry.get("note", "") in shown
     finally:
         if folder := os.environ.get("AGENTVM_GALLERY"):
             cell.screenshot(path=Path(folder) / f"{name}.png")

@@ -126,7 +126,12 @@ def test_what_scripts_and_links_name_is_not_told_to_be_blocked(html: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "tag", ["<script src=//cdn.example/x.js>", "<SCRIPT>1</SCRIPT><link href='https://cdn.example'>"]
+    "tag",
+    [
+        "<script src=//cdn.example/x.js>",
+        "<SCRIPT>1</SCRIPT><link href='https://cdn.example'>",
+        '<iframe srcdoc="&lt;script src=&quot;https://cdn.example/x.js&quot;&gt;">',
+    ],
 )
 def test_what_elements_load_is_told_to_be_blocked(tag: str) -> None:
     reasons: list[Reason] = []

@@ -345,6 +345,18 @@ def test_ipykernels_environment_is_a_logins() -> None:
 # PID 1.
 
 
+def test_the_console_has_the_size_of_a_terminal() -> None:
+    ours, theirs = os.openpty()
+    try:
+        init.size_console(theirs)
+        assert os.get_terminal_size(theirs) == (80, 24)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    with Path(os.devnull).open() as nothing:
+        init.size_console(nothing.fileno())
+
+
 def test_the_kernels_command_line_gives_the_agents_arguments() -> None:
     assert init.parse_command_line("console=ttyS0 agentvm.transport=vsock agentvm.port=4011 quiet") == [
         "--transport",
