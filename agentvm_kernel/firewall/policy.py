@@ -30,7 +30,7 @@ class Policy:
 
 _REMEDIES: Final = {
     Reason.MIME: "[output] mime_types allows types",
-    Reason.SCRIPT: 'mode = "standard" shows HTML with scripts in a frame',
+    Reason.SCRIPT: 'HTML with <script> is shown in a frame, but in mode "strict"',
     Reason.REMOTE: "give it as data",
     Reason.RENDERER: 'mode = "trusted" in [output] shows it',
     Reason.COMM: "[output] comm_targets allows targets",
