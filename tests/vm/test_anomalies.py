@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from audited import audited
-from kernel_client import Message, Notebook, notebook, wait_until
+from audited import audited, audited_soon
+from kernel_client import Message, Notebook, notebook
 from travel import ok, told, value
 from vms import environment_of, own_supervisor
 
@@ -48,7 +48,7 @@ def burning(response: str) -> Iterator[tuple[Paths, Notebook, Message]]:
 def test_a_burner_without_a_cell_is_audited_and_noted_under_its_cell() -> None:
     with burning("note") as (paths, nb, note):
         assert "unattended-cpu (warning): the VM computes without a rest" in note["content"]["text"]
-        (entry,) = audited(paths.state, "anomaly_detected")
+        (entry,) = audited_soon(paths.state, 1, "anomaly_detected")
         assert (entry["kind"], entry["severity"], entry["response"]) == ("unattended-cpu", "warning", "note")
         assert entry["value"] > 95
         assert entry["vm"] in told(nb, "%vm")
@@ -58,15 +58,14 @@ def test_a_burner_without_a_cell_is_audited_and_noted_under_its_cell() -> None:
 
 def test_a_burner_is_kept_and_stopped_and_runs_on_when_told_to() -> None:
     with burning("pause") as (paths, nb, _):
-        wait_until(lambda: bool(audited(paths.state, "anomaly_response")), "the VM to be stopped")
-        (entry,) = audited(paths.state, "anomaly_response")
+        (entry,) = audited_soon(paths.state, 1, "anomaly_response")
         assert entry["response"] == "pause"
         nb.client.execute("answer = 6 * 7")
         assert told(nb, "%vm resume") == "The VM runs on."
         assert value(nb, "answer") == 42
         (label,) = [word for word in entry["detail"].replace("(", " ").replace(")", " ").split() if "anomaly-" in word]
         assert label in str(ok(nb, "%snapshots").messages)
-        assert [one["response"] for one in audited(paths.state, "anomaly_response")] == ["pause", "resume"]
+        assert [one["response"] for one in audited_soon(paths.state, 2, "anomaly_response")] == ["pause", "resume"]
         assert value(nb, "burner.poll()") is None
 
 
@@ -75,17 +74,16 @@ def test_a_scan_by_a_cell_is_noted_under_it() -> None:
         msg_id = nb.client.execute(SCAN)
         note = nb.wait_for("stream", lambda content: "Anomaly port-scan (critical)" in content["text"])
         assert note["parent_header"]["msg_id"] == msg_id
-        (entry,) = audited(paths.state, "anomaly_detected")
+        (entry,) = audited_soon(paths.state, 1, "anomaly_detected")
         assert (entry["kind"], entry["response"]) == ("port-scan", "note")
 
 
 def test_a_burner_is_slowed_down_until_that_is_taken_back() -> None:
     with burning("slow") as (paths, nb, _):
-        wait_until(lambda: bool(audited(paths.state, "anomaly_response")), "the VM to be slowed down")
-        (entry,) = audited(paths.state, "anomaly_response")
+        (entry,) = audited_soon(paths.state, 1, "anomaly_response")
         assert (entry["response"], entry["detail"].startswith("goes behind")) == ("slow", True)
         with SyncSupervisorClient(paths, start=False) as client:
             assert client.resume(entry["vm"]).was_slowed
             assert not client.resume(entry["vm"]).was_slowed
         assert value(nb, "burner.poll()") is None
-        assert [one["response"] for one in audited(paths.state, "anomaly_response")] == ["slow", "resume"]
+        assert [one["response"] for one in audited_soon(paths.state, 2, "anomaly_response")] == ["slow", "resume"]
