@@ -114,6 +114,7 @@ def test_output_comes_as_it_is_written(runs: Runs) -> None:
         process.stdin.write(b"on\n")
         process.stdin.flush()
         assert process.stdout.readline() == b"ON\n"
+        assert process.stdout.read() == b"\n", "to hang up before would be a broken pipe"
     assert process.returncode == 0
 
 

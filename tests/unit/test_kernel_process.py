@@ -50,8 +50,16 @@ def client_of(path: Path) -> Iterator[BlockingKernelClient]:
         client.context.term()
 
 
+def content_of(path: Path) -> bytes:
+    """What a connection file holds; nothing for a moment while it is written anew."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def has_json(path: Path) -> bool:
-    return path.exists() and path.read_bytes().rstrip().endswith(b"}")
+    return content_of(path).rstrip().endswith(b"}")
 
 
 def test_a_connection_file_is_written_where_there_is_none_and_removed_at_the_end(
@@ -79,7 +87,7 @@ def test_what_a_given_connection_file_says_is_kept_and_missing_ports_are_added(
     path = short_tmp / "connection.json"
     path.write_text(json.dumps({"key": "secret", "ip": "127.0.0.1", "transport": "tcp", "kernel_name": "mine"}))
     with process(kernel_environment, "-f", str(path)) as kernel:
-        wait_until(lambda: "shell_port" in path.read_text(), "ports")
+        wait_until(lambda: has_json(path) and b"shell_port" in content_of(path), "ports")
         info = json.loads(path.read_text())
         assert (info["key"], info["kernel_name"]) == ("secret", "mine")
         kernel.send_signal(signal.SIGINT)
