@@ -61,7 +61,9 @@ async def test_an_unmodified_program_reaches_a_host_by_name(network: GuestNetwor
 
 async def test_a_raw_address_arrives_without_a_name(network: GuestNetwork) -> None:
     network.openings.clear()
-    assert "reset by peer" in await network.shell("curl -sS telnet://93.184.216.34:443 </dev/null")
+    said = await network.shell("curl -sS telnet://93.184.216.34:443 </dev/null")
+    # The reset may come before curl has looked at its new connection.
+    assert "reset by peer" in said or "Could not connect" in said
     assert network.openings == [Opening(None, "93.184.216.34", 443)]
 
 
