@@ -14,7 +14,7 @@ quickstart: setup  ## Set up everything, then run notebooks/quickstart.ipynb in 
 
 # The browser that the tests look at outputs with, the server that asks for metrics, and what libvirt's networks and their
 # filters are made of.
-test: export AGENTVM_TEST_PACKAGES := chromium fonts-dejavu-core prometheus dnsmasq-base iptables nftables \
+test: export AGENTVM_TEST_PACKAGES := chromium curl fonts-dejavu-core openssh-client prometheus dnsmasq-base iptables nftables \
 	libvirt-daemon-driver-network libvirt-daemon-driver-nwfilter libvirt-daemon-config-nwfilter
 
 test: setup  ## Set up everything, then run every check and test that this machine can run.
