@@ -117,7 +117,8 @@ class LeaseNetwork:
         access.on_limit = self.on_limit
         self._accesses[vm] = access
         vm.ended.add_done_callback(lambda _: self._accesses.pop(vm, None))
-        self.woken(vm)
+        self._dial(vm)
+        self._fit(vm)
 
     def woken(self, vm: clone.VM) -> None:
         """Do for a VM what was left undone while it rested: the network may have been turned off or on meanwhile.
@@ -125,6 +126,9 @@ class LeaseNetwork:
         Args:
             vm: A VM of the lease that runs again.
         """
+        if vm not in self._accesses:
+            self.attach(vm)
+            return
         self._dial(vm)
         self._fit(vm)
 
