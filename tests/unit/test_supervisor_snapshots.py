@@ -7,16 +7,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from guest_process import MemoryHypervisor, MemoryMachine
+from kernel_harness import within
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 
 from agentvm_kernel import settings
 from agentvm_kernel.errors import ApiError, DiskFullError, SupervisorError
 from agentvm_kernel.settings import Settings, SnapshotSettings
 from agentvm_kernel.snapshots.pins import is_used
-from agentvm_kernel.supervisor import bases, catalogue, history
+from agentvm_kernel.supervisor import bases, catalogue, forks, history
 from agentvm_kernel.supervisor.answers import Forks
 from agentvm_kernel.supervisor.budget import Budget
 from agentvm_kernel.supervisor.client import SupervisorClient
@@ -33,6 +35,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotRequest,
 )
 from agentvm_kernel.vm.chain import LONG, LONGEST
+from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.delta import PAGE
 from agentvm_kernel.vm.memory import Buffer, GuestMemory
 
@@ -357,6 +360,60 @@ async def test_only_as_many_forks_run_as_there_are_slots(session: Session, monke
         with pytest.raises(StopAsyncIteration):
             await anext(events)
     assert set(session.lease.forks) == {first, third}
+
+
+@pytest.fixture
+def second_clone(session: Session, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """The second clone is made when this is set."""
+    pool, may_begin, begun = session.supervisor.pool, asyncio.Event(), iter(range(9))
+    original = pool.clone
+
+    async def clone(*arguments: Any) -> VM:
+        if next(begun) == 1:
+            await may_begin.wait()
+        return await original(*arguments)
+
+    monkeypatch.setattr(pool, "clone", clone)
+    return may_begin
+
+
+def has_way_out(session: Session, fork: int) -> bool:
+    return session.lease.forks[fork].vm in session.lease.network._accesses
+
+
+async def test_forks_have_their_way_out_when_all_have_begun(
+    session: Session, second_clone: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "_CONNECT_SECONDS", 1000)
+    async with session.forks(2) as events:
+        (first,) = await grants(events, 1)
+        assert not has_way_out(session, first)
+        second_clone.set()
+        (second,) = await grants(events, 1)
+        assert has_way_out(session, first)
+        assert has_way_out(session, second)
+
+
+async def test_a_fork_does_not_wait_long_for_its_way_out(session: Session, second_clone: asyncio.Event) -> None:
+    async with session.forks(2) as events:
+        (first,) = await grants(events, 1)
+        assert not has_way_out(session, first)
+        await within(lambda: has_way_out(session, first))
+        second_clone.set()
+        await grants(events, 1)
+
+
+async def test_a_fork_that_rests_has_its_way_out_when_it_is_adopted(
+    session: Session, second_clone: asyncio.Event
+) -> None:
+    async with session.forks(2) as events:
+        (first,) = await grants(events, 1)
+        await session.client.rest_fork(session.id, first)
+        second_clone.set()
+        await grants(events, 1)
+        assert not has_way_out(session, first)
+    await session.client.adopt(session.id, first)
+    assert session.lease.vm in session.lease.network._accesses
 
 
 async def test_fork_that_dies_is_told_of(session: Session) -> None:
