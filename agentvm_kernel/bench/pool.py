@@ -33,6 +33,7 @@ _MIB: Final = 1 << 20
 
 _ACQUIRE: Final = "acquire of a warm VM, from the client's request to the grant"
 _IDENTITY: Final = "of that in the supervisor: wake, clock and limits"
+_APART: Final = "acquire of a warm VM without that share"
 _RELEASE: Final = "release, from the client's hanging up to the supervisor's next answer without it"
 _STATUS: Final = "an answer of the supervisor's alone"
 _WARM_MEMORY: Final = "private memory of a warm VM that is ready"
@@ -69,6 +70,7 @@ async def run(wanted: Wanted, say: Say) -> list[Figure]:
             book[_IDENTITY],
             limit=20,
         ),
+        Figure(book[_APART], book[_IDENTITY], limit=5),
         Figure(book[_RELEASE], book[_STATUS], limit=5),
         Figure(book[_REFILL], book[_PLAIN]),
         Figure(book[_WARM_MEMORY], book[_BLANK_MEMORY]),
@@ -102,8 +104,10 @@ async def _cycle(ours: Bed, client: SupervisorClient, book: Book, *, with_cell: 
         granted = await anext(lease)
         if not isinstance(granted, Granted):
             raise VMError(f"The supervisor had no VM at hand: {granted}")
-        book.add(_ACQUIRE, (time.perf_counter() - began) * 1000)
+        taken = (time.perf_counter() - began) * 1000
+        book.add(_ACQUIRE, taken)
         book.add(_IDENTITY, granted.acquire_ms)
+        book.add(_APART, taken - granted.acquire_ms)
         if with_cell:
             await _run_cell(granted)
         with book.timed(_STATUS):
