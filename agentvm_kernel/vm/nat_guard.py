@@ -58,6 +58,7 @@ table bridge {table} {{
   }}
   chain out {{
     ether type arp return
+    ip saddr != {network.subnet} counter name refused drop
     ip daddr {gateway} udp dport {names} return
     ip daddr {gateway} tcp dport {names} return
     ip daddr != {{ {refused} }} tcp dport {{ {ports} }} return

@@ -203,7 +203,11 @@ def test_another_address_or_mac_than_ones_own_gets_nowhere(vm: Visitor, world: S
     assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached"
     world.forget()
     vm.fails("python3", "-c", spoof.format(other, GOOD))
+    vm.program("sudo", "sh", "-c", "ip address add 45.55.0.77/32 dev agentvm1")
+    before = refused_packets(world)
+    vm.fails("python3", "-c", spoof.format("45.55.0.77", GOOD))
     assert world.knocks == [], "not even the first packet got out"
+    assert refused_packets(world) > before, "an address of another network is counted"
     known = json.loads(vm.program("ip", "-json", "neigh", "show", "to", gateway(vm), "dev", "agentvm1"))[0]["lladdr"]
     keep = f"ip neigh replace {gateway(vm)} lladdr {known} nud permanent dev agentvm1"
     vm.program("sudo", "sh", "-c", f"ip link set agentvm1 address {mac[:-2]}fe && {keep}")
