@@ -102,7 +102,7 @@ class Forks:
         except BaseException:
             slot.leave()
             raise
-        lease.network.attach(vm)
+        supervisor.attach(vm, lease.network)
         fork = lease.forks[number] = Fork(vm, slot)
         granted = supervisor.grant(lease, vm, (time.monotonic() - began) * 1000)
         self._emit(ForkGranted(fork=number, granted=granted))

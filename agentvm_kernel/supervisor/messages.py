@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from agentvm_kernel.anomalies import Action, Severity
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.link.endpoint import UnixEndpoint, VsockEndpoint
+from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.snapshots.notes import Cell, Kind
 
