@@ -46,12 +46,14 @@ with urllib.request.urlopen("http://{SITE}/bytes/50000000", timeout=200) as answ
     while block := answer.read(1 << 16): got += len(block)
 print(got)
 """
+# Put over what the agent reads, by root, with the mount(2) of the C library.
 LIE = """
 import subprocess
 lies = {"loadavg": "9999.99 0 0 1/123456 7\\n", "stat": "processes 100\\n", "meminfo": "MemAvailable: 7 kB\\n"}
 for name, text in lies.items():
     open(f"/tmp/{name}", "w").write(text)
-    subprocess.run(["sudo", "mount", "--bind", f"/tmp/{name}", f"/proc/{name}"], check=True)
+    bind = f"import ctypes; exit(ctypes.CDLL(None).mount(b'/tmp/{name}', b'/proc/{name}', None, 4096, None))"
+    subprocess.run(["sudo", "python3", "-c", bind], check=True)
 """
 STORM = """
 import os
