@@ -57,7 +57,7 @@ for name, text in lies.items():
 """
 STORM = """
 import os
-for _ in range(400):
+for _ in range(250):
     if (pid := os.fork()) == 0: os._exit(0)
     os.waitpid(pid, 0)
 """
@@ -99,6 +99,11 @@ def facts(cell: Cell) -> dict[str, Any]:
     found: dict[str, Any] = cell.metadata["agentvm"]["facts"]
     assert len(json.dumps(found)) < 2048
     return found
+
+
+def footers(cell: Cell) -> list[str]:
+    shown = cell.of("display_data")
+    return [one["data"]["text/plain"] for one in shown if one["metadata"] == {"agentvm": {"facts": True}}]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +172,7 @@ def test_a_guest_that_lies_about_itself_changes_nothing_that_is_measured() -> No
 
 
 def test_a_storm_of_processes_is_an_anomaly_as_the_guest_claims() -> None:
-    rule = "\n[anomalies.rules.process-storm]\nthreshold = 300\nwindow = 30\n"
+    rule = "\n[anomalies.rules.process-storm]\nthreshold = 200\nwindow = 30\n"
     with own_supervisor(rule) as paths, notebook(environment_of(paths)) as nb:
         ours = bed(nb, paths)
         ok(nb, BURN)
@@ -175,20 +180,19 @@ def test_a_storm_of_processes_is_an_anomaly_as_the_guest_claims() -> None:
         ok(nb, STORM)
         (entry,) = audited_soon(paths.state, 1, "anomaly_detected")
         assert (entry["kind"], entry["is_claimed"], entry["vm"]) == ("process-storm", True, ours.vm)
-        assert entry["value"] >= 300
+        assert entry["value"] > 200
 
 
 def test_the_line_under_a_cell_and_time_travel_say_the_same_as_the_reply() -> None:
     with own_supervisor("\n[notebook]\nfooter = true\n") as paths, notebook(environment_of(paths)) as nb:
         first = ok(nb, "print(1)")
-        (line,) = first.of("display_data")
-        assert line["metadata"] == {"agentvm": {"facts": True}}
-        assert f"CPU {facts(first)['cpu_seconds']:.2f} s" in line["data"]["text/plain"]
+        (line,) = footers(first)
+        assert f"CPU {facts(first)['cpu_seconds']:.2f} s" in line
         ok(nb, "%timetravel on")
         before = facts(ok(nb, "x = 1"))
         cell = ok(nb, "x = 2")
         after = facts(cell)
         assert after["snapshot_before"] == before["snapshot_after"] != before["snapshot_before"]
-        assert f"snapshot {after['snapshot_before']} to {after['snapshot_after']}" in str(cell.of("display_data"))
+        assert f"snapshot {after['snapshot_before']} to {after['snapshot_after']}" in footers(cell)[0]
         assert told(nb, "%vm facts off") == "Cells do not say what they cost."
-        assert ok(nb, "x").of("display_data") == []
+        assert footers(ok(nb, "x")) == []
