@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agentvm.facts")
 
-_WORK_SECONDS: Final = 0.03
-"""CPU time from which on a cell may have moved much to or from its disk."""
+_WORK_SECONDS: Final = {"kvm": 0.03, "tcg": 0.15}
+"""CPU time from which on a cell may have moved much to or from its disk; emulation takes several times as much."""
 
-_LONG_SECONDS: Final = 0.1
+_LONG_SECONDS: Final = {"kvm": 0.1, "tcg": 0.25}
 """Seconds from which on it may, though it has computed little: the disk may be slow, and the CPU fast."""
 
 _ROOM: Final = 1000
@@ -220,8 +220,9 @@ class Ended:
         begun, over = self.begun, self.over
         if begun.traffic is None or over.traffic is None or begun.usage is None or over.usage is None:
             return False
-        has_worked = over.usage.cpu_seconds - begun.usage.cpu_seconds >= _WORK_SECONDS
-        return has_worked or over.time - begun.time >= _LONG_SECONDS or self._has_spoken
+        by = begun.granted.accelerator
+        has_worked = over.usage.cpu_seconds - begun.usage.cpu_seconds >= _WORK_SECONDS[by]
+        return has_worked or over.time - begun.time >= _LONG_SECONDS[by] or self._has_spoken
 
     @property
     def _has_spoken(self) -> bool:

@@ -74,8 +74,8 @@ def burn(seconds: float) -> None:
 @pytest.fixture
 def never_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The supervisor is asked only because of the network: what this process computes depends on the host."""
-    monkeypatch.setattr(facts, "_WORK_SECONDS", 1e6)
-    monkeypatch.setattr(facts, "_LONG_SECONDS", 1e6)
+    monkeypatch.setitem(facts._WORK_SECONDS, "tcg", 1e6)
+    monkeypatch.setitem(facts._LONG_SECONDS, "tcg", 1e6)
 
 
 async def test_a_reply_says_what_the_cell_cost(tmp_path: Path, tally: Tally) -> None:
@@ -119,8 +119,8 @@ async def test_nobody_is_asked_about_a_cell_that_hardly_did_anything(tmp_path: P
 async def test_a_cell_that_takes_long_is_asked_about_though_it_computes_little(
     tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facts, "_WORK_SECONDS", 1e6)
-    monkeypatch.setattr(facts, "_LONG_SECONDS", 0.0)
+    monkeypatch.setitem(facts._WORK_SECONDS, "tcg", 1e6)
+    monkeypatch.setitem(facts._LONG_SECONDS, "tcg", 0.0)
     async with bed(tmp_path, tally) as (kernel, client, guest):
         kernel.supervisor.has_moved = moved(500)
         assert facts_of(await cell(client, guest, "1"))["disk_written"] == 500
