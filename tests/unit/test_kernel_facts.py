@@ -30,6 +30,7 @@ from kernel_harness import (
 from agentvm_kernel.errors import ApiError, LinkClosedError
 from agentvm_kernel.kernel import facts, footer
 from agentvm_kernel.kernel.facts import CellFacts
+from agentvm_kernel.kernel.wire import Wire
 from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.tally import Tally
 
@@ -297,6 +298,30 @@ async def test_with_time_travel_a_cell_whose_vm_is_gone_before_the_snapshot_has_
         kernel.links[-1].end(LinkClosedError("gone"))
         reply = await replied(client, msg_id)
         assert reply["content"]["status"] == "ok"
+        kernel.supervisor.go_on.set()
+
+
+async def test_no_idle_goes_before_a_reply_that_waits(
+    tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+    pack = Wire.pack
+
+    def note(self: Wire, msg_type: str, content: Any, **more: Any) -> tuple[str, list[bytes]]:
+        sent.append(msg_type if msg_type != "status" else content["execution_state"])
+        return pack(self, msg_type, content, **more)
+
+    async with bed(tmp_path, tally) as (kernel, client, guest):
+        await cell(client, guest, "%timetravel on")
+        kernel.supervisor.go_on.clear()
+        kernel.supervisor.at_work.clear()
+        msg_id = client.execute("1")
+        await guest.execute()
+        await kernel.supervisor.at_work.wait()
+        (request,) = [one for one in kernel.router._table.unfinished() if one.message.msg_id == msg_id]
+        monkeypatch.setattr(Wire, "pack", note)
+        await kernel.router._answers.idle(request)  # as when the VM is gone
+        assert sent == ["execute_reply", "idle"]
         kernel.supervisor.go_on.set()
 
 
