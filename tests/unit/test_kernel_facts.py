@@ -301,7 +301,7 @@ async def test_with_time_travel_a_cell_whose_vm_is_gone_before_the_snapshot_has_
         kernel.supervisor.go_on.set()
 
 
-async def test_no_idle_goes_before_a_reply_that_waits(
+async def test_with_time_travel_a_cell_whose_vm_is_gone_before_idle_has_its_reply_first(
     tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = []
@@ -313,16 +313,16 @@ async def test_no_idle_goes_before_a_reply_that_waits(
 
     async with bed(tmp_path, tally) as (kernel, client, guest):
         await cell(client, guest, "%timetravel on")
-        kernel.supervisor.go_on.clear()
-        kernel.supervisor.at_work.clear()
         msg_id = client.execute("1")
-        await guest.execute()
-        await kernel.supervisor.at_work.wait()
-        (request,) = [one for one in kernel.router._table.unfinished() if one.message.msg_id == msg_id]
+        asked = await guest.asked()
+        guest.begin(asked)
+        guest.reply(asked, {"status": "ok", "execution_count": 2, "payload": [], "user_expressions": {}})
+        await within(lambda: any(one.late for one in kernel.router._table.unfinished()))
         monkeypatch.setattr(Wire, "pack", note)
-        await kernel.router._answers.idle(request)  # as when the VM is gone
-        assert sent == ["execute_reply", "idle"]
-        kernel.supervisor.go_on.set()
+        kernel.links[-1].end(LinkClosedError("gone"))
+        assert (await replied(client, msg_id))["content"]["status"] == "ok"
+        await outputs(client, msg_id)
+        assert sent[:2] == ["execute_reply", "idle"]
 
 
 # The line under a cell

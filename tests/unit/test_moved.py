@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from test_egress_gateway import HELLO, echo, refused
 
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.observe import sampler
+from agentvm_kernel.observe.watch import Watch
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.answers import Forks
 from agentvm_kernel.supervisor.messages import ForkGranted, ForkRequest, SnapshotRequest
@@ -92,6 +94,30 @@ async def test_a_qemu_that_is_stuck_costs_a_moment_and_is_asked_once(
         ours.machine.answering.set()
         moved = await ours.client.moved(ours.id, 0)
         assert (moved.stale, moved.disk_read, moved.disk_written) == (False, 50, 70)
+
+
+async def test_an_answer_that_was_owed_from_before_is_not_taken_for_one_of_now(short_tmp: Path) -> None:
+    async with lease_bed(short_tmp) as ours:
+        machine = ours.machine
+        begun = asyncio.Event()
+
+        async def answer() -> DiskTraffic:
+            known = machine.traffic
+            begun.set()
+            await machine.answering.wait()
+            return known
+
+        machine.disk_traffic = answer  # type: ignore[method-assign]
+        machine.answering.clear()
+        watch = Watch(machine)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watch.ask_now())
+            await begun.wait()
+            machine.traffic = DiskTraffic(50, 70)
+            for _ in range(2):
+                tasks.create_task(watch.ask_now())
+            machine.answering.set()
+        assert watch.traffic == DiskTraffic(50, 70)
 
 
 async def test_every_vm_that_is_out_has_a_tally_of_its_own_that_ends_with_it(short_tmp: Path) -> None:

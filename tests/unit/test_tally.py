@@ -56,8 +56,8 @@ def test_a_vms_access_counts_into_its_tally_and_remembers_whom_it_spoke_with(tmp
     with TallyReader(first.tally.path) as reader:
         first.count("allowed")
         first.count("refused")
-        first.account(None, 10, 200)
         other.account(None, 1000, 1000)
+        first.account(None, 10, 200)
         assert reader.read() == Traffic(10, 200, 1)
     for number in range(300):
         first.touch(f"host-{number}")
