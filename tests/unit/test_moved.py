@@ -34,6 +34,11 @@ def granted_tally(ours: Bed) -> Path:
     return Path(ours.lease.granted.tally)
 
 
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await reader.read(65536):
+        pass
+
+
 async def first_fork(events: Forks) -> ForkGranted:
     async for event in events:
         if isinstance(event, ForkGranted):
@@ -52,6 +57,10 @@ async def test_hosts_are_those_that_were_spoken_with_and_only_when_they_were(tmp
         channel.say(b"more")
         await channel.heard(b"more")
         assert made.access.hosts[NAME] > began
+    async with bed(tmp_path, silent) as made:
+        made.open(443, NAME, HELLO)
+        await within(lambda: made.accepted)
+        await within(lambda: NAME in made.access.hosts)
     async with bed(tmp_path, echo) as made:
         await refused(made, made.open(443, "evil.example", HELLO))
         assert list(made.access.hosts) == []
