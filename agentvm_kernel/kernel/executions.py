@@ -13,7 +13,7 @@ from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.directive import DirectiveError, allowed_hosts, is_directed
 from agentvm_kernel.kernel.execution import CellResult, Status
-from agentvm_kernel.kernel.facts import CellFacts, Ended, Facts
+from agentvm_kernel.kernel.facts import CellFacts, EndedCell, Facts
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.requests import Request
 from agentvm_kernel.supervisor.execution_messages import MAX_CODE, MEASURED, Execution, Happened, digest_of
@@ -63,7 +63,7 @@ class Executions:
         self._facts.begin(request, guest.granted)
         self._report(begun.model_copy(update={"allow": _hosts(request.code)}))
 
-    def replied(self, request: Request, content: dict[str, object]) -> Ended | None:
+    def replied(self, request: Request, content: dict[str, object]) -> EndedCell | None:
         """Note that the guest is done with a cell.
 
         Args:

@@ -96,7 +96,6 @@ class Facts:
     Args:
         moved: Asks the supervisor what the VM has moved; see `SupervisorClient.moved`.
         snapshot: Tells the snapshot that the VM descends from.
-
         shown: Whether cells show what they cost.
 
     Attributes:
@@ -127,16 +126,16 @@ class Facts:
         """Note that a cell's VM is gone."""
         self._begun.pop(cell, None)
 
-    def end(self, cell: Hashable) -> Ended | None:
+    def end(self, cell: Hashable) -> EndedCell | None:
         """Note that the guest is done with a cell; ``None`` if it has not been begun.
 
         Args:
             cell: Which.
         """
         begun = self._begun.pop(cell, None)
-        return None if begun is None else Ended(begun, self._look(begun.granted))
+        return None if begun is None else EndedCell(begun, self._look(begun.granted))
 
-    async def complete(self, ended: Ended) -> CellFacts:
+    async def complete(self, ended: EndedCell) -> CellFacts:
         """Return all of a cell's facts, after the supervisor was asked, where it is worth that.
 
         Args:
@@ -149,7 +148,7 @@ class Facts:
         self.last = facts
         return facts
 
-    async def _ask(self, ended: Ended) -> Moved | None:
+    async def _ask(self, ended: EndedCell) -> Moved | None:
         try:
             async with asyncio.timeout(_PATIENCE):
                 moved = await self._moved(ended.begun.time)
@@ -182,7 +181,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedCell:
     """A cell that has ended.
 
     Attributes:
@@ -198,7 +197,7 @@ class Ended:
         """What is known without asking anybody."""
         begun, over = self.begun, self.over
         facts = CellFacts(over.time - begun.time, snapshot_before=begun.snapshot, snapshot_after=over.snapshot)
-        if begun.usage is not None and over.usage is not None:
+        if begun.usage is not None and over.usage is not None and begun.usage.started == over.usage.started:
             # A guest gives no memory back, so that the most it had is what it has at the end.
             facts = replace(
                 facts, cpu_seconds=round(max(0.0, over.usage.cpu_seconds - begun.usage.cpu_seconds), 2),

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from agentvm_kernel.errors import ApiError, LinkClosedError
 from agentvm_kernel.kernel import facts, footer
 from agentvm_kernel.kernel.facts import CellFacts
 from agentvm_kernel.kernel.wire import Wire
+from agentvm_kernel.observe.process import read_usage
 from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.tally import Tally
 
@@ -228,6 +230,21 @@ async def test_the_audit_log_is_told_what_cells_cost(tmp_path: Path, tally: Tall
         assert ended.cpu_seconds is not None
         assert 0.08 <= ended.cpu_seconds < 10
         assert (ended.network_sent, ended.network_received) == (10, 20)
+
+
+async def test_a_process_that_has_taken_the_vms_number_is_not_measured(
+    tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bed(tmp_path, tally) as (_, client, guest):
+        msg_id = client.execute("1")
+        asked = await guest.asked()
+        guest.begin(asked)
+        other = replace(read_usage(os.getpid()), started=1e9)
+        monkeypatch.setattr(facts, "read_usage", lambda pid: other)
+        guest.finish(asked)
+        assert set(facts_of(await replied(client, msg_id))) == {
+            "seconds", "network_sent", "network_received", "hosts", "host_count", *SNAPSHOTS,
+        }  # fmt: skip
 
 
 def test_a_reply_has_room_for_two_kilobytes() -> None:
