@@ -39,7 +39,6 @@ from agentvm_kernel.supervisor.catalogue import Catalogue
 from agentvm_kernel.supervisor.exposition import Exposition
 from agentvm_kernel.supervisor.history import History, describe, unpin
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.lease_network import LeaseNetwork
 from agentvm_kernel.supervisor.messages import (
     Ended,
     Granted,
@@ -195,7 +194,8 @@ class Supervisor:
         finally:
             self._acquiring -= 1
             self._last_release = self.now()
-        self.attach(vm, network)
+        self.count(vm)
+        network.attach(vm)
         seconds = time.monotonic() - began
         granted = self._grant(terms, vm, profile.limits, seconds * 1000)
         lease = self.leases[terms.id] = Lease(terms, vm, granted, self.audit, self.metrics, slot, tell, network)
@@ -219,13 +219,12 @@ class Supervisor:
         slot.started()
         return vm
 
-    def attach(self, vm: VM, network: LeaseNetwork) -> None:
-        """Count what a VM moves that goes out, and carry what it sends."""
+    def count(self, vm: VM) -> None:
+        """Count what a VM moves that goes out; called before its network is attached and its session is told of it."""
         try:
             vm.tally = Tally(self._tallies_folder / vm.id)
         except OSError as error:  # its cells go without
             _log.warning("what %s moves cannot be counted: %s", vm.id, error)
-        network.attach(vm)
 
     def lease(self, lease_id: str) -> Lease:
         """Return a lease by its id.
@@ -284,7 +283,8 @@ class Supervisor:
                 if not old.ended.done() and not lease.is_stopped():
                     await old.wake()
                 raise
-            self.attach(vm, lease.network)
+            self.count(vm)
+            lease.network.attach(vm)
             return await self._replace(lease, vm, stored, began, "rollback")
 
     async def adopt(self, lease: Lease, fork: int) -> Replaced:

@@ -102,7 +102,8 @@ class Forks:
         except BaseException:
             slot.leave()
             raise
-        supervisor.attach(vm, lease.network)
+        supervisor.count(vm)
+        lease.network.attach(vm)
         fork = lease.forks[number] = Fork(vm, slot)
         granted = supervisor.grant(lease, vm, (time.monotonic() - began) * 1000)
         self._emit(ForkGranted(fork=number, granted=granted))
