@@ -154,6 +154,7 @@ class Lane:
         finally:
             for each in waits:
                 each.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
         if not self._waiting or self._waiting[0] is not request:
             return False
         self._waiting.popleft()

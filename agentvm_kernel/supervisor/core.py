@@ -312,7 +312,7 @@ class Supervisor:
             except AgentVMError:
                 self.end_fork(lease, fork)
                 raise
-            lease.network.fit(vm)  # it rested while the network may have been turned off
+            lease.network.woken(vm)
             del lease.forks[fork]
             lease.slot.leave()
             lease.slot = chosen.slot

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from agentvm_kernel.errors import AgentVMError, NoForkError, SnapshotError
 from agentvm_kernel.supervisor.core import Supervisor
@@ -23,6 +24,8 @@ from agentvm_kernel.vm.clone import VM, Randomness
 from agentvm_kernel.vm.snapshot import Snapshot
 
 _SEED_BYTES = 64
+_CONNECT_SECONDS = 1.0
+"""After which a fork has its way out even while others are being made."""
 
 
 class Forks:
@@ -43,6 +46,8 @@ class Forks:
         self._request = request
         self._emit = emit
         self._slots = asyncio.Semaphore(min(request.count, supervisor.budget.slots()))
+        self._in_the_making = 0
+        self._unconnected: list[Fork] = []
         self._randomness = Randomness()
         if request.randomness == "common":
             self._randomness = Randomness("common", secrets.token_bytes(_SEED_BYTES))
@@ -92,7 +97,7 @@ class Forks:
             lease.terms.session, owner, lambda text: self._emit(Progress(stage=f"fork {number}: {text}"))
         )
         try:
-            with supervisor.pool.quiet():
+            with supervisor.pool.quiet(), self._making():
                 vm = await self._clone(snapshot)
             slot.started()
             if lease.forking is not self:
@@ -103,11 +108,33 @@ class Forks:
             slot.leave()
             raise
         supervisor.count(vm)
-        lease.network.attach(vm)
         fork = lease.forks[number] = Fork(vm, slot)
         granted = supervisor.grant(lease, vm, (time.monotonic() - began) * 1000)
         self._emit(ForkGranted(fork=number, granted=granted))
+        self._unconnected.append(fork)
+        self._connect_all()
+        asyncio.get_running_loop().call_later(_CONNECT_SECONDS, self._connect, fork)
         return fork
+
+    @contextmanager
+    def _making(self) -> Iterator[None]:
+        self._in_the_making += 1
+        try:
+            yield
+        finally:
+            self._in_the_making -= 1
+
+    def _connect_all(self) -> None:
+        """Give the forks their way out, unless more are just being made: what has not begun has the CPU first."""
+        if not self._in_the_making:
+            for fork in list(self._unconnected):
+                self._connect(fork)
+
+    def _connect(self, fork: Fork) -> None:
+        if fork in self._unconnected:
+            self._unconnected.remove(fork)
+            if not (fork.is_resting or fork.vm.ended.done()):
+                self._lease.network.attach(fork.vm)
 
     async def _clone(self, snapshot: Snapshot) -> VM:
         terms = self._lease.terms

@@ -119,9 +119,21 @@ class LeaseNetwork:
         self._accesses[vm] = access
         vm.ended.add_done_callback(lambda _: self._accesses.pop(vm, None))
         self._dial(vm)
-        self.fit(vm)
+        self._fit(vm)
 
-    def fit(self, vm: clone.VM) -> None:
+    def woken(self, vm: clone.VM) -> None:
+        """Do for a VM what was left undone while it rested: the network may have been turned off or on meanwhile.
+
+        Args:
+            vm: A VM of the lease that runs again.
+        """
+        if vm not in self._accesses:
+            self.attach(vm)
+            return
+        self._dial(vm)
+        self._fit(vm)
+
+    def _fit(self, vm: clone.VM) -> None:
         """See to it, in the background, that a VM has a network card if it is to have one, and none otherwise.
 
         Args:

@@ -226,11 +226,14 @@ class VM:
 
         Args:
             limits: What holds for the user's processes from now on; ``None`` to leave that as it is.
-            network: Whether its programs may hope for a network; ``None`` to leave that as it is.
+            network: Whether its programs may hope for a network; ``None`` to leave that as it is. With ``none``, a card
+                that it has had since before carries nothing from the first moment.
 
         Raises:
             IdentityError: the guest did not confirm its clock.
         """
+        if network == "none" and self.card is not None:
+            await self.machine.cut()
         await self.machine.resume()
         try:
             await self.request("clock", _CLOCK_SECONDS, time_ns=time.time_ns(), **_fields(limits, network))

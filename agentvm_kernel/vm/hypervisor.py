@@ -141,6 +141,10 @@ class Machine(ABC):
         """
         raise HypervisorError("There is no network for cards.", NO_NAT)
 
+    async def cut(self) -> None:
+        """Let the network card carry nothing any more; the machine may be paused."""
+        raise HypervisorError("There is no network for cards.", NO_NAT)
+
     async def unplug(self) -> None:
         """Take the network card out of a running machine, and wait until the guest has let go of it."""
         raise HypervisorError("There is no network for cards.", NO_NAT)

@@ -286,11 +286,15 @@ class LibvirtMachine(Machine):
         await self._connection.call(self._domain.attachDeviceFlags, nat.network.card_xml(self._card), live)
         return self._card
 
+    async def cut(self) -> None:
+        """Take the card's link down, as if a cable was pulled."""
+        await self.qmp("set_link", name=CARD_ALIAS, up=False)
+
     async def unplug(self) -> None:
         """Cut the card's link, then ask the guest for it, which it need not give; libvirt reports when it has."""
         if self._nat is None or self._card is None:
             return
-        await self.qmp("set_link", name=CARD_ALIAS, up=False)
+        await self.cut()
         xml, live = self._nat.network.card_xml(self._card), libvirt.VIR_DOMAIN_AFFECT_LIVE
         self._unplugged = asyncio.get_running_loop().create_future()
         await self._connection.call(self._domain.detachDeviceFlags, xml, live)

@@ -120,6 +120,9 @@ class FakeMachine(Machine):
         self.calls.append("plug")
         return Card(f"52:54:00:00:{self.pid >> 8:02x}:{self.pid & 255:02x}", "10.213.0.9", 22, "10.213.0.1", "avc")
 
+    async def cut(self) -> None:
+        self.calls.append("cut")
+
     async def unplug(self) -> None:
         self.calls.append("unplug")
         if self.clings:

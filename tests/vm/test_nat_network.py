@@ -250,20 +250,49 @@ def test_a_snapshot_keeps_the_card_and_a_rollback_brings_another(vm: Visitor, wo
         assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached"
 
 
-def test_forks_have_cards_of_their_own(vm: Visitor, world: SystemHost) -> None:
-    own = card(vm)
-    found = """
+# In a fork: waits for the card.
+FOUND = """
 import json, time, subprocess
 command = ["ip", "-json", "address", "show", "dev", "agentvm1"]
 while not (said := json.loads(subprocess.run(command, capture_output=True).stdout or "[]")) or not said[0]["addr_info"]:
     time.sleep(0.1)
-show([said[0]["address"], said[0]["addr_info"][0]["local"], tcp(%r, 80, 30)])
 """
-    results = vm.session.fork(2, found % GOOD, timeout=120)
+
+
+def test_forks_have_cards_of_their_own(vm: Visitor, world: SystemHost) -> None:
+    own = card(vm)
+    show = f"show([said[0]['address'], said[0]['addr_info'][0]['local'], tcp({GOOD!r}, 80, 30)])"
+    results = vm.session.fork(2, f"{FOUND}\n{show}", timeout=120)
     seen = [json.loads(one.cell.stdout.rpartition("\n@")[2]) for one in results]
     assert [reached for _, _, reached in seen] == ["reached", "reached"]
     assert len({own[0], *(mac for mac, _, _ in seen)}) == 3
     assert len({own[1], *(address for _, address, _ in seen)}) == 3
+
+
+def test_an_adopted_fork_has_the_network_that_holds_by_then(vm: Visitor, world: SystemHost, paths: Paths) -> None:
+    lease = lease_of(vm)
+    knock = f"while True:\n        tcp({GOOD!r}, 80, 0.2)"
+    start = f"import threading\ndef knock():\n    {knock}\nthreading.Thread(target=knock, daemon=True).start()"
+    (fork,) = vm.session.fork(1, f"{FOUND}\nassert tcp({GOOD!r}, 80, 30) == 'reached'\n{start}", timeout=120)
+    assert fork.kept, fork.cell
+    asyncio.run(change(paths, lease, "isolated"))
+    world.forget()
+    vm.session.adopt(1)
+    wait_until(lambda: card(vm) == ("", ""), "the VM has no network card")
+    assert world.knocks == [], "not even before it was taken away"
+    asyncio.run(change(paths, lease, "filtered"))
+    wait_until(lambda: {(one.address, one.port) for one in world.knocks} == {(GOOD, 80)}, "it gets through again")
+
+
+def test_an_adopted_fork_has_the_tunnel_that_was_turned_off_and_on(
+    vm: Visitor, world: SystemHost, paths: Paths
+) -> None:
+    lease = lease_of(vm)
+    vm.session.fork(1, "1")
+    asyncio.run(change(paths, lease, "isolated"))
+    asyncio.run(change(paths, lease, "filtered"))
+    vm.session.adopt(1)
+    assert vm.program("curl", "--silent", "--show-error", "http://good.example.org/again").startswith("reached")
 
 
 def test_the_networks_own_name_server_answers(vm: Visitor, world: SystemHost) -> None:

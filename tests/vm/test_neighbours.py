@@ -19,7 +19,7 @@ from vms import environment_of, own_supervisor
 
 from agentvm_kernel.bench.neighbours import BAD, GOOD
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
 
 DEADLINE = 20
 CELLS = 25

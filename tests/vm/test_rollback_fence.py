@@ -150,6 +150,17 @@ def test_an_attached_debugger_is_left_behind(nb: Notebook) -> None:
     assert nb.finish(stopped).text() == "42\n"
 
 
+def test_a_rollback_passes_a_cell_at_a_breakpoint_after_an_interrupt(nb: Notebook) -> None:
+    stopped, _ = stop_at_breakpoint(nb)
+    returning = nb.client.execute("%rollback start")
+    assert nb.control("interrupt_request", {})["status"] == "ok"
+    cell = nb.finish(stopped)
+    assert cell.status == "error"
+    assert "went back to a snapshot" in cell.reply["evalue"]
+    assert last_words(nb.finish(returning)).startswith("Back at start")
+    assert_quiet(go_back(nb, "start"))
+
+
 def test_a_snapshot_that_is_being_taken_comes_first(nb: Notebook) -> None:
     with nb.second_client() as other:
         ok(nb, "import os\nlarge = os.urandom(64 << 20)\nword = 'past'")

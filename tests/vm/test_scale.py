@@ -38,7 +38,7 @@ warm_max = 2
 blanks_max = 2
 """
 
-pytestmark = pytest.mark.timeout(size(300, 3000))
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(size(300, 3000))]
 
 Say = Callable[[str, object], None]
 

@@ -34,7 +34,7 @@ SESSIONS = 3
 PATIENCE = 90.0
 SEED: Final = int(os.environ.get("AGENTVM_SEED", random.SystemRandom().randrange(10**6)))
 
-pytestmark = pytest.mark.timeout(size(300, 3600))
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(size(300, 3600))]
 
 _T = TypeVar("_T")
 
