@@ -162,6 +162,18 @@ class Output(BaseModel):
         return Policy(holds, self.frame_hosts, self.widget_modules, self.comm_targets, self.mime_types)
 
 
+class Notebook(BaseModel):
+    """How notebooks look.
+
+    Attributes:
+        footer: Whether a line under each cell says what it cost; ``%vm facts on`` and ``off`` change it in a notebook.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    footer: bool = False
+
+
 class Audit(BaseModel):
     """The audit log; see docs/audit.md.
 
@@ -236,6 +248,7 @@ class Settings(BaseModel):
         snapshots: The snapshot store.
         network: What VMs reach of the network.
         output: What of their output is let through.
+        notebook: How notebooks look.
         audit: The audit log.
         metrics: Measuring, and metrics for Prometheus.
         anomalies: What is unusual in a VM, and what is done then.
@@ -257,6 +270,7 @@ class Settings(BaseModel):
     snapshots: SnapshotSettings = SnapshotSettings()
     network: Network = Network()
     output: Output = Output()
+    notebook: Notebook = Notebook()
     audit: Audit = Audit()
     metrics: MetricsSettings = MetricsSettings()
     anomalies: AnomalySettings = AnomalySettings()

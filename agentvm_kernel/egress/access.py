@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import defaultdict
+import time
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -13,9 +14,13 @@ from agentvm_kernel.egress.cassette import Cassette
 from agentvm_kernel.egress.policy import Policy, Rule
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.pace import Pace
+from agentvm_kernel.tally import Tally
 
 _LOOKUPS: Final = 4
 """Names of one VM that are looked up at the same time: a VM with many slow names must not stop the others'."""
+
+_HOSTS: Final = 256
+"""Hosts of one VM that are remembered."""
 
 
 class BudgetError(AgentVMError):
@@ -80,6 +85,8 @@ class Access:
         turned_away_at: When such were last written down, seconds on the monotonic clock.
         counters: What was done; shared with the lease's other VMs.
         own: What this VM has done of that.
+        tally: Is told what this VM has done, too.
+        hosts: When something was last said to or by each host, seconds on the monotonic clock; the latest last.
         on_limit: Told of each time that a limit was reached, with its name.
         spent: Bytes by rule, of the rules that have a budget.
     """
@@ -96,6 +103,8 @@ class Access:
     turned_away_at: float = field(default=-math.inf, init=False)
     counters: Counters = field(default_factory=Counters, init=False)
     own: Counters = field(default_factory=Counters, init=False)
+    tally: Tally | None = field(default=None, init=False)
+    hosts: OrderedDict[str, float] = field(default_factory=OrderedDict, init=False)
     # A default would be taken for a method.
     on_limit: Callable[[str], None] = field(default_factory=lambda: lambda _: None, init=False)
     spent: defaultdict[Rule, int] = field(default_factory=lambda: defaultdict(int), init=False)
@@ -117,6 +126,18 @@ class Access:
         """
         for counters in (self.counters, self.own):
             setattr(counters, verdict, getattr(counters, verdict) + 1)
+        self._tell()
+
+    def touch(self, host: str) -> None:
+        """Note that a host is spoken with. Called by the gateway.
+
+        Args:
+            host: Its name.
+        """
+        self.hosts[host] = time.monotonic()
+        self.hosts.move_to_end(host)
+        if len(self.hosts) > _HOSTS:
+            self.hosts.popitem(last=False)
 
     def account(self, rule: Rule | None, sent: int, received: int) -> float:
         """Count what passes. Called by the gateway.
@@ -136,10 +157,15 @@ class Access:
         for counters in (self.counters, self.own):
             counters.bytes_sent += sent
             counters.bytes_received += received
+        self._tell()
         if rule is not None and rule.max_bytes is not None:
             self.spent[rule] += sent + received
         rate = self.limits.bytes_per_second
         return self._bytes.take(sent + received, rate, rate) if rate is not None else 0.0
+
+    def _tell(self) -> None:
+        if self.tally is not None:
+            self.tally.network(self.own.bytes_sent, self.own.bytes_received, self.own.allowed)
 
     def check(self, rule: Rule | None, more: int) -> None:
         """Check that more may pass.

@@ -202,6 +202,8 @@ class Conversation:
                 raise UnreachableError(f"{name} did not answer within {means.connect:g} s.") from error
             peer = self._streams[1].get_extra_info("peername")
             self._note(address=peer[0] if peer else "")
+            self._channel.host = name
+            self._access.touch(name)
             self._access.count("allowed")
             means.log.put(self._connection)
         return self._streams

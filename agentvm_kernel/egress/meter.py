@@ -18,12 +18,14 @@ class Meter:
 
     Attributes:
         rule: The rule by which it passes; None before that is decided.
+        host: The host, once it is connected to.
         sent: Bytes from the guest.
         received: Bytes to the guest.
     """
 
     def __init__(self, channel: Channel, access: Access) -> None:
         self.rule: Rule | None = None
+        self.host = ""
         self.sent = 0
         self.received = 0
         self._channel = channel
@@ -53,7 +55,7 @@ class Meter:
         if self._due > loop.time():
             await asyncio.sleep(self._due - loop.time())
         data = await self._channel.receive()
-        self._due = loop.time() + self._access.account(self.rule, len(data), 0)
+        self._due = loop.time() + self._account(len(data), 0)
         self.sent += len(data)
         return data
 
@@ -64,11 +66,16 @@ class Meter:
             LinkError: as ``receive``.
             BudgetError: a budget is spent.
         """
-        seconds = self._access.account(self.rule, 0, len(data))
+        seconds = self._account(0, len(data))
         if seconds:
             await asyncio.sleep(seconds)
         await self._channel.send(data)
         self.received += len(data)
+
+    def _account(self, sent: int, received: int) -> float:
+        if self.host:
+            self._access.touch(self.host)
+        return self._access.account(self.rule, sent, received)
 
     async def send_eof(self) -> None:
         """End this direction.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.firewall.policy import note as blocked_note
+from agentvm_kernel.kernel import footer
 from agentvm_kernel.kernel.network import note
 from agentvm_kernel.kernel.requests import NO_REPLY, Request
 from agentvm_kernel.kernel.sockets import Sockets
@@ -38,7 +40,8 @@ class Answers:
     def stamp(self, request: Request, **more: str) -> dict[str, object]:
         """Return what the host knows about a run, for its reply's metadata."""
         # JupyterLab records when a cell started by this, as ipykernel has it.
-        return {"started": request.started, "agentvm": {"run": request.run, **self._place(), **more}}
+        facts = {"facts": request.facts.metadata()} if request.facts else {}
+        return {"started": request.started, "agentvm": {"run": request.run, **self._place(), **more, **facts}}
 
     def reply(
         self,
@@ -92,9 +95,28 @@ class Answers:
         if left_out and not request.silent:
             await self.publish("stream", {"name": "stderr", "text": blocked_note(left_out)}, request)
 
+    def reply_late(self, request: Request) -> None:
+        """Send the reply to a cell that was kept until there was a snapshot of what the cell led to, if one was."""
+        late, request.late = request.late, None
+        if late is not None:
+            content, metadata = late
+            if request.facts is not None:
+                after = self._place().get("snapshot", request.facts.snapshot_after)
+                request.facts = replace(request.facts, snapshot_after=after)
+                metadata["agentvm"]["facts"] = request.facts.metadata()  # type: ignore[index]
+            self.reply(request, content, metadata=metadata)
+
+    async def tell_facts(self, request: Request) -> None:
+        """Show under a cell what it cost, if that is wanted; not where that would take the place of its output."""
+        if request.shows_facts and request.facts is not None and not request.is_clearing:
+            request.shows_facts = False
+            await self.publish("display_data", footer.content(request.facts), request)
+
     async def idle(self, request: Request) -> None:
         """Publish `idle` for a request."""
+        self.reply_late(request)
         await self.tell_blocked(request)
+        await self.tell_facts(request)
         await self.publish("status", {"execution_state": "idle"}, request)
         request.settle(idle=True)
 

@@ -114,21 +114,25 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
     async def _serve(self) -> None:
         owner = Path(self.connection_file).stem
         notebook = os.environ.get("JPY_SESSION_NAME") or owner  # Jupyter Server sets it to the notebook's path
-        policy = self._policy(notebook)
+        policy, shows_facts = self._configured(notebook)
         request = LeaseRequest(
             image=self.image, profile=self.profile, owner=owner[:200], notebook=notebook[:4096],
             allow=tuple(self.allow),
         )  # fmt: skip
         machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect, policy)
-        await Router(self.sockets, machine, self.magics).run()
+        await Router(self.sockets, machine, self.magics, shows_facts=shows_facts).run()
 
-    def _policy(self, notebook: str) -> Policy:
-        """Return what output is let through; the least where the configuration is wrong, as a cell will tell."""
+    def _configured(self, notebook: str) -> tuple[Policy, bool]:
+        """Return what output is let through, and whether cells show what they cost.
+
+        The least of both where the configuration is wrong, as a cell will tell.
+        """
         try:
-            return load_settings(Paths.of_user()).output.policy(notebook, self.output)
+            settings = load_settings(Paths.of_user())
+            return settings.output.policy(notebook, self.output), settings.notebook.footer
         except ConfigError as error:
             self.log.error("%s %s", error.message, error.hint)
-            return Policy(Mode.STRICT)
+            return Policy(Mode.STRICT), False
 
     def _find_connection_file(self) -> None:
         """Load the connection file, or choose where to write one that ends with this process."""

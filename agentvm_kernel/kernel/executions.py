@@ -13,9 +13,10 @@ from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.directive import DirectiveError, allowed_hosts, is_directed
 from agentvm_kernel.kernel.execution import CellResult, Status
+from agentvm_kernel.kernel.facts import CellFacts, EndedCell, Facts
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.requests import Request
-from agentvm_kernel.supervisor.execution_messages import MAX_CODE, Execution, Happened, digest_of
+from agentvm_kernel.supervisor.execution_messages import MAX_CODE, MEASURED, Execution, Happened, digest_of
 from agentvm_kernel.supervisor.messages import Granted
 
 _TEXT: Final = 500
@@ -38,10 +39,12 @@ class Executions:
 
     Args:
         report: Tells the supervisor; must not block.
+        facts: Measures them.
     """
 
-    def __init__(self, report: Callable[[Execution], None]) -> None:
+    def __init__(self, report: Callable[[Execution], None], facts: Facts) -> None:
         self._report = report
+        self._facts = facts
         self._begun: dict[Request | None, tuple[Execution, float]] = {}
         self._blocked: dict[Request | None, Counter[Reason]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -57,22 +60,29 @@ class Executions:
             return
         begun = cell_begins(request.code, guest.granted, run=request.run)
         self._begun[request] = begun, time.monotonic()
+        self._facts.begin(request, guest.granted)
         self._report(begun.model_copy(update={"allow": _hosts(request.code)}))
 
-    def replied(self, request: Request, content: dict[str, object]) -> None:
+    def replied(self, request: Request, content: dict[str, object]) -> EndedCell | None:
         """Note that the guest is done with a cell.
 
         Args:
             request: The cell.
             content: The guest's reply, which is only claimed.
+
+        Returns:
+            What was measured of it; ``None`` if it did not run.
         """
+        ended = self._facts.end(request)
         happened: Happened = "completed" if content.get("status") == "ok" else "failed"
         error = content.get("ename")
         self._end(
             request, happened, error=clean(error[:_TEXT]) if isinstance(error, str) else "",
             count=_count(content.get("execution_count")),
             reason="it was not run, because one before it failed" if content.get("status") == "aborted" else "",
+            facts=ended.facts if ended else None,
         )  # fmt: skip
+        return None if content.get("status") == "aborted" else ended
 
     def lost(self, request: Request, error: AgentVMError) -> None:
         """Note that a cell's guest is gone before it was done.
@@ -81,6 +91,7 @@ class Executions:
             request: The cell.
             error: Why.
         """
+        self._facts.forget(request)
         self._end(request, "failed", reason=clean(error.message[:_TEXT]))
 
     def blocked(self, request: Request | None, reason: Reason) -> None:
@@ -102,8 +113,9 @@ class Executions:
             self._report(Execution(happened="going on", run=run, digest=digest_of(code), blocked=counts))
 
     def _end(
-        self, request: Request, happened: Happened, *, error: str = "", count: int | None = None, reason: str = ""
-    ) -> None:
+        self, request: Request, happened: Happened, *, error: str = "", count: int | None = None, reason: str = "",
+        facts: CellFacts | None = None,
+    ) -> None:  # fmt: skip
         if request not in self._begun:
             return
         begun, since = self._begun.pop(request)
@@ -112,9 +124,13 @@ class Executions:
         changes = {
             "happened": "timeout" if request.overdue_at is not None else happened, "code": "", "limits": tuple(limits),
             "seconds": time.monotonic() - since, "count": count, "error": error, "reason": reason,
-            "blocked": dict(self._blocked.pop(request, {})),
+            "blocked": dict(self._blocked.pop(request, {})), **(_told(facts) if facts else {}),
         }  # fmt: skip
         self._report(begun.model_copy(update=changes))
+
+
+def _told(facts: CellFacts) -> dict[str, float | None]:
+    return {name: getattr(facts, name) for name in MEASURED}
 
 
 def reported(report: Callable[[Execution], None], begun: Execution) -> Callable[[CellResult], None]:

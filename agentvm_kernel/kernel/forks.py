@@ -30,12 +30,14 @@ class ForkResult:
         fork: Its number, from 1.
         cell: What came of the cell.
         memory: Bytes of the host's memory that its QEMU took at the end, as measured on the host; 0 if it was gone.
+        cpu_seconds: CPU time of its QEMU for the cell, likewise.
         kept: It rests and can be adopted.
     """
 
     fork: int
     cell: CellResult
     memory: int = 0
+    cpu_seconds: float = 0.0
     kept: bool = False
 
 
@@ -178,19 +180,19 @@ class _Forking:
     async def _serve(self, number: int, granted: Granted, code: str, timeout: float) -> None:
         ended = reported(self._report_execution, cell_begins(code, granted, fork=number))
         try:
-            cell, memory = await self._run(self._lost[number], granted, code, timeout)
+            result = await self._run(number, granted, code, timeout)
         except asyncio.CancelledError:
             ended(CellResult("died", reason="It was interrupted."))
             raise
-        ended(cell)
-        kept = cell.status in _KEPT and await self._rest(number)
+        ended(result.cell)
+        kept = result.cell.status in _KEPT and await self._rest(number)
         if not kept and not self._lost[number].done():
             await self._end(number)
-        self._finish(ForkResult(number, cell, memory, kept))
+        self._finish(replace(result, kept=kept))
 
-    async def _run(
-        self, lost: asyncio.Future[AgentVMError], granted: Granted, code: str, timeout: float
-    ) -> tuple[CellResult, int]:
+    async def _run(self, number: int, granted: Granted, code: str, timeout: float) -> ForkResult:
+        lost, usage = self._lost[number], Usage()
+        before = usage.cpu_seconds(granted)
         try:
             link = await self._connect(granted.link, key=bytes.fromhex(granted.key), epoch=granted.epoch)
             try:
@@ -200,8 +202,9 @@ class _Forking:
                 await link.close()
         except AgentVMError as error:
             cell = CellResult("died", reason=(lost.result() if lost.done() else error).message)
-        _, memory = await asyncio.to_thread(Usage().measure, granted)
-        return cell, memory
+        used = max(0.0, usage.cpu_seconds(granted) - before)
+        _, memory = await asyncio.to_thread(usage.measure, granted)
+        return ForkResult(number, cell, memory, used)
 
     async def _rest(self, number: int) -> bool:
         try:

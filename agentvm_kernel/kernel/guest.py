@@ -14,6 +14,7 @@ from agentvm_kernel.errors import LinkError, ProtocolError, VMEndedError
 from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.link.endpoint import Endpoint
 from agentvm_kernel.link.limits import Limits
+from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.supervisor.messages import Granted
 
 CHANNELS: Final = ("shell", "control", "stdin", "iopub")
@@ -97,6 +98,14 @@ class Agent:
             LinkError: the link is gone, or the agent does not answer or refuses.
         """
         await self._request("interrupt")
+
+    async def claims(self) -> Claims:
+        """Return what the guest says of itself, for which nobody vouches.
+
+        Raises:
+            LinkError: the link is gone, or the agent does not answer or refuses.
+        """
+        return Claims.of(await self._request("facts"))
 
     async def _request(self, op: str) -> dict[str, object]:
         self._next += 1

@@ -15,6 +15,7 @@ from agentvm_kernel.firewall.firewall import Firewall
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.debugging import Debugging
+from agentvm_kernel.kernel.facts import CellFacts
 from agentvm_kernel.kernel.guest import CHANNELS, Guest
 from agentvm_kernel.kernel.info import with_banner
 from agentvm_kernel.kernel.jsoncheck import PARSE_LIMIT, parse_object
@@ -27,6 +28,7 @@ from agentvm_kernel.kernel.wire import GuestMessage, WireError, check_guest
 log = logging.getLogger("agentvm.guest")
 
 _SHOWN: Final = frozenset({"stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"})
+_ADDED: Final = _SHOWN - {"update_display_data"}
 _COMMS: Final = frozenset({"comm_open", "comm_close"})
 _STATES: Final = frozenset({"busy", "idle", "starting"})
 _QUIET: Final = 0.1
@@ -50,7 +52,8 @@ class GuestSide:
         gate: Bounds its output.
         firewall: Cleans it.
         blocked: Called with each part of its output that is left out, and whose it is.
-        replied: Called with a cell, and its reply, when the guest is done with it and may begin with the next.
+        replied: Called with a cell, and its reply, when the guest is done with it and may begin with the next; tells
+            what it cost.
         failed: Called after an error reply that is to abort what waits behind its request.
     """
 
@@ -65,7 +68,7 @@ class GuestSide:
         gate: OutputGate,
         firewall: Firewall,
         blocked: Callable[[Request | None, Reason], None],
-        replied: Callable[[Request, dict[str, object]], None],
+        replied: Callable[[Request, dict[str, object]], Awaitable[CellFacts | None]],
         failed: Callable[[Request], Awaitable[None]],
     ) -> None:
         self.dropped: Counter[str] = Counter()
@@ -148,16 +151,17 @@ class GuestSide:
         if message.msg_type == "create_subshell_reply":
             self._timeline.comms.subshell_opened(content)
         if request.is_execute:
-            metadata = self._answers.stamp(request)
             self._note_run(request, content)
+            request.facts = await self._replied(request, content)
+            metadata = self._answers.stamp(request)
         if request.hold:
             request.reply = content
+        elif request.keep_idle:
+            request.late = (content, metadata)
         else:
             self._answers.reply(request, content, msg_type=message.msg_type, metadata=metadata)
         request.settle(replied=True)
-        if request.is_execute:
-            self._replied(request, content)
-        if request.is_execute and request.stop_on_error and not request.silent and content["status"] == "error":
+        if request.fails(content) and request.late is None:
             await self._failed(request)
 
     def _note_run(self, request: Request, content: dict[str, object]) -> None:
@@ -186,6 +190,9 @@ class GuestSide:
                 await self._answers.tell_blocked(request)
             if request and await self._keeps(request, state):
                 return
+            if request and state == "idle" and request.shows_facts:
+                await request.replied_within(_QUIET_LIMIT)
+                await self._answers.tell_facts(request)
             self._table.frozen &= state != "idle" or request is not None
         elif request is None and message.msg_type in _SHOWN:
             request = self._table.stray
@@ -210,6 +217,8 @@ class GuestSide:
         )
         if cleaned is not None:
             self._take_note(message, cleaned.content)
+            if request is not None and message.msg_type in _ADDED:
+                request.is_clearing = cleaned.content.get("wait") is True and message.msg_type == "clear_output"
             await self._answers.publish(
                 message.msg_type, cleaned.content, request, metadata=cleaned.metadata, buffers=cleaned.buffers
             )

@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.kernel.facts import Facts
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine, State
 from agentvm_kernel.kernel.requests import Request, RequestTable
@@ -25,17 +26,19 @@ class Host:
         timeline: Where the notebook stands.
         table: What the guest has been asked.
         usage: Measures the VM.
+        facts: Measures cells.
 
     Attributes:
         taken: Id of the snapshot that was taken for the cell.
     """
 
     def __init__(
-        self, request: Request, machine: Machine, timeline: Timeline, table: RequestTable, usage: Usage
+        self, request: Request, machine: Machine, timeline: Timeline, table: RequestTable, usage: Usage, facts: Facts
     ) -> None:
         self.machine = machine
         self.timeline = timeline
         self.usage = usage
+        self.facts = facts
         self.taken = ""
         self._request = request
         self._table = table

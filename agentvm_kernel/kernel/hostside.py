@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.directive import allowed_hosts
+from agentvm_kernel.kernel.facts import CellFacts, Facts
 from agentvm_kernel.kernel.fence import PATIENCE
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.info import Usage
@@ -32,6 +34,7 @@ class HostSide:
         table: What the guest has been asked.
         timeline: Where the notebook stands.
         usage: Measures the VM.
+        facts: Measures cells.
         forward: Gives a request to the guest, or refuses it when there is none.
     """
 
@@ -43,6 +46,7 @@ class HostSide:
         table: RequestTable,
         timeline: Timeline,
         usage: Usage,
+        facts: Facts,
         forward: Callable[[Request], Awaitable[None]],
     ) -> None:
         self._machine = machine
@@ -51,6 +55,7 @@ class HostSide:
         self._table = table
         self._timeline = timeline
         self._usage = usage
+        self._facts = facts
         self._forward = forward
 
     async def perform(self, request: Request, magic: Magic) -> bool:
@@ -84,12 +89,15 @@ class HostSide:
         host = self._host(request)
         if self._machine.guest is not None:
             self._machine.network.running(cell_of(request))
+        began, before = time.monotonic(), self._timeline.snapshot
         try:
             async with self._progress.shown(lambda: request):
                 data = await magic.run(host)
         except AgentVMError as error:
+            request.facts = self._facts_of_magic(began, before)
             await self._answers.fail(request, error, remedy=False)
             return False
+        request.facts = self._facts_of_magic(began, before)
         if data and not request.silent:
             await self._answers.publish("display_data", {"data": dict(data), "metadata": {}}, request)
         reply = request.reply or {"execution_count": self._answers.execution_count, "user_expressions": {}}
@@ -106,16 +114,15 @@ class HostSide:
             recorded: Take a snapshot before the client is told that it is idle.
 
         Returns:
-            Whether it could be run.
+            Whether it could be run, and what waits behind it may be.
         """
         request.run = self._timeline.next_run()
         try:
             async with self._machine.network.allowed(allowed_hosts(request.code), cell_of(request)):
                 if recorded:
-                    await self._record(request)
-                else:
-                    await self._forward(request)
-                    await request.over()
+                    return await self._record(request)
+                await self._forward(request)
+                await request.over()
         except AgentVMError as error:
             await self._answers.busy(request)
             await self._answers.show_input(request)
@@ -123,8 +130,12 @@ class HostSide:
             return False
         return True
 
-    async def _record(self, request: Request) -> None:
-        """Let the guest run a cell, and take a snapshot before the client is told that it is idle."""
+    async def _record(self, request: Request) -> bool:
+        """Let the guest run a cell, and take a snapshot before the client has its reply and is told that it is idle.
+
+        Returns:
+            Whether what waits behind it may be run.
+        """
         guest = self._machine.guest
         if guest is not None and self._timeline.unseen:
             await self._snapshot_for(request)
@@ -134,8 +145,11 @@ class HostSide:
         if guest is not None and self._machine.guest is guest:
             await self._snapshot_for(request)
         request.keep_idle = False
+        has_failed = request.late is not None and request.fails(request.late[0])
+        self._answers.reply_late(request)
         if request.idle_kept:
             await self._answers.idle(request)
+        return not has_failed
 
     async def _snapshot_for(self, request: Request) -> None:
         self._timeline.unseen = False
@@ -145,5 +159,9 @@ class HostSide:
             text = f"Time travel has no snapshot here: {' '.join(filter(None, (error.message, error.hint)))}\n"
             await self._answers.publish("stream", {"name": "stderr", "text": text}, request)
 
+    def _facts_of_magic(self, began: float, before: str) -> CellFacts:
+        """Return what a magic cost; what the VM did meanwhile is no matter of it."""
+        return CellFacts(time.monotonic() - began, snapshot_before=before, snapshot_after=self._timeline.snapshot)
+
     def _host(self, request: Request) -> Host:
-        return Host(request, self._machine, self._timeline, self._table, self._usage)
+        return Host(request, self._machine, self._timeline, self._table, self._usage, self._facts)

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel import __version__
+from agentvm_kernel.observe.process import read_usage
 from agentvm_kernel.supervisor.messages import Granted
 
 if TYPE_CHECKING:
@@ -72,13 +73,8 @@ class Usage:
 
     def cpu_seconds(self, granted: Granted) -> float:
         """Return the CPU time that the VM has used; 0 for a process that is gone."""
-        import psutil  # noqa: PLC0415
-
-        try:
-            times = psutil.Process(granted.pid).cpu_times()
-        except psutil.Error:
-            return 0.0
-        return float(times.user + times.system)
+        usage = read_usage(granted.pid)
+        return usage.cpu_seconds if usage is not None else 0.0
 
     def reply(self, granted: Granted | None) -> dict[str, object]:
         """Return the content of a `usage_reply`, in ipykernel's form, about the VM."""

@@ -33,6 +33,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotRequest,
     SnapshotTree,
 )
+from agentvm_kernel.supervisor.stats_messages import Moved
 
 log = logging.getLogger("agentvm.machine")
 
@@ -176,6 +177,11 @@ class Machine:
         """
         tenure = self._present()
         self.limits.changed(changes, await tenure.supervisor.set_limits(tenure.lease, _limits_request(changes)))
+
+    async def moved(self, since: float) -> Moved:
+        """Return what the VM has moved, as far as its tally does not tell it; see `SupervisorClient.moved`."""
+        tenure = self._present()
+        return await tenure.supervisor.moved(tenure.lease, since)
 
     async def enforced_by(self) -> dict[str, str]:
         """Return who enforces which limit on this host, as the supervisor knows it; see `vm.limits.enforced_by`."""

@@ -16,6 +16,7 @@ from agentvm_kernel.kernel.wire import ClientMessage
 from agentvm_kernel.supervisor.messages import Blocked
 
 if TYPE_CHECKING:
+    from agentvm_kernel.kernel.facts import CellFacts
     from agentvm_kernel.kernel.magic import Magic
 
 _REMEMBERED: Final = 4096
@@ -57,6 +58,10 @@ class Request:
         backlog: Bytes of it that may come at any rate once it is replied.
         cut: The rest of its output is left out.
         error_shown: But for one error, and that has been shown.
+        late: A reply's content and metadata, which wait for the snapshot after it.
+        facts: What it cost.
+        shows_facts: It is to show that, and has not yet.
+        is_clearing: What it puts out next takes the place of all that it has put out.
         answered: Set once it is replied.
         blocked: Connections that were refused while it ran, and that it has not been told of.
         left_out: How often what kind of its output was blocked, that it has not been told of.
@@ -92,6 +97,10 @@ class Request:
     blocked: list[Blocked] = field(default_factory=list)
     left_out: dict[tuple[Reason, str], int] = field(default_factory=dict)
     told: set[tuple[Reason, str]] = field(default_factory=set)
+    late: tuple[dict[str, object], dict[str, object]] | None = None
+    facts: CellFacts | None = None
+    shows_facts: bool = False
+    is_clearing: bool = False
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -156,6 +165,17 @@ class Request:
             self.answered.set()
         if self.replied and self.idle:
             self.finished.set()
+
+    def fails(self, content: dict[str, object]) -> bool:
+        """Whether a reply means that the cells that wait behind this one are not to be run."""
+        return self.is_execute and self.stop_on_error and not self.silent and content.get("status") == "error"
+
+    async def replied_within(self, seconds: float) -> None:
+        """Return once it is replied, or that takes too long."""
+        if not self.replied:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.answered.wait()
 
     async def over(self) -> None:
         """Return when the guest is done with it: idle, or replied so long ago that its `idle` must be lost."""

@@ -26,6 +26,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotTree,
 )
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.supervisor.status import Status
 
 
@@ -73,6 +74,9 @@ class Supervisor(ForkSupervisor, Protocol):
 
     async def audit(self, lease: str, last: int = 20) -> AuditRecords:
         """Return what the audit log says of the lease's notebook."""
+
+    async def moved(self, lease: str, since: float) -> Moved:
+        """Return what the VM has moved, as far as its tally does not tell it."""
 
     def connections(
         self, lease: str = "", *, follow: bool = False

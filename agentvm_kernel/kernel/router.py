@@ -14,6 +14,7 @@ from agentvm_kernel.kernel.deadline import Watchdog
 from agentvm_kernel.kernel.debugging import Debugging
 from agentvm_kernel.kernel.directive import is_directed
 from agentvm_kernel.kernel.executions import Executions
+from agentvm_kernel.kernel.facts import CellFacts, Facts
 from agentvm_kernel.kernel.fence import Lane, Way
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.guestside import GuestSide
@@ -45,9 +46,10 @@ class Router:
         sockets: Where the clients are.
         machine: The VM under the notebook; the router becomes its watcher.
         magics: Recognises host magics.
+        shows_facts: Cells show what they cost, until `%vm facts off`.
     """
 
-    def __init__(self, sockets: Sockets, machine: Machine, magics: Magics) -> None:
+    def __init__(self, sockets: Sockets, machine: Machine, magics: Magics, *, shows_facts: bool = False) -> None:
         self._sockets = sockets
         self._machine = machine
         self._magics = magics
@@ -58,10 +60,11 @@ class Router:
         self._usage = Usage()
         self._debugging = Debugging()
         self._gate = OutputGate(machine.limits)
-        self._executions = Executions(machine.network.report)
+        self._facts = Facts(machine.moved, lambda: self._timeline.snapshot, shown=shows_facts)
+        self._executions = Executions(machine.network.report, self._facts)
         self._watchdog = Watchdog(self._table, machine, self._answers, self._debugging, lambda: self._timeline.snapshot)
         self._host_side = HostSide(
-            machine, self._answers, self._progress, self._table, self._timeline, self._usage, self.forward
+            machine, self._answers, self._progress, self._table, self._timeline, self._usage, self._facts, self.forward
         )
         self._lanes: dict[str, Lane] = {}
         self._guest_side: GuestSide | None = None
@@ -240,6 +243,7 @@ class Router:
         request.forwarded = True
         if request.is_execute:
             request.run = request.run or self._timeline.next_run()
+            request.shows_facts = self._facts.shown and not (request.silent or request.magic)
             self._watchdog.wake()
             self._gate.begin()
             self._tell_running()
@@ -399,9 +403,11 @@ class Router:
             if request.is_execute and request.stop_on_error:
                 failed.add(request.lane)
 
-    def _replied(self, request: Request, content: dict[str, object]) -> None:
-        self._executions.replied(request, content)
+    async def _replied(self, request: Request, content: dict[str, object]) -> CellFacts | None:
+        """Note that the guest is done with a cell, and goes on to the next; return what it cost."""
+        ended = self._executions.replied(request, content)
         self._tell_running()
+        return None if ended is None else await self._facts.complete(ended)
 
     def _tell_running(self) -> None:
         """Tell the supervisor which cell the guest runs, if it runs one."""

@@ -10,7 +10,7 @@ from agentvm_kernel.kernel.execution import CellResult
 from agentvm_kernel.kernel.forks import ForkResult
 from agentvm_kernel.magics import show
 
-_HEAD: Final = ("fork", "status", "time", "memory", "result")
+_HEAD: Final = ("fork", "status", "time", "CPU", "memory", "result")
 _LINES: Final = 12
 _CHARACTERS: Final = 1200
 _LOOKED_AT: Final = 20_000
@@ -42,7 +42,8 @@ def _row(result: ForkResult) -> tuple[str, ...]:
         came = show.plain(cell.reason)
     elif cell.error is not None:
         came = f"{show.plain(cell.error.name)}: {show.plain(cell.error.value)}"
-    return str(result.fork), cell.status, f"{cell.seconds:.2f} s", show.size(result.memory), came
+    times = (f"{cell.seconds:.2f} s", f"{result.cpu_seconds:.2f} s")
+    return str(result.fork), cell.status, *times, show.size(result.memory), came
 
 
 def _printed(cell: CellResult) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from agentvm_kernel.config import Paths, load_settings
-from agentvm_kernel.errors import VMEndedError
+from agentvm_kernel.errors import LinkError, VMEndedError
 from agentvm_kernel.firewall.context import Mode
 from agentvm_kernel.firewall.firewall import Firewall
+from agentvm_kernel.kernel import footer
+from agentvm_kernel.kernel.facts import Facts
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.info import Usage
@@ -20,11 +22,14 @@ from agentvm_kernel.profiles import PROFILES
 from agentvm_kernel.supervisor.network_messages import NetworkInfo
 from agentvm_kernel.vm.layers import examine
 
-HELP = """%vm [status | security | profile [NAME] | restart | resume | stop]
+HELP = """%vm [status | facts [on | off] | security | profile [NAME] | restart | resume | stop]
 
 The virtual machine in which this notebook's cells run.
 
-  %vm, %vm status   show the VM: image, profile, accelerator, age, and what it uses, measured by the host
+  %vm, %vm status   show the VM: image, profile, accelerator, age, and what it uses, measured by the host; then what
+                    the guest claims of itself, for which nobody vouches
+  %vm facts         say what the last cell cost, as measured by the host
+  %vm facts on      say so under every cell from now on; off ends that
   %vm security      show which of the five layers around it are really active on this host, and why one is not
   %vm profile       show the profiles: what a machine of each has
   %vm profile NAME  throw the VM away, with all that it has in memory and on disk, and start with one of that profile
@@ -37,7 +42,11 @@ Example:
 
   %vm profile intensive"""
 
-_VALID: Final = "%vm status, %vm security, %vm profile, %vm profile NAME, %vm restart, %vm resume and %vm stop"
+_VALID: Final = (
+    "%vm status, %vm facts, %vm facts on, %vm facts off, %vm security, %vm profile, %vm profile NAME, %vm restart,"
+    " %vm resume and %vm stop"
+)
+_CLAIMS_SECONDS: Final = 2.0
 _LAYERS: Final = ("layer", "active", "found")
 _PROFILES: Final = ("profile", "vCPU", "memory", "disk", "network", "cell deadline", "")
 
@@ -52,7 +61,9 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     machine = host.machine
     match call.words:
         case () | ("status",):
-            return show.facts(_status(machine, host.usage))
+            return show.facts([*_status(machine, host.usage), *await _claims(machine.guest)])
+        case ("facts", *switch) if switch in ([], ["on"], ["off"]):
+            return _cell_facts(host.facts, switch)
         case ("security",):
             return show.table(
                 _LAYERS, [*_layers(machine), _network(await machine.network.status()), _output(machine.firewall)]
@@ -167,6 +178,35 @@ def _facts(guest: Guest) -> list[tuple[str, str]]:
         ("profile", f"{granted.profile}: {granted.vcpus} vCPU, {granted.memory_mib} MiB, {granted.disk_gb} GB disk"),
         ("link", f"{transport}, epoch {granted.epoch}"),
         ("acquired in", f"{granted.acquire_ms:.0f} ms"),
+    ]
+
+
+def _cell_facts(facts: Facts, switch: list[str]) -> Mapping[str, str]:
+    if switch:
+        facts.shown = switch == ["on"]
+        shown = "A line under each cell says what it cost." if facts.shown else "Cells do not say what they cost."
+        return {"text/plain": shown}
+    return {"text/plain": "No cell has run yet." if facts.last is None else footer.line(facts.last)}
+
+
+async def _claims(guest: Guest | None) -> list[tuple[str, str]]:
+    if guest is None:
+        return []
+    try:
+        async with asyncio.timeout(_CLAIMS_SECONDS):
+            claims = await guest.agent.claims()
+    except (LinkError, TimeoutError):
+        return [("claimed by the guest", "nothing: its agent does not answer")]
+    told = (
+        ("processes", claims.processes, "{}"),
+        ("load", claims.load, "{:.2f}"),
+        ("free memory", claims.memory_free, None),
+        ("free disk", claims.filesystem_free, None),
+    )
+    return [
+        (f"{name} (claimed by the guest)", show.size(int(value)) if form is None else form.format(value))
+        for name, value, form in told
+        if value is not None
     ]
 
 

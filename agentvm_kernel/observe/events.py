@@ -203,12 +203,20 @@ class ExecutionEnded(Execution):
 
     Attributes:
         seconds: How long it took, by the host's clock.
+        cpu_seconds: CPU time that it took, as measured on the host; ``None`` where it was not.
+        memory_grown: By how many bytes the VM's memory has grown, likewise.
+        network_sent: Bytes that were sent, likewise.
+        network_received: Bytes that were received, likewise.
         count: The execution count that the guest gave.
         reason: Why, as the host knows it.
         error: The exception's name, as the guest says.
     """
 
     seconds: Seconds = 0.0
+    cpu_seconds: Seconds | None = None
+    memory_grown: Count | None = None
+    network_sent: Count | None = None
+    network_received: Count | None = None
     count: Count | None = None
     reason: Text = ""
     error: Claimed = Claimed()

@@ -19,7 +19,7 @@ from typing import Final
 from agentvm_kernel.observe.process import PROC
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.observe.watch import Known, Watch
-from agentvm_kernel.vm.hypervisor import Machine
+from agentvm_kernel.vm.hypervisor import DiskTraffic, Machine
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,20 @@ class Sampler:
         if not is_known or self._clock() - self._looked > most:
             await self.look()
         return self.latest
+
+    async def traffic(self, machine: Machine) -> tuple[DiskTraffic, bool]:
+        """Return what the disk of one VM has moved up to now, and whether that is older because QEMU does not answer.
+
+        Args:
+            machine: Its QEMU.
+        """
+        watch = self._watches.setdefault(machine, Watch(machine, self._proc))
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await watch.ask_now()
+        except TimeoutError:
+            _log.debug("QEMU of %s does not answer", machine.spec.name)
+        return watch.traffic, watch.is_stale
 
     async def next_look(self) -> None:
         """Wait until there are new samples."""

@@ -85,6 +85,11 @@ class Watch:
         self._has_refused = False
 
     @property
+    def traffic(self) -> DiskTraffic:
+        """What its disk has moved, when QEMU answered last."""
+        return self._traffic
+
+    @property
     def is_stale(self) -> bool:
         """Whether QEMU did not answer what it was asked last, or has not yet."""
         return self._is_owed or self._has_refused
@@ -108,6 +113,16 @@ class Watch:
         if now - asked < _ASK_SECONDS and self.usage.cpu_seconds - cpu_seconds < _WORK_SECONDS:
             return None
         self._asked = (now, self.usage.cpu_seconds)
+        return self._begin()
+
+    async def ask_now(self) -> None:
+        """Ask QEMU whatever it has to tell, once it owes no other answer."""
+        if self._asking is not None:
+            await asyncio.wait([self._asking])
+        asking = self._asking  # somebody else who waited may have asked meanwhile
+        await asyncio.wait([self._begin() if asking is None or asking.done() else asking])
+
+    def _begin(self) -> asyncio.Task[None]:
         self._asking = asyncio.create_task(self._ask(), name="sampler-asks")
         return self._asking
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 from agentvm_kernel.anomalies import Action, AnomalySettings
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.observe.anomaly.detector import Anomaly, Detector
-from agentvm_kernel.observe.anomaly.reading import Contact, Reading
+from agentvm_kernel.observe.anomaly.reading import UNTOLD, Contact, Reading
+from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.observe.events import AnomalyDetected
 from agentvm_kernel.observe.fields import claimed
 from agentvm_kernel.observe.sample import Sample
+from agentvm_kernel.supervisor.claims import GuestClaims
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import Noticed
 from agentvm_kernel.supervisor.present import Present, present
@@ -42,10 +44,12 @@ class Anomalies:
 
     Attributes:
         responses: What is done to VMs.
+        claims: What guests say of themselves.
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.responses = Responses(supervisor)
+        self.claims = GuestClaims(supervisor)
         self._supervisor = supervisor
         self._settings = supervisor.settings.anomalies
         self._watched: dict[Machine, _Watched] = {}
@@ -65,6 +69,7 @@ class Anomalies:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self.claims.close()
         await self.responses.close()
 
     def configure(self, settings: AnomalySettings) -> None:
@@ -77,6 +82,7 @@ class Anomalies:
         sampler = self._supervisor.stats.sampler
         while True:
             await sampler.next_look()
+            self.claims.look()
             self.look()
 
     async def _listen(self) -> None:
@@ -101,6 +107,7 @@ class Anomalies:
                 reading = _reading(sample)._replace(
                     output=one.lease.output if one.state == "leased" else 0.0,
                     cpu_wanted=100 * self._supervisor.turns.wanted(one.vm) if one.vm is not None else 0.0,
+                    processes=_started(self.claims.of(one.machine)),
                 )
                 for anomaly in watched.detector.look(reading, contacts):
                     self._found(one, one.lease, anomaly)
@@ -128,6 +135,10 @@ def _noticed(vm: str, lease: Lease, anomaly: Anomaly, action: Action) -> Noticed
         about=anomaly.about[:300], value=anomaly.value, threshold=rule.threshold, claimed=rule.is_claimed,
         response=action,
     )  # fmt: skip
+
+
+def _started(claims: Claims | None) -> float:
+    return UNTOLD if claims is None or claims.processes_started is None else float(claims.processes_started)
 
 
 def _reading(sample: Sample) -> Reading:

@@ -35,6 +35,7 @@ from agentvm_kernel.supervisor.messages import (
     VMList,
 )
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.supervisor.status import Reloaded, Status
 from agentvm_kernel.validation import checked
 
@@ -218,6 +219,15 @@ class SupervisorClient:
             last: How many of the newest records, 1 to 999.
         """
         return await self._ask(AuditRecords, "GET", f"{_path(lease)}/audit?last={last}")
+
+    async def moved(self, lease: str, since: float) -> Moved:
+        """Return what a lease's VM has moved, as far as its tally does not tell it.
+
+        Args:
+            lease: The lease's id.
+            since: When hosts are told of that it has spoken with, seconds on the monotonic clock.
+        """
+        return await self._ask(Moved, "GET", f"{_path(lease)}/moved?since={since:.6f}")
 
     @asynccontextmanager
     async def connections(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[Connections]:

@@ -56,6 +56,7 @@ from agentvm_kernel.supervisor.status import LeaseInfo, Status
 from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.supervisor.turns import Turns
 from agentvm_kernel.supervisor.witness import Witness
+from agentvm_kernel.tally import Tally
 from agentvm_kernel.vm.accelerator import Accelerator, probe
 from agentvm_kernel.vm.capture import Capturer
 from agentvm_kernel.vm.clone import VM, Network, Randomness
@@ -80,6 +81,7 @@ class Supervisor:
         self.paths = paths
         self.settings = settings
         self._vms_folder = paths.runtime / "vm"
+        self._tallies_folder = paths.runtime / "tally"
         self._began = self.now()
         self._last_release = self.now()
         self._acquiring = 0
@@ -192,12 +194,13 @@ class Supervisor:
         finally:
             self._acquiring -= 1
             self._last_release = self.now()
+        self.count(vm)
+        network.attach(vm)
         seconds = time.monotonic() - began
         granted = self._grant(terms, vm, profile.limits, seconds * 1000)
         lease = self.leases[terms.id] = Lease(terms, vm, granted, self.audit, self.metrics, slot, tell, network)
         lease.is_stopped = lambda: self.anomalies.responses.is_paused(lease.vm.machine)
         self.metrics.acquire(seconds)
-        network.attach(vm)
         self.audit.record(
             LeaseAcquired(
                 **lease.subject, owner=request.owner, image=golden.manifest.image, profile=name,
@@ -215,6 +218,13 @@ class Supervisor:
             raise
         slot.started()
         return vm
+
+    def count(self, vm: VM) -> None:
+        """Count what a VM moves that goes out; called before its network is attached and its session is told of it."""
+        try:
+            vm.tally = Tally(self._tallies_folder / vm.id)
+        except OSError as error:  # its cells go without
+            _log.warning("what %s moves cannot be counted: %s", vm.id, error)
 
     def lease(self, lease_id: str) -> Lease:
         """Return a lease by its id.
@@ -273,6 +283,7 @@ class Supervisor:
                 if not old.ended.done() and not lease.is_stopped():
                     await old.wake()
                 raise
+            self.count(vm)
             lease.network.attach(vm)
             return await self._replace(lease, vm, stored, began, "rollback")
 
@@ -397,7 +408,7 @@ class Supervisor:
             vm=vm.id, epoch=vm.epoch, key=vm.key.hex(), link=vm.link, image=vm.snapshot.golden.manifest.image,
             flavour=terms.flavour, profile=terms.profile, vcpus=profile.vcpus, memory_mib=profile.memory_mib,
             disk_gb=profile.disk_gb, accelerator=self.accelerator, pid=vm.pid, acquire_ms=acquire_ms,
-            limits=limits, record_code=self.settings.audit.code,
+            limits=limits, record_code=self.settings.audit.code, tally="" if vm.tally is None else str(vm.tally.path),
         )  # fmt: skip
 
     async def _choose_accelerator(self) -> None:
@@ -415,3 +426,5 @@ class Supervisor:
         if self._vms_folder.exists():
             shutil.rmtree(self._vms_folder)
         self._vms_folder.mkdir(mode=0o711, parents=True)
+        shutil.rmtree(self._tallies_folder, ignore_errors=True)
+        self._tallies_folder.mkdir(mode=0o700)

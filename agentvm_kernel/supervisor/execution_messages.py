@@ -14,6 +14,11 @@ from agentvm_kernel.supervisor.messages import Message
 MAX_CODE: Final = 8192
 _MAX_BLOCKED: Final = 1 << 31
 
+MEASURED: Final = ("cpu_seconds", "memory_grown", "network_sent", "network_received")
+"""What is told of what an execution cost."""
+
+_Bytes = Annotated[int, Field(ge=0)]
+
 Outcome = Literal["completed", "failed", "timeout"]
 Happened = Literal["started", "going on"] | Outcome
 
@@ -31,6 +36,10 @@ class Execution(Message):
         code: Its beginning, if the audit log is to have it.
         allow: Hosts that only it may reach.
         seconds: How long it took, by the host's clock.
+        cpu_seconds: CPU time that it took, as measured on the host; ``None`` where it was not.
+        memory_grown: By how many bytes the VM's memory has grown, likewise.
+        network_sent: Bytes that were sent, likewise.
+        network_received: Bytes that were received, likewise.
         count: The execution count that the guest gave.
         reason: Why it ended so, as the host knows it.
         error: The exception's name, as the guest says.
@@ -47,6 +56,10 @@ class Execution(Message):
     code: str = Field(default="", max_length=MAX_CODE)
     allow: Annotated[tuple[Annotated[str, Field(max_length=300)], ...], Field(max_length=256)] = ()
     seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    cpu_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    memory_grown: _Bytes | None = None
+    network_sent: _Bytes | None = None
+    network_received: _Bytes | None = None
     count: int | None = Field(default=None, ge=0)
     reason: str = Field(default="", max_length=500)
     error: str = Field(default="", max_length=500)

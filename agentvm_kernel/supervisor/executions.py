@@ -17,7 +17,7 @@ from agentvm_kernel.observe.events import (
 )
 from agentvm_kernel.observe.fields import Event, Subject, claimed, hosts
 from agentvm_kernel.observe.metrics import Metrics
-from agentvm_kernel.supervisor.execution_messages import Execution
+from agentvm_kernel.supervisor.execution_messages import MEASURED, Execution
 from agentvm_kernel.supervisor.network_messages import CellRequest
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class Executions:
             made(
                 **self._subject(one), kind=one.kind, run=one.run, fork=one.fork, digest=one.digest,
                 seconds=one.seconds, count=one.count, reason=reason, error=claimed(one.error),
+                **{name: getattr(one, name) for name in MEASURED},
             )
         )  # fmt: skip
 

@@ -107,6 +107,7 @@ class Forks:
         except BaseException:
             slot.leave()
             raise
+        supervisor.count(vm)
         fork = lease.forks[number] = Fork(vm, slot)
         granted = supervisor.grant(lease, vm, (time.monotonic() - began) * 1000)
         self._emit(ForkGranted(fork=number, granted=granted))

@@ -115,6 +115,7 @@ class LeaseNetwork:
         access.counters, access.spent = self._budget.counters, self._budget.spent
         access.cassette = self._cassette
         access.on_limit = self.on_limit
+        access.tally = vm.tally
         self._accesses[vm] = access
         vm.ended.add_done_callback(lambda _: self._accesses.pop(vm, None))
         self._dial(vm)
@@ -247,6 +248,16 @@ class LeaseNetwork:
         """Return what one of the lease's VMs has done by itself, and how many connections it has open."""
         access = self._accesses.get(vm)
         return (Counters(), 0) if access is None else (access.own, access.open)
+
+    def hosts(self, vm: clone.VM, since: float) -> list[str]:
+        """Return the hosts with which one of the lease's VMs has spoken, the first first.
+
+        Args:
+            vm: It.
+            since: Since when, seconds on the monotonic clock.
+        """
+        access = self._accesses.get(vm)
+        return [] if access is None else [host for host, last in access.hosts.items() if last >= since]
 
     def info(self, vm: clone.VM) -> NetworkInfo:
         """Return what holds, and what was done.

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from agentvm_kernel.anomalies import Action, Severity
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.link.endpoint import UnixEndpoint, VsockEndpoint
+from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.snapshots.notes import Cell, Kind
 
@@ -85,6 +86,7 @@ class Granted(Message):
         acquire_ms: Milliseconds from the request's arrival to the confirmed identity.
         limits: What holds for what runs in it.
         record_code: The audit log has the code of cells, too.
+        tally: File in which what it moves is counted; see ``tally.py``. Empty where that is not done.
     """
 
     event: Literal["granted"] = "granted"
@@ -105,6 +107,7 @@ class Granted(Message):
     acquire_ms: float
     limits: Limits = Limits()
     record_code: bool = False
+    tally: str = ""
 
 
 class Ended(Message):
@@ -394,6 +397,8 @@ class VMInfo(Message):
         network_sent: Bytes that it has sent through the gateway.
         network_received: Bytes that it has received.
         executing: A cell runs in it, as its session says.
+        claimed: What the guest says of itself, for which nobody vouches; ``None`` if it has said nothing. All else is
+            measured on the host.
     """
 
     id: str
@@ -416,6 +421,7 @@ class VMInfo(Message):
     network_sent: int = 0
     network_received: int = 0
     executing: bool = False
+    claimed: Claims | None = None
 
 
 class VMList(Message):

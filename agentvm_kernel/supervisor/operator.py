@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel.config import load_settings
 from agentvm_kernel.errors import SupervisorError
+from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.observe.events import ConfigurationChanged
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.settings import Settings
@@ -41,7 +42,10 @@ class Operator:
     async def vms(self) -> VMList:
         """Return all VMs, with what they use."""
         samples = await self._supervisor.stats.now()
-        return VMList(vms=tuple(_describe(one, samples.get(one.id)) for one in present(self._supervisor)))
+        claims = self._supervisor.anomalies.claims
+        return VMList(
+            vms=tuple(_describe(one, samples.get(one.id), claims.of(one.machine)) for one in present(self._supervisor))
+        )
 
     def pool_info(self) -> PoolInfo:
         """Return what is ready, who waits and why."""
@@ -152,13 +156,13 @@ class Operator:
                     supervisor.pool.give_reason(lease.vm.id, "its session did not keep it in time")
 
 
-def _describe(one: Present, sample: Sample | None) -> VMInfo:
+def _describe(one: Present, sample: Sample | None, claims: Claims | None) -> VMInfo:
     machine, terms = one.machine, one.lease.terms if one.lease is not None else None
     hardware = machine.spec.hardware
     info = VMInfo(
         id=one.id, state=one.state, lease=one.lease_id, owner=terms.request.owner if terms else "",
         notebook=terms.request.notebook if terms else "", profile=terms.profile if terms else "",
-        vcpus=hardware.vcpus, memory_mib=hardware.memory_mib, pid=machine.pid,
+        vcpus=hardware.vcpus, memory_mib=hardware.memory_mib, pid=machine.pid, claimed=claims,
     )  # fmt: skip
     if sample is None:  # it has just ended
         return info

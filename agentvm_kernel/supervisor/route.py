@@ -25,6 +25,7 @@ PARAMETERS: Final = {
 
 QUERY: Final = {
     "follow": ("[01]?", "1 to go on with what comes, until the connection is closed."),
+    "since": ("[0-9]{1,12}(\\.[0-9]{1,9})?", "Seconds on the host's monotonic clock."),
     "last": ("[1-9][0-9]{0,2}", "How many of the newest; 20 by default."),
 }
 """What may stand behind a path: as above."""

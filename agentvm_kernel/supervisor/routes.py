@@ -57,7 +57,7 @@ from agentvm_kernel.supervisor.network_messages import (
 )
 from agentvm_kernel.supervisor.operator import NoVMError
 from agentvm_kernel.supervisor.route import QUERY, Call, Route
-from agentvm_kernel.supervisor.stats_messages import stats_adapter
+from agentvm_kernel.supervisor.stats_messages import Moved, stats_adapter
 from agentvm_kernel.supervisor.status import Reloaded, Status
 
 _log = logging.getLogger(__name__)
@@ -185,6 +185,14 @@ async def list_all_connections(call: Call, emit: Emit) -> None:
     await call.supervisor.networks.tell(None, emit, follow=call.query.get("follow") == "1")
 
 
+async def get_moved(call: Call) -> Moved:
+    """Tell what a lease's VM has moved: its disk up to now, the hosts that it has spoken with since some time."""
+    since = call.query.get("since", "0")
+    if not re.fullmatch(QUERY["since"][0], since):
+        raise RequestError(f"since is {since!a:.40}; valid are seconds on the host's monotonic clock.")
+    return await call.supervisor.stats.moved(call.lease, float(since))
+
+
 async def list_stats(call: Call, emit: Emit) -> None:
     """Tell what a lease's VMs have used of late, a line for each moment."""
     await call.supervisor.stats.tell(call.lease.terms.id, emit, follow=call.query.get("follow") == "1")
@@ -261,6 +269,7 @@ ROUTES: Final = (
     Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last",)),
     Route("GET", f"{_LEASE}/connections", list_connections, (NoLeaseError,), connection_adapter, ("follow",)),
     Route("GET", "/v1/connections", list_all_connections, (), connection_adapter, ("follow",)),
+    Route("GET", f"{_LEASE}/moved", get_moved, (NoLeaseError,), query=("since",)),
     Route("GET", f"{_LEASE}/stats", list_stats, (NoLeaseError,), stats_adapter, ("follow",)),
     Route("GET", "/v1/stats", list_all_stats, (), stats_adapter, ("follow",)),
     Route("GET", f"{_LEASE}/snapshots", list_snapshots, (NoLeaseError,)),

@@ -15,8 +15,9 @@ from agentvm_kernel.observe.sampler import Sampler
 from agentvm_kernel.observe.watch import Known
 from agentvm_kernel.snapshots.tree import Tree
 from agentvm_kernel.supervisor.emit import Emit
+from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.present import Present, present
-from agentvm_kernel.supervisor.stats_messages import VMStats
+from agentvm_kernel.supervisor.stats_messages import MOST_HOSTS, Moved, VMStats
 from agentvm_kernel.vm.hypervisor import Machine
 
 if TYPE_CHECKING:
@@ -37,21 +38,25 @@ class Stats:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._sizes: dict[str, int] = {}
-        self._sizing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.sampler = Sampler(self.subjects, supervisor.settings.metrics.interval)
         supervisor.metrics.observe(self._labelled, self._pool)
 
     def start(self) -> None:
         """Begin."""
         self.sampler.start()
-        self._sizing = asyncio.create_task(self._size_trees(), name="snapshot-sizes")
+        self._tasks = [
+            asyncio.create_task(self._size_trees(), name="snapshot-sizes"),
+            asyncio.create_task(self._tell_tallies(), name="tallies"),
+        ]
 
     async def close(self) -> None:
         """End."""
         await self.sampler.close()
-        if self._sizing is not None:
-            self._sizing.cancel()
-            await asyncio.wait([self._sizing])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def tell(self, lease: str | None, emit: Emit, *, follow: bool) -> None:
         """Tell of what VMs use: of a lease's all that is remembered, of all of them the newest; then what comes.
@@ -78,6 +83,32 @@ class Stats:
     async def now(self) -> Mapping[str, Sample]:
         """Return what each VM uses now, by its id."""
         return await self.sampler.fresh()
+
+    async def moved(self, lease: Lease, since: float) -> Moved:
+        """Return what a lease's VM has moved up to now, as far as its tally does not tell it.
+
+        Args:
+            lease: The lease.
+            since: When hosts are told of that it has spoken with, seconds on the monotonic clock.
+        """
+        vm = lease.vm
+        disk, is_stale = await self.sampler.traffic(vm.machine)
+        if vm.tally is not None:
+            vm.tally.disk(disk.read, disk.written)
+        hosts = lease.network.hosts(vm, since)
+        return Moved(
+            vm=vm.id, disk_read=disk.read, disk_written=disk.written, stale=is_stale, hosts=tuple(hosts[-MOST_HOSTS:]),
+            host_count=len(hosts),
+        )  # fmt: skip
+
+    async def _tell_tallies(self) -> None:
+        """Tell the tallies what the VMs' disks have moved, whenever that has been measured."""
+        while True:
+            await self.sampler.next_look()
+            latest = self.sampler.latest
+            for one in present(self._supervisor):
+                if one.vm is not None and one.vm.tally is not None and (sample := latest.get(one.id)) is not None:
+                    one.vm.tally.disk(int(sample.disk_read), int(sample.disk_written))
 
     def _present(self, lease: str | None) -> Iterator[Present]:
         return (one for one in present(self._supervisor) if lease is None or one.lease_id == lease)

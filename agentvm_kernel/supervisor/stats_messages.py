@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.supervisor.messages import Message, VMState
+
+MOST_HOSTS: Final = 20
 
 _WHOLE: Final = frozenset(Sample._fields) - {"time", "age", "cpu_seconds", "cpu_percent"}
 
@@ -73,6 +75,26 @@ class VMStats(Message):
         """
         values = {name: int(value) if name in _WHOLE else value for name, value in sample._asdict().items()}
         return cls.model_validate({"vm": vm, "lease": lease, "state": state, **values})
+
+
+class Moved(Message):
+    """What a VM has moved, as counted on the host, as far as its tally does not tell it.
+
+    Attributes:
+        vm: Its id.
+        disk_read: Bytes that the guest has read from its disk so far.
+        disk_written: Bytes that the guest has written so far.
+        stale: QEMU did not answer in time: what is told of its disk is older.
+        hosts: Names of the hosts that it has spoken with since the time that was asked for; the latest.
+        host_count: How many hosts these are in all, up to 256.
+    """
+
+    vm: str
+    disk_read: int = Field(ge=0)
+    disk_written: int = Field(ge=0)
+    stale: bool = False
+    hosts: Annotated[tuple[Annotated[str, Field(max_length=300)], ...], Field(max_length=MOST_HOSTS)] = ()
+    host_count: int = Field(default=0, ge=0)
 
 
 stats_adapter: TypeAdapter[VMStats] = TypeAdapter(VMStats)

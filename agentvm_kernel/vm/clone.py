@@ -18,6 +18,7 @@ from agentvm_kernel.errors import AgentVMError, IdentityError, LinkError
 from agentvm_kernel.link.control import ControlChannel
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
 from agentvm_kernel.profiles import Limits
+from agentvm_kernel.tally import Tally
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.delta import Run, merge_runs
@@ -89,6 +90,7 @@ class VM:
         key: The link's shared key.
         created: Seconds since the epoch.
         card: Its network card; ``None`` without one.
+        tally: What it has moved; whoever holds the VM sets it, and it ends with the VM.
         on_event: Called with each event of the guest agent's (hostile input); whoever holds the VM sets it.
     """
 
@@ -111,6 +113,7 @@ class VM:
         self.created = time.time()
         self.on_event: OnEvent = lambda _event: None
         self.card: Card | None = None
+        self.tally: Tally | None = None
         self._plugging = asyncio.Lock()
         self._control: ControlChannel | None = None
 
@@ -315,6 +318,8 @@ class VM:
             await self._control.close()
         await self.machine.end()
         await self.settle()
+        if self.tally is not None:
+            self.tally.close()
         self.content = None  # it maps files, and this VM is part of cycles that are not collected for long
         if self.folder.exists():
             await asyncio.to_thread(shutil.rmtree, self.folder)

@@ -21,6 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from agentvm_guest.card import Arrival, parse_card
+from agentvm_guest.claims import claims
 from agentvm_guest.control import ControlPort, Reply
 from agentvm_guest.forwarding import Forwarding
 from agentvm_guest.identity import Identity, RequestError, parse_identity, read_integer, read_network
@@ -358,6 +359,7 @@ class Agent:
             "ipykernel_state": self.kernel.state.value,
             "ipykernel_pid": self.kernel.pid,
             **self.kernel.versions,
+            **claims(),
         }
         if self._system.recorded is not None:
             facts["recorded"] = self._system.recorded

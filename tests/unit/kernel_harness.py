@@ -45,6 +45,7 @@ from agentvm_kernel.supervisor.network_messages import (
     NetworkRequest,
     RuleInfo,
 )
+from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.supervisor.status import Status
 
 TIMEOUT = 20.0
@@ -123,6 +124,9 @@ class ScriptedSupervisor:
         self.resumed = Resumed(was_paused=False, was_slowed=False)
         self.connected: list[Connection] = []
         self.audited: list[Record] = []
+        self.since: list[float] = []
+        self.has_moved: Moved | None = None
+        self.tally = ""
 
     async def __aenter__(self) -> ScriptedSupervisor:
         return self
@@ -145,7 +149,7 @@ class ScriptedSupervisor:
 
     def _granted(self) -> Granted:
         self.vms += 1
-        return granted(self.vms, lease="lease-1", snapshot=self.current, limits=self.given)
+        return granted(self.vms, lease="lease-1", snapshot=self.current, limits=self.given, tally=self.tally)
 
     async def status(self) -> Status:
         return Status(version="", pid=1, uptime=1, libvirt="", accelerator="tcg", enforced_by=self.enforced_by)
@@ -185,6 +189,10 @@ class ScriptedSupervisor:
             raise self.fails
         self.cells.append(request)
         self.told.set()
+
+    async def moved(self, lease: str, since: float) -> Moved:
+        self.since.append(since)
+        return self.has_moved or Moved(vm=f"vm-{self.vms}", disk_read=0, disk_written=0)
 
     async def audit(self, lease: str, last: int = 20) -> AuditRecords:
         return AuditRecords(records=tuple(self.audited[-last:]))
@@ -281,8 +289,9 @@ class ScriptedSupervisor:
 class MemoryStream:
     """One stream of a `MemoryLink`: `to_guest` and `to_host` are its two directions."""
 
-    def __init__(self, link: MemoryLink) -> None:
+    def __init__(self, link: MemoryLink, service: str) -> None:
         self._link = link
+        self._service = service
         self.to_guest: asyncio.Queue[list[bytes]] = asyncio.Queue()
         self.to_host: asyncio.Queue[list[bytes] | None] = asyncio.Queue()
         self.late: list[list[bytes]] = []
@@ -291,6 +300,9 @@ class MemoryStream:
         self._link.check()
         if self._link.held:
             self.late.append(list(parts))
+        elif self._service == "agent" and json.loads(parts[0])["op"] == "facts":
+            answer = {"ok": True, **self._link.claims, "id": json.loads(parts[0])["id"]}
+            self.to_host.put_nowait([json.dumps(answer).encode()])
         else:
             self.to_guest.put_nowait(list(parts))
 
@@ -310,6 +322,7 @@ class MemoryLink:
         self.streams: dict[str, MemoryStream] = {}
         self.error: LinkError | None = None
         self.held = False
+        self.claims: dict[str, object] = {"processes": 7, "load": 0.5}
         self._closed = asyncio.Event()
 
     @asynccontextmanager
@@ -326,7 +339,7 @@ class MemoryLink:
                 stream.late.clear()
 
     async def open(self, service: str) -> MemoryStream:
-        self.streams[service] = MemoryStream(self)
+        self.streams[service] = MemoryStream(self, service)
         return self.streams[service]
 
     def check(self) -> None:

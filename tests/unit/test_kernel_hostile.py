@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from kernel_harness import TIMEOUT, outputs, parts_of, running, types
@@ -83,7 +84,7 @@ async def test_the_guest_cannot_forge_what_the_host_knows_about_a_run(tmp_path: 
         guest.say("shell", parts_of("execute_reply", {"status": "ok"}, asked.header, lie))
         metadata = (await client.get_shell_msg(timeout=TIMEOUT))["metadata"]
     assert datetime.fromisoformat(metadata.pop("started")).tzinfo is not None
-    assert metadata == {"agentvm": {"run": 1, "vm": "vm-1", "snapshot": ""}}
+    assert metadata == {"agentvm": {"run": 1, "vm": "vm-1", "snapshot": "", "facts": ANY}}
 
 
 async def test_input_is_not_asked_where_it_is_not_allowed(tmp_path: Path) -> None:

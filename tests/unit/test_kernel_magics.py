@@ -77,7 +77,7 @@ async def test_help(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [("%vm explode", "valid is %vm status, %vm security, %vm profile"), ("%vm\nprint(1)", "must be alone in its cell")],
+    [("%vm explode", "valid is %vm status, %vm facts, %vm facts on"), ("%vm\nprint(1)", "must be alone in its cell")],
 )
 async def test_a_wrong_call_says_what_is_valid_in_one_line(tmp_path: Path, code: str, expected: str) -> None:
     said, reply = await run_magic(tmp_path, code)

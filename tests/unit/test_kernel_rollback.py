@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from jupyter_client.asynchronous import AsyncKernelClient
@@ -67,10 +68,10 @@ async def test_a_rollback_puts_the_notebook_into_another_vm_and_says_where_it_is
         assert (await replied(client, now))["content"]["execution_count"] == 1
     assert stub.content["code"] == "# %rollback base"
     assert shown(said).startswith("Back at base (000000000001) in 0.")
-    assert reply["metadata"]["agentvm"] == {"run": 4, "vm": "vm-2", "snapshot": FIRST}
+    assert reply["metadata"]["agentvm"] == {"run": 4, "vm": "vm-2", "snapshot": FIRST, "facts": ANY}
     assert asked.content["code"] == "x"
     assert after["content"]["execution_count"] == 3
-    assert after["metadata"]["agentvm"] == {"run": 5, "vm": "vm-2", "snapshot": FIRST}
+    assert after["metadata"]["agentvm"] == {"run": 5, "vm": "vm-2", "snapshot": FIRST, "facts": ANY}
     assert kernel.links[0].error is not None
     assert kernel.supervisor.released == 1
     assert len(kernel.supervisor.leases) == 1

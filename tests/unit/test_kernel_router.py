@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from unittest.mock import ANY
 
 from kernel_harness import TIMEOUT, ScriptedSupervisor, outputs, parts_of, running, types
 
@@ -23,7 +24,7 @@ async def test_a_cell_goes_to_the_guest_and_its_answers_come_back_under_host_hea
     assert types(said) == ["busy", "execute_input", "stream", "idle"]
     assert {message["header"]["session"] for message in [*said, reply]} == {kernel.session.session}
     assert reply["parent_header"]["msg_id"] == msg_id
-    assert reply["metadata"]["agentvm"] == {"run": 1, "vm": "vm-1", "snapshot": ""}
+    assert reply["metadata"]["agentvm"] == {"run": 1, "vm": "vm-1", "snapshot": "", "facts": ANY}
 
 
 async def test_runs_are_numbered_however_the_guest_counts(tmp_path: Path) -> None:

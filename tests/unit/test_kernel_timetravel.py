@@ -73,27 +73,28 @@ async def test_cells_sent_at_once_go_one_at_a_time_with_a_snapshot_between_them(
         assert guest.idle_hands()
         guest.begin(asked)
         guest.finish(asked)
-        assert (await replied(client, first))["content"]["status"] == "ok"
         await kernel.supervisor.at_work.wait()
         assert guest.idle_hands()
         kernel.supervisor.go_on.set()
+        assert (await replied(client, first))["content"]["status"] == "ok"
         assert (await guest.asked()).header["msg_id"] == second
         assert types(await outputs(client, first)) == ["busy", "execute_input", "idle"]
 
 
-async def test_the_cell_is_idle_only_after_its_snapshot(tmp_path: Path) -> None:
+async def test_the_cell_is_answered_and_idle_only_after_its_snapshot(tmp_path: Path) -> None:
     async with travelling(tmp_path) as (kernel, client, guest):
         kernel.supervisor.go_on.clear()
         msg_id = client.execute("x")
         await guest.execute()
-        await replied(client, msg_id)
         await kernel.supervisor.at_work.wait()
+        assert not await client.shell_channel.msg_ready()
         seen = []
         while await client.iopub_channel.msg_ready():
             seen.append(await client.get_iopub_msg(timeout=TIMEOUT))
         assert types([m for m in seen if m["parent_header"].get("msg_id") == msg_id]) == ["busy", "execute_input"]
         kernel.supervisor.go_on.set()
         assert types(await outputs(client, msg_id)) == ["idle"]
+        assert (await replied(client, msg_id))["content"]["status"] == "ok"
 
 
 async def test_a_snapshot_that_fails_is_one_line_under_its_cell_and_the_notebook_goes_on(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from jupyter_client.asynchronous import AsyncKernelClient
@@ -82,7 +83,7 @@ async def test_forks_run_the_lines_below_and_their_results_are_a_table(tmp_path:
     assert lines[1].endswith("r1")
     assert lines[3:5] == ["fork 1 printed:", "printed r1"]
     assert lines[-1] == "%adopt K makes fork K the notebook's VM; K may be 1, 2."
-    assert reply["metadata"]["agentvm"] == {"run": 2, "vm": "vm-1", "snapshot": POINT}
+    assert reply["metadata"]["agentvm"] == {"run": 2, "vm": "vm-1", "snapshot": POINT, "facts": ANY}
     assert {"forks 2 common", "rest 1", "rest 2"} <= set(kernel.supervisor.asked)
     assert not kernel.supervisor.forking
 
@@ -216,7 +217,9 @@ async def test_a_wrong_call_forks_nothing(tmp_path: Path, call: str) -> None:
 
 def result(fork: int, **changes: object) -> ForkResult:
     values: dict[str, object] = {"status": "ok", "seconds": 0.125}
-    return ForkResult(fork, CellResult(**(values | changes)), memory=64 << 20, kept=changes.get("status") != "died")  # type: ignore[arg-type]
+    return ForkResult(
+        fork, CellResult(**(values | changes)), memory=64 << 20, cpu_seconds=0.05, kept=changes.get("status") != "died"
+    )  # type: ignore[arg-type]
 
 
 def test_every_end_has_its_line() -> None:
@@ -229,11 +232,11 @@ def test_every_end_has_its_line() -> None:
         ]
     )["text/plain"]
     assert text.splitlines() == [
-        "fork  status   time    memory    result",
-        "1     ok       0.12 s  64.0 MiB  42",
-        "2     error    0.12 s  64.0 MiB  ValueError: no…",
-        "3     timeout  0.12 s  64.0 MiB  It was not done within 5 s.",
-        "4     died     0.12 s  64.0 MiB  The VM is gone.",
+        "fork  status   time    CPU     memory    result",
+        "1     ok       0.12 s  0.05 s  64.0 MiB  42",
+        "2     error    0.12 s  0.05 s  64.0 MiB  ValueError: no…",
+        "3     timeout  0.12 s  0.05 s  64.0 MiB  It was not done within 5 s.",
+        "4     died     0.12 s  0.05 s  64.0 MiB  The VM is gone.",
         "fork 2 printed:",
         "warned",
         "%adopt K makes fork K the notebook's VM; K may be 1, 2, 3.",

@@ -1,0 +1,105 @@
+"""Asks guests, gently, what they say of themselves; kept apart from all that is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.observe.claims import Claims
+from agentvm_kernel.observe.sample import Sample
+from agentvm_kernel.supervisor.present import Present, present
+from agentvm_kernel.vm.clone import VM
+from agentvm_kernel.vm.hypervisor import Machine
+
+if TYPE_CHECKING:
+    from agentvm_kernel.supervisor.core import Supervisor
+
+_log = logging.getLogger(__name__)
+
+_SECONDS: Final = 2.0
+"""Between two questions, at least."""
+
+_WORK_SECONDS: Final = 0.2
+"""CPU time since the last question: a guest that has hardly computed has started no processes. To answer takes some."""
+
+_PATIENCE: Final = 10.0
+
+
+@dataclass
+class _Asked:
+    """One guest.
+
+    Attributes:
+        claims: What it said last.
+        time: When it was asked last, seconds since 1970, as samples have it.
+        cpu_seconds: CPU time that it had used then.
+        task: Asks.
+    """
+
+    claims: Claims | None = None
+    time: float = float("-inf")
+    cpu_seconds: float = float("-inf")
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class GuestClaims:
+    """Asks the guests of a supervisor's leases.
+
+    Args:
+        supervisor: It.
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._asked: dict[Machine, _Asked] = {}
+
+    def of(self, machine: Machine) -> Claims | None:
+        """Return what a guest said last; ``None`` if it has said nothing yet.
+
+        Args:
+            machine: Its QEMU.
+        """
+        asked = self._asked.get(machine)
+        return None if asked is None else asked.claims
+
+    def look(self) -> None:
+        """Ask those of which it is time. Called whenever the VMs have been measured."""
+        known, self._asked = self._asked, {}
+        latest = self._supervisor.stats.sampler.latest
+        for one in present(self._supervisor):
+            if one.vm is None or one.lease is None:
+                continue
+            asked = self._asked[one.machine] = known.get(one.machine) or _Asked()
+            sample = latest.get(one.id)
+            if sample is not None and self._is_running(one) and _is_due(asked, sample):
+                asked.time, asked.cpu_seconds = sample.time, sample.cpu_seconds
+                asked.task = asyncio.create_task(_ask(one.vm, asked), name="guest-claims")
+
+    async def close(self) -> None:
+        """Ask no more."""
+        tasks = [asked.task for asked in self._asked.values() if asked.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _is_running(self, one: Present) -> bool:
+        """Whether a guest can answer, and nobody is about to save it."""
+        is_held = one.state == "resting" or (one.lease is not None and one.lease.turn.locked())
+        return not is_held and not self._supervisor.anomalies.responses.is_paused(one.machine)
+
+
+def _is_due(asked: _Asked, sample: Sample) -> bool:
+    if asked.task is not None and not asked.task.done():
+        return False
+    return sample.time - asked.time >= _SECONDS and sample.cpu_seconds - asked.cpu_seconds >= _WORK_SECONDS
+
+
+async def _ask(vm: VM, asked: _Asked) -> None:
+    try:
+        asked.claims = Claims.of(await vm.request("facts", _PATIENCE))
+    except AgentVMError as error:  # what it said before is as good as anything that a guest says
+        _log.debug("%s says nothing of itself: %s", vm.id, error)
