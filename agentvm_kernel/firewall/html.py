@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from html import escape, unescape
 from itertools import islice
 from typing import Final
 
@@ -17,7 +18,7 @@ import nh3
 from agentvm_kernel.firewall.context import Context
 from agentvm_kernel.firewall.css import clean_declarations, clean_stylesheet
 from agentvm_kernel.firewall.latex import neutral
-from agentvm_kernel.firewall.links import SCHEMES, clean_image, clean_link, clean_media
+from agentvm_kernel.firewall.links import SCHEMES, clean_image, clean_link, clean_media, other_host
 from agentvm_kernel.firewall.names import SCOPE_PREFIX, prefixed, prefixed_list, words
 from agentvm_kernel.firewall.reasons import Reason
 
@@ -95,7 +96,7 @@ _LEAF: Final = re.compile(
 _STYLE: Final = re.compile(r"<style\b[^<>]*+>", re.IGNORECASE)
 _STYLE_END: Final = re.compile(r"</style[^<>]*+>?", re.IGNORECASE)
 _SCOPED: Final = re.compile(rf'\s*<div class="{SCOPE_PREFIX}[0-9a-f]{{16}}">(.*)</div>\s*\Z', re.DOTALL)
-_ANCHOR: Final = re.compile(r'<a ((?:[a-z]+="[^"]*" ?)+)>')
+_ANCHOR: Final = re.compile(r'<a ((?:[a-z]+="[^"]*" ?)+)>(.*?)(?=</a>)', re.DOTALL)
 _ATTRIBUTE: Final = re.compile(r'([a-z]+)="([^"]*)"')
 # Of what is taken out, only what the user may miss is told. They are looked for in small letters: a pattern without a
 # fixed beginning takes longer over a table than all the rest.
@@ -241,7 +242,10 @@ def _shape_attribute(value: str) -> str | None:
 
 
 def _announced(html: str) -> str:
-    """Links that lead elsewhere open apart and say where to; nh3 has written them in one form."""
+    """Links that lead elsewhere open apart and say where to; nh3 has written them in one form.
+
+    All say so under the pointer, and beside their text if that names another host.
+    """
 
     def announce(match: re.Match[str]) -> str:
         attributes = dict(_ATTRIBUTE.findall(match[1]))
@@ -249,6 +253,8 @@ def _announced(html: str) -> str:
         if target.startswith("#"):
             return match[0]
         attributes |= {"target": "_blank", "title": target}
-        return "<a " + " ".join(f'{name}="{value}"' for name, value in attributes.items()) + ">"
+        host = other_host(match[2], unescape(target))
+        shown = f"{match[2]} [{escape(host)}]" if host else match[2]
+        return "<a " + " ".join(f'{name}="{value}"' for name, value in attributes.items()) + ">" + shown
 
     return _ANCHOR.sub(announce, html) if "<a " in html else html

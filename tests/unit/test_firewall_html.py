@@ -83,6 +83,13 @@ def test_documentation_keeps_its_links_and_anchors() -> None:
     assert "<summary>More</summary>" in html
 
 
+def test_a_link_that_names_another_host_than_its_own_is_seen_to() -> None:
+    html = clean('<a href="https://evil.example/?a&amp;b">https://<b>good</b>.example</a><a href="#x">good.example</a>')
+    assert ">https://<b>good</b>.example [evil.example]</a>" in html
+    assert ">good.example</a>" in html
+    assert clean(html).count("[evil.example]") == 1
+
+
 def test_a_table_of_rich_keeps_its_colours() -> None:
     console = Console(record=True, file=io.StringIO(), force_terminal=True, width=40)
     table = Table("name", "value")
