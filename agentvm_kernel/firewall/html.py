@@ -16,7 +16,7 @@ from typing import Final
 import nh3
 
 from agentvm_kernel.firewall.context import Context
-from agentvm_kernel.firewall.css import clean_declarations, clean_stylesheet
+from agentvm_kernel.firewall.css import MAX_PARSED, Reader, clean_declarations, clean_stylesheet, fits
 from agentvm_kernel.firewall.latex import neutral
 from agentvm_kernel.firewall.links import SCHEMES, clean_image, clean_link, clean_media, other_host
 from agentvm_kernel.firewall.names import SCOPE_PREFIX, prefixed, prefixed_list, words
@@ -144,6 +144,11 @@ def clean_html(text: str, context: Context) -> str | None:
     return body if body.strip() else None
 
 
+def has_too_much_style(text: str) -> bool:
+    """Whether HTML has a style sheet that is too long for the page."""
+    return len(text) > MAX_PARSED and "<style" in text.lower() and not fits(_without_sheets(text)[1])
+
+
 def is_plain(text: str) -> bool:
     """Whether HTML is nothing but text in nested elements that stay as they are: a table of numbers, mostly.
 
@@ -212,8 +217,9 @@ def _cleaner(context: Context) -> nh3.Cleaner:
 
 
 def _attribute_filter(context: Context) -> Callable[[str, str, str], str | None]:
+    reader = Reader()
     rewrites: dict[str, Callable[[str], str | None]] = {
-        "style": lambda value: clean_declarations(value, context),
+        "style": lambda value: clean_declarations(value, context, reader),
         "class": prefixed_list,
         "headers": prefixed_list,
         "id": lambda value: prefixed(value.strip()),
