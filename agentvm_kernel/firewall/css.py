@@ -214,7 +214,7 @@ def _harmless_node(node: Any, name: str, depth: int) -> bool:
         return _harmless(node.content, name, depth + 1)
     if node.type in {"number", "dimension", "percentage"}:
         return not in_place or node.value >= 0
-    return node.type in {"ident", "hash", "string", "whitespace", "literal"}
+    return node.type in {"ident", "hash", "string", "whitespace"} or (node.type == "literal" and not in_place)
 
 
 def clean_stylesheet(text: str, context: Context) -> tuple[str, str] | None:

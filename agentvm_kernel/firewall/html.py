@@ -258,7 +258,8 @@ def _announced(html: str) -> str:
         target = attributes.get("href", "#")
         if target.startswith("#"):
             return match[0]
-        attributes |= {"target": "_blank", "title": target}
+        # JupyterLab takes "noreferrer" out of "rel".
+        attributes |= {"target": "_blank", "title": target, "referrerpolicy": "no-referrer"}
         host = other_host(match[2], unescape(target))
         shown = f"{match[2]} [{escape(host)}]" if host else match[2]
         return "<a " + " ".join(f'{name}="{value}"' for name, value in attributes.items()) + ">" + shown

@@ -91,7 +91,7 @@ SERVED = {
 
 
 @contextmanager
-def cdn() -> Iterator[tuple[Any, list[str]]]:
+def cdn(running: Any) -> Iterator[tuple[Any, list[str]]]:
     """A browser that takes a server on loopback for two hosts of the internet, and what that server is asked for."""
     asked: list[str] = []
 
@@ -106,7 +106,7 @@ def cdn() -> Iterator[tuple[Any, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server, playwright.sync_playwright() as running:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         trustme.CA().issue_cert("cdn.example", "other.example").configure_cert(context)
         server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -150,11 +150,16 @@ def listening() -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def running() -> Iterator[Any]:
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser(running: Any) -> Iterator[Any]:
+    browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
@@ -318,8 +323,10 @@ def test_the_server_would_notice_what_a_frame_without_a_policy_asks_for(page: An
         ),
     ],
 )
-def test_a_map_is_drawn_with_what_allowed_hosts_have(hosts: tuple[str, ...], map_says: str, asked: set[str]) -> None:
-    with cdn() as (page, seen):
+def test_a_map_is_drawn_with_what_allowed_hosts_have(
+    running: Any, hosts: tuple[str, ...], map_says: str, asked: set[str]
+) -> None:
+    with cdn(running) as (page, seen):
         page.set_content(framed(MAP, replace(CONTEXT, frame_hosts=hosts)))
         place = page.frame_locator("iframe").frame_locator("iframe").frame_locator("iframe").locator("#map")
         playwright.expect(place).to_have_text(map_says)

@@ -31,6 +31,16 @@ FLOODS = {
     "displays": 'for n in range(10_000): say("display_data", {"data": {"text/plain": str(n)}, "metadata": {}})',
     "comms": f'for n in range(12_000): say("comm_open", {_WIDGET})',
 }
+# A widget is three comms, as ipywidgets have them; of one cell no more are shown than its output may be long.
+WIDGETS = {
+    "widgets": f'for n in range(15_000): say("comm_open", {_WIDGET.replace("c{n}", "a{n}")})',
+    "more widgets": f'for n in range(5_000): say("comm_open", {_WIDGET.replace("c{n}", "b{n}")})',
+    "close": 'for n in range(1_000): say("comm_close", {"comm_id": f"a{n}", "data": {}})',
+    "again": f'for n in range(1_000): say("comm_open", {_WIDGET.replace("c{n}", "d{n}")})',
+}
+MOST = 10_000
+"""Comms of a notebook."""
+
 _NOTE = "The rest of this cell's output is left out"
 
 
@@ -48,12 +58,55 @@ def flooded(tmp_path_factory: pytest.TempPathFactory, vm_environment: Mapping[st
             opened.close()
 
 
+def said(opened: Lab, name: str) -> str:
+    """What the notes under a cell say."""
+    return "".join("".join(output["text"]) for output in opened.kept(name) if output.get("name") == "stderr")
+
+
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_ends_in_one_note(flooded: Lab, flood: str) -> None:
-    said = "".join("".join(output["text"]) for output in flooded.kept(flood) if output.get("name") == "stderr")
-    assert said.count(_NOTE) == 1
+    assert said(flooded, flood).count(_NOTE) == 1
 
 
 def test_the_page_goes_on(flooded: Lab) -> None:
     last = flooded.page.locator(f".jp-Cell >> nth={1 + len(FLOODS)}")
     assert "still here" in last.inner_text()
+
+
+@pytest.fixture(scope="module")
+def crowded(
+    tmp_path_factory: pytest.TempPathFactory, vm_environment: Mapping[str, str]
+) -> Iterator[tuple[Lab, list[int]]]:
+    """JupyterLab after a cell that opens 5,000 widgets and others; how many comms there were after each."""
+    cells = {"prepare": _SAY} | WIDGETS | {"after": "print('still', 'here')"}
+    with jupyter(tmp_path_factory.mktemp("crowd"), vm_environment) as server, chromium() as browser:
+        write_notebook(server.folder / "crowd.ipynb", cells, "agentvm")
+        with lab(browser, server) as opened:
+            opened.open("crowd.ipynb", "agentvm")
+            counts = opened.page.evaluate("() => bed.counted()")
+            opened.settle()
+            yield opened, counts
+            opened.close()
+
+
+def test_a_cell_with_5000_widgets_gets_one_note(crowded: tuple[Lab, list[int]]) -> None:
+    opened, counts = crowded
+    text = said(opened, "widgets")
+    assert text.count(_NOTE) == 1
+    assert "blocked" not in text
+    assert 8_000 < counts[1] < MOST
+
+
+def test_a_notebook_has_so_many_comms_and_new_ones_once_some_are_closed(crowded: tuple[Lab, list[int]]) -> None:
+    opened, counts = crowded
+    text = said(opened, "more widgets")
+    assert text.count("blocked: too many comms open") == 1
+    assert counts[2] == MOST
+    assert f"({5_000 - (MOST - counts[1])} times)" in text
+    assert counts[3] == MOST - 1_000
+    assert counts[4] == MOST
+    assert said(opened, "again") == ""
+
+
+def test_the_page_goes_on_with_so_many(crowded: tuple[Lab, list[int]]) -> None:
+    assert "still here" in crowded[0].page.locator(f".jp-Cell >> nth={1 + len(WIDGETS)}").inner_text()

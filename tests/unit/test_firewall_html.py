@@ -79,7 +79,7 @@ def test_documentation_keeps_its_links_and_anchors() -> None:
     assert '<h1 id="vm-sum">' in html
     assert 'href="#vm-sum"' in html
     for target in ("https://docs.python.org/3/", "mailto:a@example.org"):
-        assert f'href="{target}" rel="noopener noreferrer" target="_blank" title="{target}"' in html
+        assert f'href="{target}" rel="noopener noreferrer" target="_blank" title="{target}" referrerpolicy' in html
     assert "<summary>More</summary>" in html
 
 
