@@ -87,8 +87,9 @@ _PLAIN: Final = re.compile(
 _MOST_LOOSE: Final = 2000
 _BEGIN: Final = re.compile(r"<[a-zA-Z]")
 _PASSES: Final = 32
+_MOST_LOOKED_AT: Final = 5 * MAX_CHARACTERS
 _LEAF: Final = re.compile(
-    r"""<([a-zA-Z][a-zA-Z0-9]{0,30})(?:\s+[\w:.-]{1,60}(?:=(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+))?)*\s*>[^<]*</\1\s*>"""
+    r"""<([a-zA-Z][a-zA-Z0-9]{0,30}+)(?:\s++[\w:.-]{1,60}+(?:=(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]++))?+)*+\s*+>[^<]*+</\1\s*>"""
     r"|<(?:br|hr|img|col|wbr)(?:\s[^<>]*)?>|<!--[^<>]*-->",
     re.IGNORECASE,
 )
@@ -173,9 +174,11 @@ def _is_nested(text: str) -> bool:
     """
     if sum(1 for _ in islice(_BEGIN.finditer(text), _MOST_LOOSE + 1)) <= _MOST_LOOSE:
         return True
+    looked_at = 0
     for _ in range(_PASSES):
+        looked_at += len(text)
         text, found = _LEAF.subn("", text)
-        if not found:
+        if not found or looked_at > _MOST_LOOKED_AT:
             break
     return _BEGIN.search(text) is None
 
