@@ -76,6 +76,11 @@ _PLAIN_DEPTH: Final = 12
 # A backslash may begin a formula's command; so may what a character reference stands for.
 _UNPLAIN: Final = re.compile(r"[\\\x00-\x08\x0b-\x1f\x7f]")
 _REFERENCE: Final = re.compile(r"&(?!(?:lt|gt|amp|quot|nbsp|times);)")
+# What parsers put in front of a table, because nothing but its parts may stand there.
+_MISPLACED: Final = re.compile(
+    r"<(?:(?:table|thead|tbody|tr)\b[^>]*+|/(?:thead|tbody|tr|td|th))>\s*+"
+    r"(?!<(?:thead|tbody|tr|td|th)\b|</(?:table|thead|tbody|tr)>)"
+)
 # Most of a table, and much faster than what follows.
 _CELL: Final = re.compile(r"<td>[^<]*</td>")
 _PLAIN: Final = re.compile(
@@ -156,7 +161,7 @@ def is_plain(text: str) -> bool:
     Such HTML needs no cleaning, which would take ten times as long. Elements without others in them are taken out until
     nothing is left: what is not nested properly, or has any other tag or attribute, leaves something.
     """
-    if _UNPLAIN.search(text) or ("&" in text and _REFERENCE.search(text)):
+    if _UNPLAIN.search(text) or ("&" in text and _REFERENCE.search(text)) or _MISPLACED.search(text):
         return False
     text = _CELL.sub("", text)
     for _ in range(_PLAIN_DEPTH):
