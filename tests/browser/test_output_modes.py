@@ -153,6 +153,9 @@ def test_a_link_says_where_it_leads_and_takes_nothing_along(
         assert link.get_attribute("title") == target
         # JupyterLab leaves of the words of "rel" this one.
         assert "noopener" in (link.get_attribute("rel") or "").split()
+    shown.page.bring_to_front()
+    link.hover()
+    shown.settle()
     with shown.page.context.expect_page() as opening:
         link.click(modifiers=["ControlOrMeta"] if mode == "trusted" and name == "honest" else [])
     page = opening.value

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from lab_bed import CHROMIUM, Lab, chromium, jupyter, lab, write_notebook
+from lab_bed import CHROMIUM, Browser, Jupyter, Lab, chromium, jupyter, lab, write_notebook
 
 pytestmark = [
     pytest.mark.vm,
@@ -45,17 +46,32 @@ _NOTE = "The rest of this cell's output is left out"
 
 
 @pytest.fixture(scope="module")
-def flooded(tmp_path_factory: pytest.TempPathFactory, vm_environment: Mapping[str, str]) -> Iterator[Lab]:
-    """JupyterLab after the floods, and a cell that ran behind them."""
-    cells = {"prepare": _SAY} | FLOODS | {"after": "print('still', 'here')"}
+def bed(
+    tmp_path_factory: pytest.TempPathFactory, vm_environment: Mapping[str, str]
+) -> Iterator[tuple[Browser, Jupyter]]:
     with jupyter(tmp_path_factory.mktemp("jupyter"), vm_environment) as server, chromium() as browser:
-        write_notebook(server.folder / "flood.ipynb", cells, "agentvm")
-        with lab(browser, server) as opened:
-            opened.open("flood.ipynb", "agentvm")
-            assert opened.run() == []
-            opened.settle()
-            yield opened
-            opened.close()
+        yield browser, server
+
+
+@contextmanager
+def opened_notebook(bed: tuple[Browser, Jupyter], name: str, cells: Mapping[str, str]) -> Iterator[Lab]:
+    """Open a notebook with these cells, and one behind them; its kernel ends with the context."""
+    browser, server = bed
+    write_notebook(server.folder / name, {"prepare": _SAY} | cells | {"after": "print('still', 'here')"}, "agentvm")
+    with lab(browser, server) as opened:
+        opened.open(name, "agentvm")
+        yield opened
+        opened.settle()
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def flooded(bed: tuple[Browser, Jupyter]) -> Iterator[Lab]:
+    """JupyterLab after the floods, and a cell that ran behind them."""
+    with opened_notebook(bed, "flood.ipynb", FLOODS) as opened:
+        assert opened.run() == []
+        opened.settle()
+        yield opened
 
 
 def said(opened: Lab, name: str) -> str:
@@ -74,19 +90,12 @@ def test_the_page_goes_on(flooded: Lab) -> None:
 
 
 @pytest.fixture(scope="module")
-def crowded(
-    tmp_path_factory: pytest.TempPathFactory, vm_environment: Mapping[str, str]
-) -> Iterator[tuple[Lab, list[int]]]:
+def crowded(bed: tuple[Browser, Jupyter]) -> Iterator[tuple[Lab, list[int]]]:
     """JupyterLab after a cell that opens 5,000 widgets and others; how many comms there were after each."""
-    cells = {"prepare": _SAY} | WIDGETS | {"after": "print('still', 'here')"}
-    with jupyter(tmp_path_factory.mktemp("crowd"), vm_environment) as server, chromium() as browser:
-        write_notebook(server.folder / "crowd.ipynb", cells, "agentvm")
-        with lab(browser, server) as opened:
-            opened.open("crowd.ipynb", "agentvm")
-            counts = opened.page.evaluate("() => bed.counted()")
-            opened.settle()
-            yield opened, counts
-            opened.close()
+    with opened_notebook(bed, "crowd.ipynb", WIDGETS) as opened:
+        counts = opened.page.evaluate("() => bed.counted()")
+        opened.settle()
+        yield opened, counts
 
 
 def test_a_cell_with_5000_widgets_gets_one_note(crowded: tuple[Lab, list[int]]) -> None:
