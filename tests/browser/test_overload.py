@@ -17,27 +17,35 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-# The kernel's own session, because what a flood costs the guest is not the point here.
+# The kernel's own session and ready messages, because what a flood costs the guest is not the point here.
 _SAY = """
 from IPython import get_ipython
 kernel = get_ipython().kernel
 def say(kind, content):
     kernel.session.send(kernel.iopub_socket, kind, content, parent=kernel.get_parent(), ident=kind.encode())
+
+def say_of(kind, content, letter, count):
+    session = kernel.session
+    message = session.msg(kind, {"comm_id": "NAME"} | content, parent=kernel.get_parent())
+    ident, mark, _, *parts, body = session.serialize(message, ident=kind.encode())
+    for number in range(count):
+        now = [*parts, body.replace(b"NAME", f"{letter}{number}".encode())]
+        kernel.iopub_socket.send_multipart([ident, mark, session.sign(now), *now])
 """
 _WIDGET = (
-    '{"comm_id": f"c{n}", "target_name": "jupyter.widget", "data": {"state": {"_model_name": "TextModel",'
+    '{"target_name": "jupyter.widget", "data": {"state": {"_model_name": "TextModel",'
     ' "_model_module": "@jupyter-widgets/controls", "_model_module_version": "2.0.0"}, "buffer_paths": []}}'
 )
 FLOODS = {
     "displays": 'for n in range(10_000): say("display_data", {"data": {"text/plain": str(n)}, "metadata": {}})',
-    "comms": f'for n in range(12_000): say("comm_open", {_WIDGET})',
+    "comms": f'say_of("comm_open", {_WIDGET}, "c", 12_000)',
 }
 # A widget is three comms, as ipywidgets have them; of one cell no more are shown than its output may be long.
 WIDGETS = {
-    "widgets": f'for n in range(15_000): say("comm_open", {_WIDGET.replace("c{n}", "a{n}")})',
-    "more widgets": f'for n in range(5_000): say("comm_open", {_WIDGET.replace("c{n}", "b{n}")})',
-    "close": 'for n in range(1_000): say("comm_close", {"comm_id": f"a{n}", "data": {}})',
-    "again": f'for n in range(1_000): say("comm_open", {_WIDGET.replace("c{n}", "d{n}")})',
+    "widgets": f'say_of("comm_open", {_WIDGET}, "a", 15_000)',
+    "more widgets": f'say_of("comm_open", {_WIDGET}, "b", 5_000)',
+    "close": 'say_of("comm_close", {"data": {}}, "a", 1_000)',
+    "again": f'say_of("comm_open", {_WIDGET}, "d", 1_000)',
 }
 MOST = 10_000
 """Comms of a notebook."""
