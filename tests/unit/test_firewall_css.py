@@ -6,6 +6,8 @@ import re
 
 import pytest
 from firewall_bed import Said
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from output_checker import css_problems, sheet_problems
 
 from agentvm_kernel.firewall.css import MAX_CHARACTERS, MAX_PARSED, Reader, clean_declarations, clean_stylesheet
@@ -306,3 +308,18 @@ def test_a_sheet_that_is_long_and_not_plain_goes() -> None:
     rules = "".join(f"@media print {{ .a{number} {{ color: red }} }}" for number in range(3000))
     assert clean_stylesheet(rules, said.context) is None
     assert said.reasons == [Reason.SIZE]
+
+
+PARTS = r"""
+margin color position width background padding url( rgb( calc( linear-gradient( ( ) - + 1 -1 .5 #fff #bad px % ; : ; : ,
+! !important fixed red { } @ /* */ \ \66 ' " < > # . e i x a --x
+"""
+PIECES = st.sampled_from([*PARTS.split(), " ", "\n"])
+
+
+@settings(max_examples=400)
+@given(text=st.lists(PIECES, max_size=14).map("".join))
+def test_no_style_of_such_pieces_fetches_or_reaches_beyond_its_output(text: str) -> None:
+    assert list(css_problems(clean_declarations(text, Said().context) or "")) == []
+    sheet(f"td {{ {text} }}")
+    sheet(f"#T {text} {{ margin: 0; {text} }} #U {{ {text} }}")
