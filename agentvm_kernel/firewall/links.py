@@ -69,6 +69,8 @@ def other_host(html: str, url: str) -> str | None:
         html: What is between the link's tags, cleaned.
         url: Where it leads; an address as `clean_link` lets through.
     """
+    if html.isascii() and "." not in html and "&" not in html:
+        return None
     host = _host(url)
     text = unicodedata.normalize("NFKC", unescape(_TAG.sub("", html))).lower()
     named = _HOST_LIKE.findall("".join(char for char in text if unicodedata.category(char) != "Cf"))

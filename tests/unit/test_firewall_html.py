@@ -280,6 +280,7 @@ def test_plain_html_reads_as_cleaned_html_does() -> None:
         "<div></x>" * 50_000,
         "<div title='</div>'>" * 50_000,
         "<table><a>" * 50_000,
+        ("<div>" * 30 + "x" + "</div>" * 30) * 24_000,
     ],
 )
 def test_many_elements_that_are_left_open_do_not_keep_the_kernel_busy(html: str) -> None:
