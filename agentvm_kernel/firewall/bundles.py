@@ -8,7 +8,7 @@ from typing import Final
 
 from agentvm_kernel.firewall.context import Context, Mode
 from agentvm_kernel.firewall.frame import framed, framed_script, needs_frame
-from agentvm_kernel.firewall.html import clean_html
+from agentvm_kernel.firewall.html import clean_html, has_too_much_style
 from agentvm_kernel.firewall.images import TYPES, clean_picture, clean_svg
 from agentvm_kernel.firewall.latex import clean_latex
 from agentvm_kernel.firewall.markdown import clean_markdown
@@ -34,6 +34,8 @@ _TEXTS: Final = frozenset({"text/plain", "application/vnd.jupyter.stdout", "appl
 _COMPANIONS: Final = re.compile(
     r"application/vnd\.(?:bokehjs_(?:load|exec)|holoviews_(?:load|exec)|dataresource\+json|jupyter\.widget-state\+json)"
 )
+# Its renderer draws in the page first, by rules that the diagram may change, and its labels are HTML.
+_MERMAID: Final = "text/vnd.mermaid"
 _SCRIPT: Final = "application/javascript"
 _SVG: Final = "image/svg+xml"
 _MARKUP: Final = frozenset({"text/html", "text/markdown", _SVG, _SCRIPT})
@@ -76,6 +78,8 @@ def clean_bundle(data: object, metadata: object, context: Context) -> tuple[Bund
             kept[mime] = cleaned
             if hint := _metadata(mime, about.get(mime), context):
                 told[mime] = hint
+    if _MERMAID in data and not {_MERMAID, "text/plain"} & kept.keys():
+        kept["text/plain"] = _text("text/plain", joined(data[_MERMAID]), context) or ""
     shown = _markup(data, about, context)
     if shown:
         kept["text/html"] = shown
@@ -92,7 +96,9 @@ def _cleaned(mime: str, value: object, context: Context) -> object | None:
         return clean_vega(value, context)
     if mime in _TEXTS or mime == "text/latex":
         return _text(mime, joined(value), context)
-    if not _COMPANIONS.match(mime):
+    if mime == _MERMAID:
+        context.block(Reason.RENDERER, "a Mermaid diagram, of which the text is shown")
+    elif not _COMPANIONS.match(mime):
         context.block(Reason.MIME, "output of a type that is not known to be safe")
     return None
 
@@ -116,7 +122,7 @@ def _markup(data: Bundle, about: Bundle, context: Context) -> str | None:
         if shown:
             return shown
     if html is not None:
-        rich = needs_frame(html) and context.mode is not Mode.STRICT
+        rich = context.mode is not Mode.STRICT and (needs_frame(html) or has_too_much_style(html))
         return framed(html, context) or None if rich else clean_html(html, context)
     if _SVG in texts:
         return clean_svg(texts[_SVG], _size(about.get(_SVG)), context)

@@ -19,11 +19,25 @@ from agentvm_kernel.firewall.context import Context
 from agentvm_kernel.firewall.names import SCOPE_PREFIX, prefixed, words
 from agentvm_kernel.firewall.reasons import Reason
 
-MAX_CHARACTERS: Final = 1_000_000
+MAX_CHARACTERS: Final = 4_000_000
+"""Of a style sheet of plain rules."""
+
+MAX_PARSED: Final = 60_000
+"""Of all other style of a document: parsing takes a second for 250,000 characters."""
+
 _MAX_DEPTH: Final = 8
 # From here on, parsing blocks within blocks takes time that grows with the square of their number.
 _LONG: Final = 20_000
 _BLOCKS: Final = (re.compile(r"\{[^{}]*\}"), re.compile(r"\([^()]*\)"), re.compile(r"\[[^\[\]]*\]"))
+
+# A rule in which nothing could begin or end another one, a comment or a string.
+_RULE: Final = re.compile(r"""\s*+([^{}@\\"'/<]++)\{([^{}@\\"'/<>]*+)\}""")
+_PLAIN: Final = re.compile(rf"(?:{_RULE.pattern})*+\s*+\Z")
+_NAMES: Final = re.compile(r"\s*(?:(?:\.agentvm-scope-[0-9a-f]{16}\s+)?#[A-Za-z0-9_-]{1,190}\s*(?:,\s*|\Z))+\Z")
+_NAME: Final = re.compile(r"#([A-Za-z0-9_-]+)")
+_SIMPLE: Final = re.compile(r"[A-Za-z0-9#.,%:;()!\s-]{0,512}\Z")
+_NUMBER: Final = re.compile(r"#[0-9a-fA-F]{3,8}(?![\w-])|[0-9]+(?:\.[0-9]+)?")
+_COLON: Final = re.compile(r"\s*:\s*")
 
 _PROPERTIES: Final = words(
     """
@@ -78,15 +92,75 @@ _MEDIA: Final = re.compile(r"[A-Za-z0-9():,. \-]{1,200}\Z")
 _Nodes = Iterable[Any]
 
 
-def clean_declarations(text: str, context: Context) -> str | None:
-    """The value of a ``style`` attribute; None if nothing of it may stay."""
-    if len(text) > MAX_CHARACTERS or not _is_flat(text):
-        context.block(Reason.SIZE, "a style of more than a million characters, or blocks within blocks")
+class Reader:
+    """Reads the styles of one document, of which there may be much more of one kind than of others.
+
+    Tables say the same few styles thousands of times, with other numbers and colours: a shape is parsed once. What was
+    not parsed before may be so long in all.
+    """
+
+    def __init__(self) -> None:
+        self._left = MAX_PARSED
+        self._known: dict[str, tuple[str, bool]] = {}
+        self._selectors: dict[str, str] = {}
+
+    def declarations(self, text: str) -> tuple[str, bool] | None:
+        """What is kept of declarations, and whether something is not; None if there was too much before."""
+        if len(text) <= 512 and _is_kept_whole(_NUMBER.sub("1", text)):
+            return _written(text), False
+        if text not in self._known:
+            if not (self._may_parse(text) and _is_flat(text)):
+                return None
+            self._known[text] = _declarations(text)
+        return self._known[text]
+
+    def selectors(self, text: str) -> str | None:
+        """Selectors bound to the scope, as far as they are let through; None if there was too much before."""
+        if _NAMES.match(text):
+            names = (prefixed(name) for name in _NAME.findall(text))
+            return ", ".join(f"{_SCOPE_MARK} #{name}" for name in names if name)
+        if text not in self._selectors:
+            if not self._may_parse(text):
+                return None
+            self._selectors[text] = _bound(tinycss2.parse_component_value_list(text))
+        return self._selectors[text]
+
+    def _may_parse(self, text: str) -> bool:
+        self._left -= len(text)
+        return self._left >= 0
+
+
+def clean_declarations(text: str, context: Context, reader: Reader | None = None) -> str | None:
+    """The value of a ``style`` attribute; None if nothing of it may stay.
+
+    Args:
+        text: Of the guest.
+        context: Of the message.
+        reader: Of the document that it belongs to, if there is one.
+    """
+    found = (reader or Reader()).declarations(text)
+    if found is None:
+        context.block(Reason.SIZE, "style of more than 60,000 characters, or blocks within blocks")
         return None
-    kept, lost = _declarations(text) if len(text) < 512 else _declarations.__wrapped__(text)
+    kept, lost = found
     if lost:
         context.block(Reason.STYLE, "a style that fetches, or draws outside its own output")
     return kept or None
+
+
+@lru_cache(maxsize=4096)
+def _is_kept_whole(shape: str) -> bool:
+    """Whether all of a style is kept that has a number or a colour wherever this one has ``1``.
+
+    Of a number it matters only whether it is negative, and that stands before it.
+    """
+    return _SIMPLE.match(shape) is not None and _declarations(shape) == (_written(shape), False)
+
+
+def _written(text: str) -> str:
+    """Declarations in the form in which they are passed on."""
+    parts = (" ".join(part.split()) for part in text.split(";"))
+    return "; ".join(_COLON.sub(": ", part, count=1) for part in parts if part)
 
 
 def _is_flat(text: str) -> bool:
@@ -99,8 +173,6 @@ def _is_flat(text: str) -> bool:
     return not {"{", "(", "["} & set(text)
 
 
-# Tables say the same few styles thousands of times.
-@lru_cache(maxsize=1024)
 def _declarations(text: str) -> tuple[str, bool]:
     kept: list[str] = []
     lost = False
@@ -142,7 +214,7 @@ def _harmless_node(node: Any, name: str, depth: int) -> bool:
         return _harmless(node.content, name, depth + 1)
     if node.type in {"number", "dimension", "percentage"}:
         return not in_place or node.value >= 0
-    return node.type in {"ident", "hash", "string", "whitespace", "literal"}
+    return node.type in {"ident", "hash", "string", "whitespace"} or (node.type == "literal" and not in_place)
 
 
 def clean_stylesheet(text: str, context: Context) -> tuple[str, str] | None:
@@ -155,11 +227,13 @@ def clean_stylesheet(text: str, context: Context) -> tuple[str, str] | None:
     Returns:
         The class its rules are bound to, for the element around the output, and the rules; None if none is left.
     """
-    if len(text) > MAX_CHARACTERS or not _is_flat(text):
-        context.block(Reason.SIZE, "a style sheet of more than a million characters, or blocks within blocks")
-        return None
     lost: list[object] = []
-    rules = _rules(tinycss2.parse_stylesheet(text, skip_comments=True, skip_whitespace=True), lost, 0)
+    rules = _plain_rules(text, lost) if is_plain(text) else None
+    if rules is None and len(text) <= MAX_PARSED and _is_flat(text):
+        rules = _rules(tinycss2.parse_stylesheet(text, skip_comments=True, skip_whitespace=True), lost, 0)
+    if rules is None:
+        context.block(Reason.SIZE, "a style sheet of more than 60,000 characters that is not plain")
+        return None
     if lost:
         context.block(Reason.STYLE, "a style rule that fetches, or reaches beyond its own output")
     if not rules:
@@ -172,6 +246,31 @@ def clean_stylesheet(text: str, context: Context) -> tuple[str, str] | None:
 
 _SCOPE_MARK: Final = "\N{NULL}"
 """Stands for the scope until it is known; no style sheet has this character once it is parsed."""
+
+
+def fits(text: str) -> bool:
+    """Whether a style sheet is short enough to be looked through."""
+    return len(text) <= MAX_PARSED or is_plain(text)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a style sheet has nothing but rules of which each can be read by itself."""
+    return len(text) <= MAX_CHARACTERS and _PLAIN.match(text) is not None
+
+
+def _plain_rules(text: str, lost: list[object]) -> list[str] | None:
+    reader = Reader()
+    rules: list[str] = []
+    for selectors, body in _RULE.findall(text):
+        found, bound = reader.declarations(body), reader.selectors(selectors)
+        if found is None or bound is None:
+            return None
+        kept, partly = found
+        if partly or not (kept and bound):
+            lost.append(bound)
+        if kept and bound:
+            rules.append(f"{bound} {{ {kept} }}")
+    return rules
 
 
 def _rules(nodes: _Nodes, lost: list[object], depth: int) -> list[str]:
@@ -200,7 +299,7 @@ def _media(node: Any, lost: list[object]) -> str | None:
 
 
 def _rule(node: Any, lost: list[object]) -> str | None:
-    selectors = [selector for part in _split(node.prelude) if (selector := _selector(part))]
+    selectors = _bound(node.prelude)
     kept: list[str] = []
     for item in tinycss2.parse_blocks_contents(node.content, skip_comments=True, skip_whitespace=True):
         declaration = _declaration(item) if item.type == "declaration" else None
@@ -210,7 +309,12 @@ def _rule(node: Any, lost: list[object]) -> str | None:
             kept.append(declaration)
     if not selectors or not kept:
         return None
-    return f"{', '.join(selectors)} {{ {'; '.join(kept)} }}"
+    return f"{selectors} {{ {'; '.join(kept)} }}"
+
+
+def _bound(nodes: _Nodes) -> str:
+    """Selectors bound to the scope, but for those that are not let through."""
+    return ", ".join(selector for part in _split(nodes) if (selector := _selector(part)))
 
 
 def _split(nodes: _Nodes) -> list[list[Any]]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from threading import Lock
 from typing import Final
 
 from agentvm_kernel.firewall.bundles import clean_bundle, joined
@@ -47,7 +48,8 @@ class Shown:
 class Firewall:
     """Checks and cleans everything that a guest says, before any client sees it; one per kernel.
 
-    It never raises: what it cannot make sense of is blocked.
+    It never raises: what it cannot make sense of is blocked. Outputs are cleaned one after the other, in any thread;
+    replies at any time.
 
     Args:
         policy: What the user has allowed.
@@ -62,6 +64,7 @@ class Firewall:
         self.policy = policy
         self.blocked: Counter[Reason] = Counter()
         self.is_host_code: Callable[[str], bool] = lambda _: False
+        self._counting = Lock()
         self._failed: set[str] = set()
         self._comms = CommGuard(self._stored_output, policy.comm_targets)
 
@@ -137,7 +140,8 @@ class Firewall:
 
     def _context(self, block: Block) -> Context:
         def counted(reason: Reason, words: str) -> None:
-            self.blocked[reason] += 1
+            with self._counting:
+                self.blocked[reason] += 1
             block(reason, words)
 
         policy = self.policy

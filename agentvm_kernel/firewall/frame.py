@@ -17,12 +17,10 @@ from html import escape, unescape
 from typing import Final
 
 from agentvm_kernel.firewall.context import Context
+from agentvm_kernel.firewall.height import DEFAULT, FOLLOW, INNER, OUTER
 from agentvm_kernel.firewall.reasons import Reason
 
 MAX_CHARACTERS: Final = 32 * 1024 * 1024
-_HEIGHT: Final = 400
-_MIN_HEIGHT: Final = 20
-_MAX_HEIGHT: Final = 4000
 
 _WANTS: Final = re.compile(r"<(?:script|iframe)[\s>/]", re.IGNORECASE)
 _LOADER: Final = re.compile(r"<(script|link|img|iframe|source|video|audio|track|embed|input)\b([^>]*)", re.IGNORECASE)
@@ -37,36 +35,13 @@ _POLICY: Final = (
     "connect-src data: blob:{hosts}; frame-src 'none'; form-action 'none'; base-uri 'none'; webrtc 'block'"
 )
 
-# Tells the height of the guest's document to the outer frame. The guest can forge it: it is a number within bounds.
-_INNER: Final = (
-    "<script>(()=>{for(const n of ['RTCPeerConnection','webkitRTCPeerConnection'])"
-    "Object.defineProperty(window,n,{value:undefined});"
-    "const tell=()=>{const b=document.body,r=document.documentElement;"
-    "parent.postMessage(Math.ceil(Math.max(b?b.scrollHeight:0,r.getBoundingClientRect().height)),'*')};"
-    "addEventListener('load',tell);const seen=new ResizeObserver(tell);seen.observe(document.documentElement);"
-    "addEventListener('DOMContentLoaded',()=>seen.observe(document.body))})()</script>"
-)
-
 _OUTER: Final = (
     "<!DOCTYPE html><html><head><meta charset='utf-8'><meta http-equiv='Content-Security-Policy' content=\"{policy}\">"
     "<meta http-equiv='x-dns-prefetch-control' content='off'><meta name='referrer' content='no-referrer'>"
     "<style>html,body{{margin:0;height:100%;overflow:hidden}}iframe{{border:0;width:100%;height:100%;display:block}}"
-    "</style><script>(()=>{{let last=0;const tell=()=>{{if(last)parent.postMessage(last,'*')}};"
-    "addEventListener('message',e=>{{if(e.source===parent)tell();"
-    "else if(e.source&&e.source===document.querySelector('iframe').contentWindow&&Number.isFinite(e.data))"
-    "{{last=e.data;tell()}}}})}})()</script></head>"
+    "</style>{script}</head>"
     '<body><iframe sandbox="allow-scripts" srcdoc="{document}"></iframe></body></html>'
 )
-
-# In a handler a bare name is looked up on the element first: hence "window.".
-FOLLOW: Final = (
-    "const f=this;f.contentWindow.postMessage(0,'*');if(f.agentvm)return;f.agentvm=1;"
-    "window.addEventListener('message',function g(e){"
-    "if(!f.isConnected){window.removeEventListener('message',g);f.agentvm=0;return}"
-    "if(e.source&&e.source===f.contentWindow&&Number.isFinite(e.data))"
-    f"f.style.height=Math.min(Math.max(e.data,{_MIN_HEIGHT}),{_MAX_HEIGHT})+'px'}})"
-)
-"""The handler on the frame in the page: the only script of ours that stands there, and the same for every output."""
 
 
 def needs_frame(html: str) -> bool:
@@ -93,10 +68,10 @@ def framed(html: str, context: Context) -> str:
     if any(not _allowed(host, hosts) for text in (html, inner) for host in _loaded_from(text)):
         context.block(Reason.REMOTE, "loading from a host in a frame; [output] frame_hosts allows hosts")
     policy = _POLICY.format(hosts="".join(f" https://{host}" for host in hosts))
-    document = _OUTER.format(policy=policy, document=escape("<!DOCTYPE html>" + _INNER + html))
+    document = _OUTER.format(policy=policy, script=OUTER, document=escape("<!DOCTYPE html>" + INNER + html))
     return (
         f'<iframe class="agentvm-frame" sandbox="allow-scripts" referrerpolicy="no-referrer" width="100%" '
-        f'height="{_HEIGHT}" frameborder="0" style="border: 0; width: 100%; height: {_HEIGHT}px" '
+        f'height="{DEFAULT}" frameborder="0" style="border: 0; width: 100%; height: {DEFAULT}px" '
         f'onload="{escape(FOLLOW)}" srcdoc="{escape(document)}"></iframe>'
     )
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from html import escape, unescape
 from itertools import islice
 from typing import Final
 
 import nh3
 
 from agentvm_kernel.firewall.context import Context
-from agentvm_kernel.firewall.css import clean_declarations, clean_stylesheet
+from agentvm_kernel.firewall.css import MAX_PARSED, Reader, clean_declarations, clean_stylesheet, fits
 from agentvm_kernel.firewall.latex import neutral
-from agentvm_kernel.firewall.links import SCHEMES, clean_image, clean_link, clean_media
+from agentvm_kernel.firewall.links import SCHEMES, clean_image, clean_link, clean_media, other_host
 from agentvm_kernel.firewall.names import SCOPE_PREFIX, prefixed, prefixed_list, words
 from agentvm_kernel.firewall.reasons import Reason
 
@@ -75,6 +76,11 @@ _PLAIN_DEPTH: Final = 12
 # A backslash may begin a formula's command; so may what a character reference stands for.
 _UNPLAIN: Final = re.compile(r"[\\\x00-\x08\x0b-\x1f\x7f]")
 _REFERENCE: Final = re.compile(r"&(?!(?:lt|gt|amp|quot|nbsp|times);)")
+# What parsers put in front of a table, because nothing but its parts may stand there.
+_MISPLACED: Final = re.compile(
+    r"<(?:(?:table|thead|tbody|tr)\b[^>]*+|/(?:thead|tbody|tr|td|th))>\s*+"
+    r"(?!<(?:thead|tbody|tr|td|th)\b|</(?:table|thead|tbody|tr)>)"
+)
 # Most of a table, and much faster than what follows.
 _CELL: Final = re.compile(r"<td>[^<]*</td>")
 _PLAIN: Final = re.compile(
@@ -86,8 +92,9 @@ _PLAIN: Final = re.compile(
 _MOST_LOOSE: Final = 2000
 _BEGIN: Final = re.compile(r"<[a-zA-Z]")
 _PASSES: Final = 32
+_MOST_LOOKED_AT: Final = 5 * MAX_CHARACTERS
 _LEAF: Final = re.compile(
-    r"""<([a-zA-Z][a-zA-Z0-9]{0,30})(?:\s+[\w:.-]{1,60}(?:=(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]+))?)*\s*>[^<]*</\1\s*>"""
+    r"""<([a-zA-Z][a-zA-Z0-9]{0,30}+)(?:\s++[\w:.-]{1,60}+(?:=(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>=]++))?+)*+\s*+>[^<]*+</\1\s*>"""
     r"|<(?:br|hr|img|col|wbr)(?:\s[^<>]*)?>|<!--[^<>]*-->",
     re.IGNORECASE,
 )
@@ -95,7 +102,7 @@ _LEAF: Final = re.compile(
 _STYLE: Final = re.compile(r"<style\b[^<>]*+>", re.IGNORECASE)
 _STYLE_END: Final = re.compile(r"</style[^<>]*+>?", re.IGNORECASE)
 _SCOPED: Final = re.compile(rf'\s*<div class="{SCOPE_PREFIX}[0-9a-f]{{16}}">(.*)</div>\s*\Z', re.DOTALL)
-_ANCHOR: Final = re.compile(r'<a ((?:[a-z]+="[^"]*" ?)+)>')
+_ANCHOR: Final = re.compile(r'<a ((?:[a-z]+="[^"]*" ?)+)>(.*?)(?=</a>)', re.DOTALL)
 _ATTRIBUTE: Final = re.compile(r'([a-z]+)="([^"]*)"')
 # Of what is taken out, only what the user may miss is told. They are looked for in small letters: a pattern without a
 # fixed beginning takes longer over a table than all the rest.
@@ -143,13 +150,18 @@ def clean_html(text: str, context: Context) -> str | None:
     return body if body.strip() else None
 
 
+def has_too_much_style(text: str) -> bool:
+    """Whether HTML has a style sheet that is too long for the page."""
+    return len(text) > MAX_PARSED and "<style" in text.lower() and not fits(_without_sheets(text)[1])
+
+
 def is_plain(text: str) -> bool:
     """Whether HTML is nothing but text in nested elements that stay as they are: a table of numbers, mostly.
 
     Such HTML needs no cleaning, which would take ten times as long. Elements without others in them are taken out until
     nothing is left: what is not nested properly, or has any other tag or attribute, leaves something.
     """
-    if _UNPLAIN.search(text) or ("&" in text and _REFERENCE.search(text)):
+    if _UNPLAIN.search(text) or ("&" in text and _REFERENCE.search(text)) or _MISPLACED.search(text):
         return False
     text = _CELL.sub("", text)
     for _ in range(_PLAIN_DEPTH):
@@ -167,9 +179,11 @@ def _is_nested(text: str) -> bool:
     """
     if sum(1 for _ in islice(_BEGIN.finditer(text), _MOST_LOOSE + 1)) <= _MOST_LOOSE:
         return True
+    looked_at = 0
     for _ in range(_PASSES):
+        looked_at += len(text)
         text, found = _LEAF.subn("", text)
-        if not found:
+        if not found or looked_at > _MOST_LOOKED_AT:
             break
     return _BEGIN.search(text) is None
 
@@ -211,8 +225,9 @@ def _cleaner(context: Context) -> nh3.Cleaner:
 
 
 def _attribute_filter(context: Context) -> Callable[[str, str, str], str | None]:
+    reader = Reader()
     rewrites: dict[str, Callable[[str], str | None]] = {
-        "style": lambda value: clean_declarations(value, context),
+        "style": lambda value: clean_declarations(value, context, reader),
         "class": prefixed_list,
         "headers": prefixed_list,
         "id": lambda value: prefixed(value.strip()),
@@ -241,14 +256,20 @@ def _shape_attribute(value: str) -> str | None:
 
 
 def _announced(html: str) -> str:
-    """Links that lead elsewhere open apart and say where to; nh3 has written them in one form."""
+    """Links that lead elsewhere open apart and say where to; nh3 has written them in one form.
+
+    All say so under the pointer, and beside their text if that names another host.
+    """
 
     def announce(match: re.Match[str]) -> str:
         attributes = dict(_ATTRIBUTE.findall(match[1]))
         target = attributes.get("href", "#")
         if target.startswith("#"):
             return match[0]
-        attributes |= {"target": "_blank", "title": target}
-        return "<a " + " ".join(f'{name}="{value}"' for name, value in attributes.items()) + ">"
+        # JupyterLab takes "noreferrer" out of "rel".
+        attributes |= {"target": "_blank", "title": target, "referrerpolicy": "no-referrer"}
+        host = other_host(match[2], unescape(target))
+        shown = f"{match[2]} [{escape(host)}]" if host else match[2]
+        return "<a " + " ".join(f'{name}="{value}"' for name, value in attributes.items()) + ">" + shown
 
     return _ANCHOR.sub(announce, html) if "<a " in html else html

@@ -11,6 +11,9 @@ from agentvm_kernel.firewall.names import words
 from agentvm_kernel.firewall.reasons import Reason
 
 _DEEPEST: Final = 100
+_LONGEST_TEXT: Final = 1_000_000
+"""Of a text with markup; numbers come in one of any length, too."""
+
 _POLLUTING: Final = frozenset({"__proto__", "constructor", "prototype"})
 _PICTURE: Final = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*\Z")
 _MARKUP: Final = re.compile(r"<[^<>]*>")
@@ -194,6 +197,8 @@ def _plotly_text(key: str, text: str) -> object:
     """Keep of a text of Plotly's own markup the plain tags; pictures only as data."""
     if key in {"source", "geojson"}:
         return text if _PICTURE.match(text) else _REFUSED
+    if len(text) > _LONGEST_TEXT and "<" in text:
+        return _REFUSED
     if any(_TAG.match(tag) is None for tag in _MARKUP.findall(text)):
         # Written out, not taken out: what is left around a tag could make another.
         text = "".join(part if _TAG.match(part) else part.replace("<", "&lt;") for part in _PARTS.split(text))

@@ -35,7 +35,7 @@ _REMEDIES: Final = {
     Reason.RENDERER: 'mode = "trusted" in [output] shows it',
     Reason.COMM: "[output] comm_targets allows targets",
     Reason.WIDGET: "[output] widget_modules allows modules",
-    Reason.SIZE: "%pull fetches files of any size",
+    Reason.SIZE: "write it to a file in the VM, and fetch that with %pull FILE",
 }
 _MOST_LINES: Final = 8
 

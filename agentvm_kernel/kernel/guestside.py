@@ -11,7 +11,7 @@ from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, LinkError, ProtocolError
 from agentvm_kernel.firewall.context import Block
-from agentvm_kernel.firewall.firewall import Firewall
+from agentvm_kernel.firewall.firewall import Firewall, Shown
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.debugging import Debugging
@@ -31,6 +31,9 @@ _SHOWN: Final = frozenset({"stream", "display_data", "update_display_data", "exe
 _ADDED: Final = _SHOWN - {"update_display_data"}
 _COMMS: Final = frozenset({"comm_open", "comm_close"})
 _STATES: Final = frozenset({"busy", "idle", "starting"})
+_LONG: Final = 16 << 10
+"""Bytes of a message from which on cleaning can take long; a thread costs a tenth of a millisecond."""
+
 _QUIET: Final = 0.1
 _QUIET_LIMIT: Final = 2.0
 
@@ -212,9 +215,7 @@ class GuestSide:
                 shown = {"code": request.code, "execution_count": _count(_small(message.content)) or 0}
                 await self._answers.publish("execute_input", shown, request)
             return
-        cleaned = self._firewall.output(
-            message.msg_type, message.content, message.metadata, message.buffers, self._block(request)
-        )
+        cleaned = await self._cleaned(message, self._block(request))
         if cleaned is not None:
             self._take_note(message, cleaned.content)
             if request is not None and message.msg_type in _ADDED:
@@ -224,6 +225,21 @@ class GuestSide:
             )
         if request and request.idle:
             await self._answers.tell_left_out(request)
+
+    async def _cleaned(self, message: GuestMessage, block: Block) -> Shown | None:
+        """Have the firewall clean a message; a long one in a thread, so that clients are answered meanwhile."""
+        parts = (message.msg_type, message.content, message.metadata, message.buffers)
+        if len(message.content) < _LONG:
+            return self._firewall.output(*parts, block)
+        found: list[tuple[Reason, str]] = []
+        work = asyncio.create_task(asyncio.to_thread(self._firewall.output, *parts, lambda *what: found.append(what)))
+        try:
+            cleaned = await asyncio.shield(work)
+        finally:
+            await asyncio.wait([work])  # the firewall is for the next guest, too
+        for reason, words in found:
+            block(reason, words)
+        return cleaned
 
     def _block(self, request: Request | None) -> Block:
         """Return who takes note of what is blocked."""

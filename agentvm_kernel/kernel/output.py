@@ -28,6 +28,11 @@ _CHANGED: Final = frozenset({"update_display_data", "comm_msg", "clear_output"})
 _LAST_ERROR: Final = 256 << 10
 """The largest error that is still shown after the rest of the output is left out."""
 
+_ALL: Final = (
+    "To have all of it as a file, run the cell again with `%%capture output` as its first line; then"
+    ' `open("output.txt", "w").write(output.stdout)`, and `%pull output.txt`.'
+)
+
 
 class Verdict(Enum):
     """What becomes of a message."""
@@ -114,7 +119,7 @@ class OutputGate:
         limit = f"{self._limits.now.output_mib} MiB, the output limit {self._limits.source('output_mib')}"
         return (
             f"\nThe rest of this cell's output is left out: it is more than {limit}; change it with %limits"
-            " output=SIZE. The cell goes on.\n"
+            f" output=SIZE. The cell goes on.\n{_ALL}\n"
         )
 
 

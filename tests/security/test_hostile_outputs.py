@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from urllib.request import Request, urlopen
 
 import nbformat
@@ -13,6 +14,7 @@ import pytest
 from canary import Canary, canary
 from hostile_corpus import Target, cases, groups, prepare
 from nbconvert import HTMLExporter
+from output_checker import Checker
 
 from agentvm_kernel.kernel.guestside import GuestSide
 
@@ -147,6 +149,24 @@ def test_what_was_saved_does_nothing_once_converted(bed: Bed, live: dict[str, Ef
     assert bed.reached(names) == {"canary": set(), "server": set()}
 
 
+@needs_firewall
+@pytest.mark.parametrize("group", groups())
+def test_a_plain_client_is_given_nothing_that_any_renderer_would_run(
+    bed: Bed, live: dict[str, Effects], group: str
+) -> None:
+    assert problems(bed.server.folder / f"{group}-agentvm.ipynb") == {}
+
+
+@pytest.mark.parametrize("group", CONTROL)
+def test_the_checker_sees_what_a_plain_client_is_given_without_the_firewall(
+    control_bed: Bed, control: dict[str, Effects], group: str
+) -> None:
+    # Messages of widgets are not kept in a notebook.
+    assert (
+        len(problems(control_bed.server.folder / f"{group}-python3.ipynb")) >= (group != "widgets") * CONTROL[group] / 2
+    )
+
+
 @pytest.mark.parametrize("group", CONTROL)
 def test_the_same_outputs_take_effect_without_the_firewall(control: dict[str, Effects], group: str) -> None:
     fired = set().union(*(found for kind, found in control[group].items() if kind != "broken"))
@@ -167,6 +187,23 @@ def test_without_the_firewall_what_was_saved_runs_once_converted(
 ) -> None:
     merge(control_bed, list(control), "python3")
     assert scripts_run_in(control_bed, convert(control_bed, template), "body")
+
+
+def problems(path: Path) -> dict[str, list[str]]:
+    """Return what a checker that knows nothing of cleaning has against the outputs that clients were sent, by case."""
+    found = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        checker = Checker()
+        said = [
+            problem
+            for output in cell.get("outputs", [])
+            for problem in checker.output(
+                output.output_type, {key: value for key, value in output.items() if key != "output_type"}
+            )
+        ]
+        if said:
+            found[cell.metadata.case] = said
+    return found
 
 
 def merge(bed: Bed, names: list[str], kernel: str) -> set[str]:

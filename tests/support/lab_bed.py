@@ -270,4 +270,4 @@ def write_notebook(path: Path, cells: Mapping[str, str], kernel: str = "python3"
     nbformat.write(nbformat.v4.new_notebook(cells=nodes, metadata=spec), path)
 
 
-__all__ = ["CHROMIUM", "Error", "Jupyter", "Lab", "Traffic", "chromium", "jupyter", "lab", "write_notebook"]
+__all__ = ["CHROMIUM", "Browser", "Error", "Jupyter", "Lab", "Traffic", "chromium", "jupyter", "lab", "write_notebook"]

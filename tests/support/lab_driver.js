@@ -41,6 +41,18 @@
     return broken;
   };
 
+  // Runs each cell; how many comms the page has after each.
+  const counted = async () => {
+    const counts = [];
+    for (const index of panel.content.widgets.keys()) {
+      panel.content.activeCellIndex = index;
+      await app.commands.execute('notebook:run-cell');
+      await drawn();
+      counts.push(panel.sessionContext.session.kernel._comms.size);
+    }
+    return counts;
+  };
+
   const close = async () => {
     await panel.sessionContext.shutdown();
     panel.dispose();
@@ -112,5 +124,5 @@
     return result;
   };
 
-  window.bed = { open, run, drawn, close, kept, sources, fired };
+  window.bed = { open, run, counted, drawn, close, kept, sources, fired };
 }

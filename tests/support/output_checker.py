@@ -17,7 +17,7 @@ from typing import Any
 
 import html5lib
 
-from agentvm_kernel.firewall.frame import FOLLOW
+from agentvm_kernel.firewall.height import FOLLOW
 
 
 def words(text: str) -> set[str]:

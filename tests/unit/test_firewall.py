@@ -409,3 +409,25 @@ def test_what_steers_a_terminal_goes(steering: str) -> None:
     assert stream is not None
     assert list(text_problems(stream["text"])) == []
     assert stream["text"].startswith("a")
+
+
+def test_a_mermaid_diagram_is_shown_as_its_text() -> None:
+    said = Said()
+    assert said.shown({"text/vnd.mermaid": "graph TD\n A --> B\x1b]0;title\x07"}) == {
+        "text/plain": "graph TD\n A --> B"
+    }
+    assert said.shown({"text/vnd.mermaid": "graph TD", "text/plain": "its words"}) == {"text/plain": "its words"}
+    assert said.reasons == {Reason.RENDERER: 2, Reason.TERMINAL: 1}
+    allowed = Said(mime_types=("text/vnd.mermaid",))
+    assert allowed.shown({"text/vnd.mermaid": "graph TD"}) == {"text/vnd.mermaid": "graph TD"}
+
+
+def test_html_with_more_style_than_is_looked_through_is_framed() -> None:
+    style = "".join(f"@media print {{ .a{number} {{ color: red }} }}\n" for number in range(3000))
+    html = f"<style>{style}</style><p>text</p>"
+    said = Said()
+    assert said.shown({"text/html": html})["text/html"].startswith('<iframe class="agentvm-frame"')
+    assert said.reasons == {}
+    strict = Said(mode=Mode.STRICT)
+    assert strict.shown({"text/html": html}) == {"text/html": "<p>text</p>"}
+    assert strict.reasons == {Reason.SIZE: 1}

@@ -6,9 +6,11 @@ import re
 
 import pytest
 from firewall_bed import Said
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from output_checker import css_problems, sheet_problems
 
-from agentvm_kernel.firewall.css import MAX_CHARACTERS, clean_declarations, clean_stylesheet
+from agentvm_kernel.firewall.css import MAX_CHARACTERS, MAX_PARSED, Reader, clean_declarations, clean_stylesheet
 from agentvm_kernel.firewall.reasons import Reason
 
 BENIGN = [
@@ -230,3 +232,94 @@ def test_a_long_sheet_of_rules_stays() -> None:
     said = Said()
     assert sheet(f"{rules} @media print {{ td {{ color: red }} }}", said).count("SCOPE") == 501
     assert said.reasons == []
+
+
+@pytest.mark.parametrize(
+    "style",
+    [
+        "margin: -1px",
+        "margin: -0.5px",
+        "margin: - 1px",
+        "margin: -#fffpx",
+        "letter-spacing: -.5em",
+        "margin: 1px; margin: -1px",
+        "width: url1(x)",
+        "background: url(#fff)",
+        "background: ur#fff(x)",
+        "position: fixed1",
+        "color: (1",
+        "color: 1)",
+        "color1: red",
+    ],
+)
+def test_what_goes_with_one_number_goes_with_any(style: str) -> None:
+    reader = Reader()
+    for number in ("1", "7", "12.5", "999"):
+        given = style.replace("1", number)
+        kept, lost = reader.declarations(f"padding: {number}px; {given}") or ("", False)
+        assert list(css_problems(kept)) == []
+        assert lost or re.fullmatch(r"padding: [0-9.]+px; (?:color|background): [^\\;]*\)", kept)
+        assert "SCOPE p { color: red }" in sheet(f"td {{ padding: 0; {given} }} p {{ color: red }}")
+
+
+def test_a_style_is_the_same_with_other_numbers_and_colours() -> None:
+    reader = Reader()
+    for number in range(2000):
+        style = f"width: {number}px;\n background:linear-gradient( 90deg, #{number:06x} {number / 10}% )"
+        assert reader.declarations(style) == (
+            f"width: {number}px; background: linear-gradient( 90deg, #{number:06x} {number / 10}% )",
+            False,
+        )
+
+
+def test_no_more_style_is_parsed_for_a_document_than_is_said() -> None:
+    said = Said()
+    reader = Reader()
+    size = 0
+    while not said.reasons:
+        size += 60
+        assert size < MAX_PARSED + 120
+        clean_declarations(f"font-family: 'font number {size:040}'", said.context, reader)
+    assert said.reasons == [Reason.SIZE]
+    assert clean_declarations("color: red", said.context, reader) == "color: red"
+
+
+def rule(row: int, column: int) -> str:
+    return f"#T_1_row{row}_col{column} {{\n  background-color: #{row * 7 + column:06x};\n  width: {row}.5em;\n}}\n"
+
+
+def test_the_sheet_of_a_styler_of_ten_thousand_rows_stays() -> None:
+    said = Said()
+    rules = "".join(rule(row, column) for row in range(10_000) for column in range(2))
+    assert len(rules) > 1_000_000
+    kept = clean_stylesheet(f"#T_1 th {{ text-align: left }}\n{rules}#T_1 td:hover {{ color: red }}", said.context)
+    assert said.reasons == []
+    assert kept is not None
+    scope, bound = kept
+    lines = bound.splitlines()
+    assert len(lines) == 20_002
+    assert lines[0] == f".{scope} #vm-T_1 th {{ text-align: left }}"
+    assert lines[3] == f".{scope} #vm-T_1_row1_col0 {{ background-color: #000007; width: 1.5em }}"
+    assert clean_stylesheet(bound, Said().context) == kept
+
+
+def test_a_sheet_that_is_long_and_not_plain_goes() -> None:
+    said = Said()
+    rules = "".join(f"@media print {{ .a{number} {{ color: red }} }}" for number in range(3000))
+    assert clean_stylesheet(rules, said.context) is None
+    assert said.reasons == [Reason.SIZE]
+
+
+PARTS = r"""
+margin color position width background padding url( rgb( calc( linear-gradient( ( ) - + 1 -1 .5 #fff #bad px % ; : ; : ,
+! !important fixed red { } @ /* */ \ \66 ' " < > # . e i x a --x
+"""
+PIECES = st.sampled_from([*PARTS.split(), " ", "\n"])
+
+
+@settings(max_examples=400)
+@given(text=st.lists(PIECES, max_size=14).map("".join))
+def test_no_style_of_such_pieces_fetches_or_reaches_beyond_its_output(text: str) -> None:
+    assert list(css_problems(clean_declarations(text, Said().context) or "")) == []
+    sheet(f"td {{ {text} }}")
+    sheet(f"#T {text} {{ margin: 0; {text} }} #U {{ {text} }}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from firewall_bed import Said
 
-from agentvm_kernel.firewall.links import clean_image, clean_link, clean_media
+from agentvm_kernel.firewall.links import clean_image, clean_link, clean_media, other_host
 from agentvm_kernel.firewall.names import prefixed, prefixed_list
 from agentvm_kernel.firewall.reasons import Reason
 
@@ -123,3 +123,45 @@ def test_names_get_a_prefix_once() -> None:
 @pytest.mark.parametrize("name", ["", "a b", "a.b", "é", "a\n", "x" * 201, "agentvm-scope-0123456789abcdef"])
 def test_what_is_no_plain_name_is_none(name: str) -> None:
     assert prefixed(name) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://good.example",
+        "good.example",
+        "GOOD.example/login",
+        "good<b>.exam</b>ple",
+        "good&#46;example",
+        "good\N{ONE DOT LEADER}example",
+        "good\N{ZERO WIDTH SPACE}.example",
+        "www.evil.example",
+        "evil.example, as good as good.example",
+        "192.0.2.1",
+    ],
+)
+def test_a_link_whose_text_names_another_host_says_its_own(text: str) -> None:
+    assert other_host(text, "https://evil.example/x") == "evil.example"
+
+
+@pytest.mark.parametrize("text", ["here", "evil.example", "https://www.evil.example/x", "example", "1.5", "v2.0.1", ""])
+def test_a_link_whose_text_names_its_host_or_none_says_no_more(text: str) -> None:
+    assert other_host(text, "https://www.evil.example/x") is None
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://good.example@evil.example/", "evil.example"),
+        ("https://evil.example:8443/good.example", "evil.example"),
+        ("https://g\N{CYRILLIC SMALL LETTER O}od.example", "xn--god-sed.example"),
+        ("https://[good.example", "https://[good.example"),
+    ],
+)
+def test_a_host_is_told_as_the_browser_asks_for_it(url: str, host: str) -> None:
+    assert other_host("good.example", url) == host
+
+
+def test_mail_to_another_host_than_the_text_names_says_so() -> None:
+    assert other_host("a@good.example", "mailto:a@evil.example?subject=x") == "evil.example"
+    assert other_host("a@good.example", "mailto:a@good.example") is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from kernel_harness import (
     within,
 )
 
+from agentvm_kernel.firewall.firewall import Firewall
 from agentvm_kernel.kernel import output
 from agentvm_kernel.kernel.limits import HeldLimits
 from agentvm_kernel.kernel.output import OutputGate, Verdict
@@ -67,6 +70,35 @@ async def test_the_next_cell_has_its_own_measure(tmp_path: Path) -> None:
             guest.output(asked, "y")
             guest.finish(asked)
             assert "left out" in texts(await outputs(client, msg_id), "stderr")
+
+
+async def test_a_long_message_is_cleaned_aside_and_keeps_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, begun, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    clean = Firewall.output
+
+    def slow(self, msg_type, content, *rest):  # type: ignore[no-untyped-def]
+        if b"long" in content:
+            loop.call_soon_threadsafe(begun.set)
+            assert go_on.wait(TIMEOUT)
+        return clean(self, msg_type, content, *rest)
+
+    monkeypatch.setattr(Firewall, "output", slow)
+    async with running(tmp_path, supervisor()) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        msg_id = client.execute("say()")
+        asked = await guest.asked()
+        guest.begin(asked)
+        data = {"text/html": "<p onclick=x>" + "long " * 8000}
+        guest.say("iopub", parts_of("display_data", {"data": data, "metadata": {}}, asked.header))
+        guest.output(asked, "after")
+        guest.finish(asked)
+        await within(begun.is_set)
+        go_on.set()  # the loop is free
+        messages = await outputs(client, msg_id)
+        assert types(messages)[-4:] == ["display_data", "stream", "stream", "idle"]
+        assert "blocked: a script in an attribute" in texts(messages, "stderr")
 
 
 @pytest.mark.parametrize("kind", ["display_data", "update_display_data", "comm_msg", "clear_output"])
