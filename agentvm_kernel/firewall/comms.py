@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentvm_kernel.firewall.context import Context, Mode
+from agentvm_kernel.firewall.names import HOST_PREFIX
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.firewall.widgets import CleanOutput, Model, State, buffer_fits, clean_state, known_model
 
@@ -50,7 +51,7 @@ class CommGuard:
     def opened_by_client(self, content: Mapping[str, object]) -> None:
         """Take notice of a front end's own ``comm_open``: it asks for the widgets' state that way."""
         name, target = content.get("comm_id"), content.get("target_name")
-        if isinstance(name, str) and isinstance(target, str):
+        if isinstance(name, str) and isinstance(target, str) and not name.startswith(HOST_PREFIX):
             self._clients[name] = None
             self._open[name] = target
             if len(self._clients) > _MOST_CLIENTS:
@@ -69,6 +70,8 @@ class CommGuard:
         name, target, data = content.get("comm_id"), content.get("target_name"), content.get("data")
         if not (isinstance(name, str) and _ID.match(name) and isinstance(target, str) and isinstance(data, dict)):
             return _blocked(context, Reason.MALFORMED, "a comm without id, target or data")
+        if name.startswith(HOST_PREFIX):
+            return _blocked(context, Reason.COMM, "a comm under a name that is the host's")
         if len(self._open) - len(self._clients) >= self._most and name not in self._open:
             return _blocked(context, Reason.RATE, "too many comms open")
         if target == _WIDGET:
@@ -169,7 +172,7 @@ class CommGuard:
         told: dict[str, State] = {}
         for name, entry in states.items():
             state = entry.get("state") if isinstance(entry, dict) else None
-            if not isinstance(state, dict) or not _ID.match(name):
+            if not isinstance(state, dict) or not _ID.match(name) or name.startswith(HOST_PREFIX):
                 continue
             model = self._model(name, _named(entry, state), context)
             if model is not None:

@@ -16,6 +16,7 @@ from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.debugging import Debugging
 from agentvm_kernel.kernel.guest import CHANNELS, Guest
+from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.info import with_banner
 from agentvm_kernel.kernel.jsoncheck import PARSE_LIMIT, parse_object
 from agentvm_kernel.kernel.output import OutputGate, Verdict
@@ -49,6 +50,7 @@ class GuestSide:
         debugging: Takes notice of a debugger that stops it.
         gate: Bounds its output.
         firewall: Cleans it.
+        host_comms: The host's own comms, which clients hear of in the same answers.
         blocked: Called with each part of its output that is left out, and whose it is.
         replied: Called with a cell, and its reply, when the guest is done with it and may begin with the next.
         failed: Called after an error reply that is to abort what waits behind its request.
@@ -64,6 +66,7 @@ class GuestSide:
         debugging: Debugging,
         gate: OutputGate,
         firewall: Firewall,
+        host_comms: HostComms,
         blocked: Callable[[Request | None, Reason], None],
         replied: Callable[[Request, dict[str, object]], None],
         failed: Callable[[Request], Awaitable[None]],
@@ -80,6 +83,7 @@ class GuestSide:
         self._debugging = debugging
         self._gate = gate
         self._firewall = firewall
+        self._host_comms = host_comms
         self._heard = asyncio.Event()
         self._tasks = [asyncio.create_task(self._read(channel), name=f"guest-{channel}") for channel in CHANNELS]
 
@@ -145,6 +149,8 @@ class GuestSide:
         metadata: dict[str, object] = {}
         if message.msg_type == "kernel_info_reply":
             content = with_banner(content)
+        if message.msg_type == "comm_info_reply" and isinstance(known := content.get("comms"), dict):
+            known |= self._host_comms.told(request.target)
         if message.msg_type == "create_subshell_reply":
             self._timeline.comms.subshell_opened(content)
         if request.is_execute:
@@ -235,7 +241,9 @@ class GuestSide:
         return verdict is Verdict.SHOWN
 
     def _take_note(self, message: GuestMessage, content: dict[str, object]) -> None:
-        if message.msg_type in _COMMS:
+        if message.msg_type == "comm_msg":
+            self._host_comms.add_states(content)
+        elif message.msg_type in _COMMS:
             self._timeline.comms.note(message.msg_type, content)
         elif message.msg_type == "debug_event":
             self._debugging.said(message.content)

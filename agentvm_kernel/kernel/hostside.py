@@ -9,9 +9,11 @@ from contextlib import suppress
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.directive import allowed_hosts
 from agentvm_kernel.kernel.fence import PATIENCE
 from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.magic import Magic
@@ -31,6 +33,8 @@ class HostSide:
         progress: Shows what takes long.
         table: What the guest has been asked.
         timeline: Where the notebook stands.
+        chronicle: What happened in it.
+        host_comms: Widgets of the host's own.
         usage: Measures the VM.
         forward: Gives a request to the guest, or refuses it when there is none.
     """
@@ -42,6 +46,8 @@ class HostSide:
         progress: ProgressDisplay,
         table: RequestTable,
         timeline: Timeline,
+        chronicle: Chronicle,
+        host_comms: HostComms,
         usage: Usage,
         forward: Callable[[Request], Awaitable[None]],
     ) -> None:
@@ -50,6 +56,8 @@ class HostSide:
         self._progress = progress
         self._table = table
         self._timeline = timeline
+        self._chronicle = chronicle
+        self._host_comms = host_comms
         self._usage = usage
         self._forward = forward
 
@@ -91,7 +99,10 @@ class HostSide:
             await self._answers.fail(request, error, remedy=False)
             return False
         if data and not request.silent:
-            await self._answers.publish("display_data", {"data": dict(data), "metadata": {}}, request)
+            content: dict[str, object] = {"data": dict(data), "metadata": {}}
+            if host.display_id:
+                content["transient"] = {"display_id": host.display_id}
+            await self._answers.publish("display_data", content, request)
         reply = request.reply or {"execution_count": self._answers.execution_count, "user_expressions": {}}
         metadata = self._answers.stamp(request, **({"taken": host.taken} if host.taken else {}))
         self._answers.reply(request, {"payload": [], **reply, "status": "ok"}, metadata=metadata)
@@ -146,4 +157,4 @@ class HostSide:
             await self._answers.publish("stream", {"name": "stderr", "text": text}, request)
 
     def _host(self, request: Request) -> Host:
-        return Host(request, self._machine, self._timeline, self._table, self._usage)
+        return Host(request, self._machine, self._timeline, self._chronicle, self._table, self._usage, self._host_comms)

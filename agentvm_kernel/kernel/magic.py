@@ -23,7 +23,7 @@ class Magic(Protocol):
     def ends_waiting(self) -> bool:
         """Whether it does not wait for a VM that is on its way, but ends the waiting for one."""
 
-    async def run(self, host: Host) -> Mapping[str, str]:
+    async def run(self, host: Host) -> Mapping[str, object]:
         """Carry it out.
 
         Returns:

@@ -26,6 +26,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotTree,
 )
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.stats_messages import VMStats
 from agentvm_kernel.supervisor.status import Status
 
 
@@ -73,6 +74,9 @@ class Supervisor(ForkSupervisor, Protocol):
 
     async def audit(self, lease: str, last: int = 20) -> AuditRecords:
         """Return what the audit log says of the lease's notebook."""
+
+    def stats(self, lease: str = "", *, follow: bool = False) -> AbstractAsyncContextManager[AsyncIterator[VMStats]]:
+        """Tell what VMs use within the context."""
 
     def connections(
         self, lease: str = "", *, follow: bool = False
