@@ -12,6 +12,7 @@ from agentvm_kernel.magics import (
     audit,
     fork,
     limits,
+    monitor,
     net,
     pull,
     push,
@@ -30,7 +31,7 @@ class Family(Protocol):
 
     HELP: str
 
-    async def run(self, call: Call, host: Host) -> Mapping[str, str]:
+    async def run(self, call: Call, host: Host) -> Mapping[str, object]:
         """Carry out a call; return what to display by MIME type."""
 
 
@@ -39,6 +40,7 @@ _FAMILIES: Final[dict[str, Family]] = {
     "limits": limits,
     "net": net,
     "audit": audit,
+    "monitor": monitor,
     "snapshot": snapshot,
     "snapshots": snapshots,
     "rollback": rollback,
@@ -82,7 +84,7 @@ class BoundMagic:
         """Whether it does not wait for a VM that is on its way, but for none."""
         return self.call.name == "vm" and self.call.words == ("stop",)
 
-    async def run(self, host: Host) -> Mapping[str, str]:
+    async def run(self, host: Host) -> Mapping[str, object]:
         """Carry it out, or show its help.
 
         Raises:

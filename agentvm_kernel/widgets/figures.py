@@ -1,0 +1,95 @@
+"""What the monitor draws, and how its figures are said."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agentvm_kernel.egress.record import Connection
+from agentvm_kernel.kernel.chronicle import Event
+from agentvm_kernel.widgets.history import History
+from agentvm_kernel.widgets.present import Present
+
+_MIB: Final = 1 << 20
+_GIB: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot.
+
+    Attributes:
+        title: What it shows.
+        lines: Names of values of a point, each with what it is called; the first is drawn first.
+        unit: ``%``, ``B`` or ``B/s``.
+        limit: The limit; 0 for none.
+    """
+
+    title: str
+    lines: tuple[tuple[str, str], ...]
+    unit: str
+    limit: float = 0
+
+
+def panels(now: Present) -> list[Panel]:
+    """Return the plots, with the limits that hold."""
+    return [
+        Panel("CPU", (("cpu", ""),), "%", now.cpu),
+        Panel("Memory", (("touched", "of the guest"), ("memory", "on the host")), "B", now.memory),
+        Panel("Disk", (("disk_read", "read"), ("disk_written", "written")), "B/s", now.disk),
+        Panel("Network", (("received", "received"), ("sent", "sent")), "B/s"),
+    ]
+
+
+def said(value: float, unit: str) -> str:
+    """Return a value in words."""
+    if unit == "%":
+        return f"{value:.0f} %"
+    rate = unit.removeprefix("B")
+    if value >= _GIB:
+        return f"{value / _GIB:.1f} GiB{rate}"
+    return f"{value / _MIB:.1f} MiB{rate}" if value >= _MIB / 10 else f"{value / 1024:.0f} KiB{rate}"
+
+
+def newest(panel: Panel, history: History) -> str:
+    """Return the newest values of a plot, and its limit, in words."""
+    if not history.points:
+        return "not measured yet"
+    point = history.points[-1]
+    values = ", ".join(f"{said(getattr(point, name), panel.unit)} {called}".strip() for name, called in panel.lines)
+    return f"{values}; limit {said(panel.limit, panel.unit)}" if panel.limit else values
+
+
+def title(now: Present) -> str:
+    """Return what a VM is, and how."""
+    if now.vm:
+        return f"VM {now.vm} ({now.facts})" + (f": {plain(now.text)}" if now.text else "")
+    return f"No VM: {plain(now.text)}" if now.state == "ended" else f"Starting: {plain(now.text)}"
+
+
+def summary(now: Present, history: History, events: Sequence[Event]) -> str:
+    """Return counts, and when they were taken."""
+    cells = sum(event.kind == "cell" for event in events)
+    snapshots = sum(event.kind == "snapshot" for event in events)
+    measured = (
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(history.points[-1].time)) if history.points else "never"
+    )
+    return (
+        f"{cells} cells, {snapshots} snapshots; connections: {now.open} open, {now.allowed} allowed,"
+        f" {now.refused} refused; measured by the host, last at {measured}"
+    )
+
+
+def connection(one: Connection) -> str:
+    """Return a connection in a line."""
+    when = time.strftime("%H:%M:%S", time.localtime(one.time))
+    times = f" ({one.count} times)" if one.count > 1 else ""
+    why = f": {plain(one.reason, 80)}" if one.verdict != "allowed" else ""
+    return f"{when} {one.verdict}{times} {plain(one.name or one.address, 80)}:{one.port}{why}"
+
+
+def plain(text: str, most: int = 300) -> str:
+    """Return the beginning of a text without what could fool a reader or a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
