@@ -61,6 +61,7 @@ class HostComms:
         self.has_viewer = False
         self._is_busy = is_busy
         self._widgets: dict[str, HostWidget] = {}
+        self._known: set[str] = set()
         self._unsaid: list[Request] = []
 
     def find(self, name: str) -> HostWidget | None:
@@ -68,7 +69,7 @@ class HostComms:
         return self._widgets.get(name)
 
     async def open(self, widget: HostWidget, request: Request) -> None:
-        """Let the clients know a widget from now on.
+        """Let the clients know a widget from now on, if there are any that can show it; they are told once.
 
         Args:
             widget: It.
@@ -76,6 +77,9 @@ class HostComms:
         """
         assert widget.id.startswith(HOST_PREFIX)
         self._widgets[widget.id] = widget
+        if not self.has_viewer or widget.id in self._known:
+            return
+        self._known.add(widget.id)
         content: dict[str, object] = {"comm_id": widget.id, "target_name": _TARGET, "data": _data(widget)}
         await self._answers.publish("comm_open", content, request, metadata=dict(_VERSION))
 
@@ -122,6 +126,7 @@ class HostComms:
         elif request.message.msg_type == "comm_msg" and isinstance(data, dict):
             said = data.get("content")
             if data.get("method") == "request_state":
+                self._known.add(widget.id)
                 await self._say(widget.id, {"method": "update", **_data(widget)}, request)
             elif data.get("method") == "custom" and isinstance(said, dict) and len(request.message.content) < _LONGEST:
                 await widget.heard(said)
@@ -147,6 +152,7 @@ class HostComms:
                 state = widget.state()
                 identity = {key: state[f"_{key}"] for key in ("model_name", "model_module", "model_module_version")}
                 states[name] = identity | {"state": state}
+                self._known.add(name)
 
     async def cell_over(self) -> None:
         """Tell the widgets that a cell has ended, or the VM."""

@@ -35,6 +35,6 @@ async def run(call: Call, host: Host) -> Mapping[str, object]:
     if not isinstance(monitor, Monitor):
         monitor = Monitor(host.machine, host.chronicle, host.comms)
         monitor.state()
-        await host.comms.open(monitor, host.request)
+    await host.comms.open(monitor, host.request)
     bundle, host.display_id = await monitor.show()
     return bundle

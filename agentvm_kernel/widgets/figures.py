@@ -14,6 +14,8 @@ from agentvm_kernel.widgets.present import Present
 
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
+_MB: Final = 1e6
+_GB: Final = 1e9
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,17 @@ def said(value: float, unit: str) -> str:
     """Return a value in words."""
     if unit == "%":
         return f"{value:.0f} %"
-    rate = unit.removeprefix("B")
+    if unit == "B/s":
+        if value >= _GB:
+            return f"{_short(value / _GB)} GB/s"
+        return f"{_short(value / _MB)} MB/s" if value >= _MB / 10 else f"{value / 1000:.0f} kB/s"
     if value >= _GIB:
-        return f"{value / _GIB:.1f} GiB{rate}"
-    return f"{value / _MIB:.1f} MiB{rate}" if value >= _MIB / 10 else f"{value / 1024:.0f} KiB{rate}"
+        return f"{_short(value / _GIB)} GiB"
+    return f"{_short(value / _MIB)} MiB" if value >= _MIB / 10 else f"{value / 1024:.0f} KiB"
+
+
+def _short(value: float) -> str:
+    return f"{value:.{0 if value >= 100 else 1}f}"
 
 
 def newest(panel: Panel, history: History) -> str:

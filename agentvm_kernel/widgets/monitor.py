@@ -162,12 +162,17 @@ class Monitor:
         self._pages[page] = self._clock()
         if len(self._pages) > _PAGES:
             del self._pages[min(self._pages, key=self._pages.__getitem__)]
-        if seen != self._number or self._task is None:
+        if seen != self._number:
             self._whole = True
             self._changed.set()
         if self._task is None:
-            self._task = asyncio.create_task(self._tell(), name="monitor")
-            self._task.add_done_callback(self._told)
+            self._start()
+
+    def _start(self) -> None:
+        self._whole = True
+        self._changed.set()
+        self._task = asyncio.create_task(self._tell(), name="monitor")
+        self._task.add_done_callback(self._told)
 
     def _is_watched(self) -> bool:
         now = self._clock()
@@ -188,6 +193,8 @@ class Monitor:
         self._task = None
         if not task.cancelled() and (failure := task.exception()):
             log.error("the monitor failed", exc_info=failure)
+        elif not self._is_closed and self._is_watched():  # somebody came while it was about to end
+            self._start()
 
     async def _news_or_check(self) -> None:
         """Return when there is something to tell; at the latest when it is to be seen whether somebody looks."""
@@ -258,7 +265,8 @@ class Monitor:
         await self._answer(key, f"Allowed: {host}.", allowed=host)
 
     async def _answer(self, key: str, text: str, *, allowed: str = "") -> None:
-        await self._comms.say(ID, {"is": "answer", "key": key, "text": text, "allowed": allowed})
+        answer = {"is": "answer", "key": key, "text": text, "allowed": allowed, "time": time.time()}
+        await self._comms.say(ID, answer)
 
 
 def _event(event: Event) -> list[object]:

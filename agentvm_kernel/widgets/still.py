@@ -6,7 +6,6 @@ import html
 import time
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Final
 
 from agentvm_kernel.kernel.chronicle import Event
@@ -23,6 +22,7 @@ _STEP: Final = 92
 _LINE: Final = 16
 _ROWS: Final = 8
 _BINS: Final = 200
+_GAP: Final = 5.0
 _COLOURS: Final = ("#1f77b4", "#e07b00")
 _MARKS: Final = {"cell": "#9aa5b1", "snapshot": "#2e8540", "rollback": "#b5179e", "vm": "#444444", "end": "#c62828"}
 
@@ -82,16 +82,31 @@ def _panel(panel: Panel, history: History, events: Sequence[Event], y: int) -> I
         at = height(panel.limit)
         yield f'<path d="M{_LEFT} {at}H{_LEFT + width}" stroke="#c62828" stroke-dasharray="4 3"/>'
     for line, colour in zip(lines, _COLOURS, strict=False):
-        places = [(_LEFT + width * (place + 0.5) / _BINS, value) for place, value in enumerate(line)]
-        for is_known, span in groupby(places, lambda place: place[1] is not None):
-            if is_known:
-                drawn = " ".join(f"{x:.1f},{height(value or 0)}" for x, value in span)
-                yield f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="1.4"/>'
+        for span in _spans(line, (points[-1].time - points[0].time) / _BINS):
+            drawn = " ".join(f"{_LEFT + width * (place + 0.5) / _BINS:.1f},{height(value)}" for place, value in span)
+            yield f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="1.4"/>'
     yield _text(_LEFT - 6, y + 9, said(top, panel.unit), 'text-anchor="end" fill="#555"')
     yield _text(_LEFT - 6, y + _PANEL, "0", 'text-anchor="end" fill="#555"')
     begin, end = (time.strftime("%H:%M:%S", time.localtime(one.time)) for one in (points[0], points[-1]))
     yield _text(_LEFT, y + _PANEL + 11, begin, 'fill="#777" font-size="9"')
     yield _text(_WIDTH - _RIGHT, y + _PANEL + 11, end, 'text-anchor="end" fill="#777" font-size="9"')
+
+
+def _spans(line: Sequence[float | None], seconds: float) -> list[list[tuple[int, float]]]:
+    """Return the places and values of a line in parts, between which nothing was measured for some time.
+
+    Args:
+        line: A value or nothing for each place.
+        seconds: What a place stands for.
+    """
+    spans: list[list[tuple[int, float]]] = []
+    for place, value in enumerate(line):
+        if value is None:
+            continue
+        if not spans or (place - spans[-1][-1][0] - 1) * seconds > _GAP:
+            spans.append([])
+        spans[-1].append((place, value))
+    return spans
 
 
 def _events(events: Sequence[Event], points: Sequence[Point], y: int) -> Iterator[str]:

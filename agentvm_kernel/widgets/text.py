@@ -32,6 +32,6 @@ def _bars(panel: Panel, history: History) -> str:
     """Return one bar for each span of time: of the first value, up to the limit or the highest value."""
     if not history.points:
         return " " * _WIDTH
-    values = highest(history.points, panel.lines[0][0], _WIDTH)
+    values = highest(history.points, panel.lines[0][0], min(_WIDTH, len(history.points)))
     top = max(panel.limit if panel.unit in {"%", "B"} else 0, 1, *(value for value in values if value is not None))
-    return "".join(" " if value is None else _BARS[min(int(value / top * 8), 7)] for value in values)
+    return "".join(" " if value is None else _BARS[min(int(value / top * 8), 7)] for value in values).rjust(_WIDTH)

@@ -3,13 +3,15 @@
 import uPlot from 'uplot';
 
 import type { Event, Kind, Now, Point } from './messages';
-import { element, said, type Unit } from './said';
+import { clock, element, said, type Unit } from './said';
 
 const HEIGHT = 120;
 /** Seconds without a measurement after which a line is interrupted. */
 const GAP = 5;
 /** Seconds that are shown at least. */
 const SPAN = 60;
+/** Steps of an axis for memory: powers of two from 1 MiB. */
+const POWERS = Array.from({ length: 24 }, (_, power) => 2 ** (20 + power));
 /** Pixels within which the cursor is on a mark. */
 const NEAR = 5;
 
@@ -127,15 +129,15 @@ export class Chart {
         y: { range: (_, __, max) => [0, this.top(max)] }
       },
       axes: [
-        { ...axis, size: 22, ticks: { show: false }, space: 70, font: '10px sans-serif', values: (_, at) => at.map(clockOf) },
+        { ...axis, size: 22, ticks: { show: false }, space: 70, font: '10px sans-serif', values: (_, at) => at.map(clock) },
         {
           ...axis,
-          size: 62,
+          size: 58,
           ticks: { show: false },
           space: 26,
           font: '10px sans-serif',
           values: (_, at) => at.map(value => said(value, this.what.unit)),
-          splits: this.what.unit === '%' ? undefined : (_, __, ___, max) => [0, 1, 2, 3].map(part => (part * max) / 3)
+          ...(this.what.unit === 'B' ? { incrs: POWERS } : {})
         }
       ],
       series: [
@@ -155,7 +157,7 @@ export class Chart {
   }
 
   private top(max: number | null): number {
-    const used = Math.max(max ?? 0, this.what.unit === '%' ? 10 : 64 * 1024);
+    const used = Math.max(max ?? 0, this.what.unit === '%' ? 10 : 60_000);
     const isNear = this.limit > 0 && (this.what.showsLimit || this.limit < 4 * used);
     return 1.08 * (isNear ? Math.max(used, this.limit) : used);
   }
@@ -231,10 +233,6 @@ export function happened(events: Event[], time: number, near: number): string {
     .map(([, kind, , text, , failed]) => `${names[kind]} ${text.split('\n')[0].slice(0, 80)}${failed ? ' (failed)' : ''}`)
     .slice(-4)
     .join(' · ');
-}
-
-function clockOf(time: number): string {
-  return new Date(time * 1000).toLocaleTimeString('en-GB');
 }
 
 /** Returns columns, with nothing where nothing was measured for some time. */

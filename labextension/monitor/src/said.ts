@@ -2,6 +2,8 @@
 
 const MIB = 1 << 20;
 const GIB = 1 << 30;
+const MB = 1e6;
+const GB = 1e9;
 
 export type Unit = '%' | 'B' | 'B/s';
 
@@ -9,11 +11,20 @@ export function said(value: number, unit: Unit): string {
   if (unit === '%') {
     return `${value.toFixed(0)} %`;
   }
-  const rate = unit.slice(1);
-  if (value >= GIB) {
-    return `${(value / GIB).toFixed(1)} GiB${rate}`;
+  if (unit === 'B/s') {
+    if (value >= GB) {
+      return `${short(value / GB)} GB/s`;
+    }
+    return value >= MB / 10 ? `${short(value / MB)} MB/s` : `${(value / 1000).toFixed(0)} kB/s`;
   }
-  return value >= MIB / 10 ? `${(value / MIB).toFixed(1)} MiB${rate}` : `${(value / 1024).toFixed(0)} KiB${rate}`;
+  if (value >= GIB) {
+    return `${short(value / GIB)} GiB`;
+  }
+  return value >= MIB / 10 ? `${short(value / MIB)} MiB` : `${(value / 1024).toFixed(0)} KiB`;
+}
+
+function short(value: number): string {
+  return value.toFixed(value >= 100 ? 0 : 1);
 }
 
 export function clock(time: number): string {
