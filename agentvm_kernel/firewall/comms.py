@@ -14,6 +14,7 @@ from agentvm_kernel.firewall.widgets import CleanOutput, Model, State, buffer_fi
 
 _WIDGET: Final = "jupyter.widget"
 _CONTROL: Final = "jupyter.widget.control"
+_NOT_YOURS: Final = "a message in the name of one of the host's own widgets"
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,128}\Z")
 _MOST: Final = 10_000
 _MOST_MODELS: Final = 50_000
@@ -71,7 +72,7 @@ class CommGuard:
         if not (isinstance(name, str) and _ID.match(name) and isinstance(target, str) and isinstance(data, dict)):
             return _blocked(context, Reason.MALFORMED, "a comm without id, target or data")
         if name.startswith(HOST_PREFIX):
-            return _blocked(context, Reason.COMM, "a comm under a name that is the host's")
+            return _blocked(context, Reason.MESSAGE, _NOT_YOURS)
         if len(self._open) - len(self._clients) >= self._most and name not in self._open:
             return _blocked(context, Reason.RATE, "too many comms open")
         if target == _WIDGET:
@@ -93,6 +94,8 @@ class CommGuard:
     ) -> Passed | None:
         """Clean a ``comm_msg`` of the guest."""
         name, data = content.get("comm_id"), content.get("data")
+        if isinstance(name, str) and name.startswith(HOST_PREFIX):
+            return _blocked(context, Reason.MESSAGE, _NOT_YOURS)
         target = self._open.get(name) if isinstance(name, str) else None
         if not isinstance(name, str) or target is None or not isinstance(data, dict):
             return _blocked(context, Reason.COMM, "a message on a comm that is not open")
@@ -112,7 +115,10 @@ class CommGuard:
         if isinstance(name, str) and self._open.pop(name, None) is not None:
             self._clients.pop(name, None)
             return {"comm_id": name, "data": {}}
-        context.block(Reason.COMM, "the end of a comm that is not open")
+        if isinstance(name, str) and name.startswith(HOST_PREFIX):
+            context.block(Reason.MESSAGE, _NOT_YOURS)
+        else:
+            context.block(Reason.COMM, "the end of a comm that is not open")
         return None
 
     def _passes(self, target: str, context: Context) -> bool:

@@ -280,7 +280,7 @@ def clean_widget_view(value: object, context: Context) -> dict[str, object] | No
     """Clean ``application/vnd.jupyter.widget-view+json``, which names a widget to show."""
     name = value.get("model_id") if isinstance(value, dict) else None
     if isinstance(name, str) and name.startswith(HOST_PREFIX):
-        context.block(Reason.WIDGET, "a view of a widget that is the host's")
+        context.block(Reason.MESSAGE, "a view of one of the host's own widgets")
         return None
     if isinstance(name, str) and _ID.match(name):
         return {"version_major": 2, "version_minor": 0, "model_id": name}

@@ -214,7 +214,7 @@ class Monitor:
             news = {
                 "points": self._points,
                 "events": [_event(one) for one in self._events.values()],
-                "connections": [_row(one) for one in connections],
+                "connections": [self._row(one) for one in connections],
             }
             content = {name: value for name, value in news.items() if value}
         if content or now != self._said:
@@ -230,8 +230,17 @@ class Monitor:
         return {
             "points": list(self.history.points),
             "events": [_event(one) for one in self._chronicle.events],
-            "connections": [_row(one) for one in self.history.connections.values()],
+            "connections": [self._row(one) for one in self.history.connections.values()],
         }
+
+    def _row(self, one: Connection) -> list[object]:
+        host = allowable(one)
+        if host in self._machine.network.wanted.allow:
+            host = ""
+        return [
+            key_of(one), round(one.time, 1), one.cell[:60], (one.name or one.address)[:253], one.port, one.verdict,
+            one.bytes_sent, one.bytes_received, one.duration, one.protocol, one.reason[:200], one.count, host,
+        ]  # fmt: skip
 
     def _news(self, news: object) -> None:
         """Take note of something new."""
@@ -271,10 +280,3 @@ class Monitor:
 
 def _event(event: Event) -> list[object]:
     return [event.number, event.kind, round(event.time, 1), event.text, event.end and round(event.end, 1), event.failed]
-
-
-def _row(one: Connection) -> list[object]:
-    return [
-        key_of(one), round(one.time, 1), one.cell[:60], (one.name or one.address)[:253], one.port, one.verdict,
-        one.bytes_sent, one.bytes_received, one.duration, one.protocol, one.reason[:200], one.count, allowable(one),
-    ]  # fmt: skip

@@ -123,8 +123,8 @@ async def test_a_guest_cannot_speak_under_the_hosts_name(tmp_path: Path, kind: s
         messages = await outputs(client, cell)
         assert kind not in types(messages)
         notes = "".join(str(m["content"]["text"]) for m in messages if m["msg_type"] == "stream")  # type: ignore[index]
-        assert "blocked: " in notes
-        assert kernel.machine.firewall.blocked[Reason.COMM] == 1
+        assert notes == "blocked: a message in the name of one of the host's own widgets\n"
+        assert kernel.machine.firewall.blocked[Reason.MESSAGE] == 1
 
 
 async def test_comms_are_told_of_with_the_guests_own(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ async def test_a_message_that_only_mentions_the_name_goes_to_the_guest(tmp_path:
 def test_a_guest_can_neither_show_nor_hold_what_is_the_hosts() -> None:
     bed = Said()
     assert clean_widget_view({"model_id": ID}, bed.context) is None
-    assert bed.reasons == [Reason.WIDGET]
+    assert bed.reasons == [Reason.MESSAGE]
     assert clean_widget_view({"model_id": "mine"}, bed.context)
     assert TRAITS["children"](["IPY_MODEL_mine"])
     assert not TRAITS["children"]([f"IPY_MODEL_{ID}"])

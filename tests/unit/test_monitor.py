@@ -7,6 +7,7 @@ import base64
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -147,7 +148,7 @@ async def test_there_are_at_most_two_messages_a_second_whatever_comes(tmp_path: 
             await bed.messages(number + 1)
         times = [time for time, _ in bed.desk.said]
         assert INTERVAL >= 0.5
-        assert min(later - earlier for earlier, later in zip(times, times[1:], strict=False)) >= INTERVAL
+        assert min(later - earlier for earlier, later in pairwise(times)) >= INTERVAL
 
 
 async def test_nothing_is_sent_and_nothing_asked_for_when_nobody_looks(tmp_path: Path) -> None:

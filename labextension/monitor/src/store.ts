@@ -25,7 +25,8 @@ export class Store {
   asked = new Set<string>();
   now: Now | null = null;
   said = '';
-  private number = 0;
+  /** Of the newest message. */
+  number = 0;
   private heard = 0;
   private since = 0;
   private isWatching = false;

@@ -23,7 +23,7 @@ export class Table {
   }
 
   update(): void {
-    const rows = [...this.store.rows.values()].sort((one, other) => other[1] - one[1]);
+    const rows = [...this.store.rows.values()].reverse().sort((one, other) => other[1] - one[1]);
     this.empty.hidden = rows.length > 0;
     const gone = new Set(this.lines.keys());
     rows.forEach((row, place) => {

@@ -86,6 +86,7 @@ export class MonitorView implements View {
     }
     this.table.update();
     this.tell();
+    this.root.dataset.news = String(this.store.number);
   }
 
   private sight(isInSight: boolean): void {
