@@ -64,11 +64,15 @@ def _short(value: float) -> str:
 
 def newest(panel: Panel, history: History) -> str:
     """Return the newest values of a plot, and its limit, in words."""
-    if not history.points:
-        return "not measured yet"
-    point = history.points[-1]
-    values = ", ".join(f"{said(getattr(point, name), panel.unit)} {called}".strip() for name, called in panel.lines)
+    values = ", ".join(latest(panel, history)) or "not measured yet"
     return f"{values}; limit {said(panel.limit, panel.unit)}" if panel.limit else values
+
+
+def latest(panel: Panel, history: History) -> list[str]:
+    """Return the newest value of each line of a plot in words; none where nothing was measured."""
+    point = history.points[-1] if history.points else None
+    lines = panel.lines if point else ()
+    return [f"{said(getattr(point, name), panel.unit)} {called}".strip() for name, called in lines]
 
 
 def title(now: Present) -> str:
@@ -86,9 +90,13 @@ def summary(now: Present, history: History, events: Sequence[Event]) -> str:
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(history.points[-1].time)) if history.points else "never"
     )
     return (
-        f"{cells} cells, {snapshots} snapshots; connections: {now.open} open, {now.allowed} allowed,"
-        f" {now.refused} refused; measured by the host, last at {measured}"
+        f"{_count(cells, 'cell')}, {_count(snapshots, 'snapshot')}; connections of this VM: {now.open} open,"
+        f" {now.allowed} allowed, {now.refused} refused; measured by the host, last at {measured}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def connection(one: Connection) -> str:

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, Protocol
 
 from agentvm_kernel.egress.record import Connection
@@ -90,6 +91,7 @@ class Monitor:
         self._drawn = clock() - STILL
         self._number = 0
         self._said: Present | None = None
+        self._last: Present | None = None
         self._whole = True
         self._points: list[Point] = []
         self._events: dict[int, Event] = {}
@@ -136,12 +138,20 @@ class Monitor:
                 await self._comms.display(self._bundle(live=live), display)
 
     def _bundle(self, *, live: bool = True) -> dict[str, object]:
-        now, events = present(self._machine, self.history), self._chronicle.events
+        now, events = self._present(), self._chronicle.events
         bundle: dict[str, object] = {
             "text/html": picture(now, self.history, events),
             "text/plain": sketch(now, self.history, events),
         }
         return bundle | ({anywidget.VIEW: anywidget.view(ID)} if live and self._comms.has_viewer else {})
+
+    def _present(self) -> Present:
+        """Return how the VM is; without one, the limits stay that held, with what was measured under them."""
+        now, last = present(self._machine, self.history), self._last
+        if not now.vm and last is not None:
+            return replace(now, cpu=last.cpu, memory=last.memory, disk=last.disk)
+        self._last = now
+        return now
 
     # The live view
 
@@ -205,7 +215,7 @@ class Monitor:
 
     def _message(self) -> dict[str, object]:
         """Return the next message: all there is, or what is new; empty if nothing is."""
-        now = present(self._machine, self.history)
+        now = self._present()
         content: dict[str, object] = {}
         if self._whole:
             content = {"is": "all", **self._all()}
@@ -235,11 +245,10 @@ class Monitor:
 
     def _row(self, one: Connection) -> list[object]:
         host = allowable(one)
-        if host in self._machine.network.wanted.allow:
-            host = ""
         return [
             key_of(one), round(one.time, 1), one.cell[:60], (one.name or one.address)[:253], one.port, one.verdict,
             one.bytes_sent, one.bytes_received, one.duration, one.protocol, one.reason[:200], one.count, host,
+            host in self._machine.network.wanted.allow,
         ]  # fmt: skip
 
     def _news(self, news: object) -> None:

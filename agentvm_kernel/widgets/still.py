@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from agentvm_kernel.kernel.chronicle import Event
-from agentvm_kernel.widgets.figures import Panel, connection, newest, panels, plain, said, summary, title
+from agentvm_kernel.widgets.figures import Panel, connection, latest, panels, plain, said, summary, title
 from agentvm_kernel.widgets.history import History, Point, highest, share
 from agentvm_kernel.widgets.present import Present
 
@@ -61,7 +61,7 @@ def _svg(now: Present, history: History, events: Sequence[Event]) -> Iterator[st
 
 
 def _panel(panel: Panel, history: History, events: Sequence[Event], y: int) -> Iterator[str]:
-    yield _text(_LEFT, y - 4, f"{panel.title}: {newest(panel, history)}")
+    yield from _title(panel, history, y)
     width = _WIDTH - _LEFT - _RIGHT
     yield f'<rect x="{_LEFT}" y="{y}" width="{width}" height="{_PANEL}" fill="#f7f8fa" stroke="#ddd"/>'
     points = history.points
@@ -72,24 +72,33 @@ def _panel(panel: Panel, history: History, events: Sequence[Event], y: int) -> I
     top = max([1.0, *values])
     if (panel.limit and panel.limit < 4 * top) or panel.unit in {"%", "B"}:
         top = max(top, panel.limit)
-    top *= 1.05
+    room = 1.05 * top
 
     def height(value: float) -> float:
-        return round(y + _PANEL * (1 - value / top), 1)
+        return round(y + _PANEL * (1 - value / room), 1)
 
     yield from _events(events, points, y)
-    if panel.limit and panel.limit < top:
+    if panel.limit and panel.limit <= top:
         at = height(panel.limit)
         yield f'<path d="M{_LEFT} {at}H{_LEFT + width}" stroke="#c62828" stroke-dasharray="4 3"/>'
     for line, colour in zip(lines, _COLOURS, strict=False):
         for span in _spans(line, (points[-1].time - points[0].time) / _BINS):
             drawn = " ".join(f"{_LEFT + width * (place + 0.5) / _BINS:.1f},{height(value)}" for place, value in span)
             yield f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="1.4"/>'
-    yield _text(_LEFT - 6, y + 9, said(top, panel.unit), 'text-anchor="end" fill="#555"')
+    yield _text(_LEFT - 6, height(top) + 4, said(top, panel.unit), 'text-anchor="end" fill="#555"')
     yield _text(_LEFT - 6, y + _PANEL, "0", 'text-anchor="end" fill="#555"')
     begin, end = (time.strftime("%H:%M:%S", time.localtime(one.time)) for one in (points[0], points[-1]))
     yield _text(_LEFT, y + _PANEL + 11, begin, 'fill="#777" font-size="9"')
     yield _text(_WIDTH - _RIGHT, y + _PANEL + 11, end, 'text-anchor="end" fill="#777" font-size="9"')
+
+
+def _title(panel: Panel, history: History, y: int) -> Iterator[str]:
+    """Say what a plot shows, in the colours of its lines."""
+    values = zip(latest(panel, history), _COLOURS, strict=False)
+    parts = [f'<tspan dx="8" fill="{colour}">{html.escape(words)}</tspan>' for words, colour in values]
+    if panel.limit:
+        parts.append(f'<tspan dx="8" fill="#c62828">limit {html.escape(said(panel.limit, panel.unit))}</tspan>')
+    yield f'<text x="{_LEFT}" y="{y - 4}"><tspan font-weight="bold">{panel.title}</tspan>{"".join(parts)}</text>'
 
 
 def _spans(line: Sequence[float | None], seconds: float) -> list[list[tuple[int, float]]]:
@@ -112,7 +121,7 @@ def _spans(line: Sequence[float | None], seconds: float) -> list[list[tuple[int,
 def _events(events: Sequence[Event], points: Sequence[Point], y: int) -> Iterator[str]:
     """Mark what happened: a band for a cell, a line for what took no time."""
     width = _WIDTH - _LEFT - _RIGHT
-    for event in events:
+    for event in sorted(events, key=lambda event: event.kind == "rollback"):  # it hides the VM that began by it
         end = event.end if event.kind == "cell" else event.time
         if (points[-1].time if end is None else end) < points[0].time:
             continue

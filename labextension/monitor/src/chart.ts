@@ -12,6 +12,8 @@ const GAP = 5;
 const SPAN = 60;
 /** Steps of an axis for memory: powers of two from 1 MiB. */
 const POWERS = Array.from({ length: 24 }, (_, power) => 2 ** (20 + power));
+/** Marks in the order in which they are drawn: a way back hides the VM that began by it. */
+const LAYERS: Kind[] = ['cell', 'vm', 'snapshot', 'end', 'rollback'];
 /** Pixels within which the cursor is on a mark. */
 const NEAR = 5;
 
@@ -64,9 +66,9 @@ export class Chart {
   private readonly title = element('div', 'agentvm-chart-title');
   private readonly place = element('div');
   private plot: uPlot | null = null;
-  private points: Point[] = [];
   private events: Event[] = [];
   private limit = 0;
+  private end = 0;
   private data: uPlot.AlignedData = [[]];
 
   constructor(
@@ -78,9 +80,9 @@ export class Chart {
   }
 
   update(points: Point[], events: Event[], now: Now, width: number): void {
-    this.points = points;
-    this.events = events;
+    this.events = [...events].sort((one, other) => LAYERS.indexOf(one[1]) - LAYERS.indexOf(other[1]));
     this.limit = this.what.limit(now);
+    this.end = Math.max(points[points.length - 1][0], ...events.map(event => event[2]));
     this.data = aligned(points, this.what);
     if (this.plot === null) {
       this.plot = new uPlot(this.options(width), this.data, this.place);
@@ -125,7 +127,7 @@ export class Chart {
       legend: { show: false },
       cursor: { sync: { key: this.sync }, drag: { x: false, y: false }, y: false, points: { size: 6 } },
       scales: {
-        x: { range: (_, min, max) => [Math.min(min, max - SPAN), max] },
+        x: { range: (_, min) => [Math.min(min, this.end - SPAN), this.end] },
         y: { range: (_, __, max) => [0, this.top(max)] }
       },
       axes: [
@@ -174,7 +176,6 @@ export class Chart {
     const { left, top, width, height } = plot.bbox;
     const place = (time: number): number => plot.valToPos(time, 'x', true);
     const context = plot.ctx;
-    const last = this.points[this.points.length - 1]?.[0] ?? 0;
     context.save();
     context.beginPath();
     context.rect(left, top, width, height);
@@ -182,7 +183,7 @@ export class Chart {
     for (const [, kind, time, , end, failed] of this.events) {
       const from = place(time);
       if (kind === 'cell') {
-        const until = place(end ?? Math.max(last, time));
+        const until = place(end ?? this.end);
         context.fillStyle = colour(failed ? '--agentvm-failed' : '--agentvm-cell');
         context.fillRect(from, top, Math.max(until - from, devicePixelRatio), height);
       } else {

@@ -15,7 +15,10 @@ export type Kind = 'cell' | 'snapshot' | 'rollback' | 'vm' | 'end';
 /** Number, kind, time, text, end, failed. */
 export type Event = [number, Kind, number, string, number | null, boolean];
 
-/** Key, time, cell, host, port, verdict, sent, received, duration, protocol, reason, count, what may be allowed. */
+/**
+ * Key, time, cell, host, port, verdict, sent, received, duration, protocol, reason, count, what may be allowed, and
+ * whether it has been.
+ */
 export type Row = [
   string,
   number,
@@ -29,7 +32,8 @@ export type Row = [
   string,
   string,
   number,
-  string
+  string,
+  boolean
 ];
 
 export interface Now {

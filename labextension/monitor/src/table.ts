@@ -63,7 +63,7 @@ export class Table {
     if (this.store.asked.has(key)) {
       return 'asked';
     }
-    return time <= (this.store.allowed.get(host) ?? 0) ? 'allowed' : 'button';
+    return row[13] || time <= (this.store.allowed.get(host) ?? 0) ? 'allowed' : 'button';
   }
 
   private last(row: Row, action: string): HTMLTableCellElement {
