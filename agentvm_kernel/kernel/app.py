@@ -120,7 +120,9 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
             allow=tuple(self.allow),
         )  # fmt: skip
         machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect, policy)
-        await Router(self.sockets, machine, self.magics).run()
+        router = Router(self.sockets, machine, self.magics)
+        router.revive(Path(notebook))
+        await router.run()
 
     def _policy(self, notebook: str) -> Policy:
         """Return what output is let through; the least where the configuration is wrong, as a cell will tell."""

@@ -68,6 +68,15 @@ class HostComms:
         """Return the widget of an id, if it has been opened."""
         return self._widgets.get(name)
 
+    def offer(self, widget: HostWidget) -> None:
+        """Make a widget known to clients that ask.
+
+        Args:
+            widget: It.
+        """
+        assert widget.id.startswith(HOST_PREFIX)
+        self._widgets[widget.id] = widget
+
     async def open(self, widget: HostWidget, request: Request) -> None:
         """Let the clients know a widget from now on, if there are any that can show it; they are told once.
 
@@ -75,8 +84,7 @@ class HostComms:
             widget: It.
             request: The cell that shows it.
         """
-        assert widget.id.startswith(HOST_PREFIX)
-        self._widgets[widget.id] = widget
+        self.offer(widget)
         if not self.has_viewer or widget.id in self._known:
             return
         self._known.add(widget.id)

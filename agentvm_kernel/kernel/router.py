@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, FreshVMError, LinkError, VMEndedError
@@ -77,6 +78,14 @@ class Router:
         machine.firewall.is_host_code = lambda code: magics.find(code) is not None or is_directed(code)
         machine.on_noticed = self._noticed
         self._gate.on_output = machine.network.put_out
+
+    def revive(self, notebook: Path) -> None:
+        """Let live again what a notebook shows of an earlier kernel process.
+
+        Args:
+            notebook: Its file, if there is one.
+        """
+        self._magics.revive(notebook, self._machine, self._chronicle, self._host_comms)
 
     async def run(self) -> None:
         """Serve until a shutdown request was answered, or `stop` was called."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
+from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.kernel.hostcomms import HostComms
+from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.magics.call import Call
 from agentvm_kernel.widgets.monitor import ID, Monitor
 
@@ -20,6 +25,27 @@ What the notebook stores is a picture of the last state, which is also what othe
 Example:
 
   %monitor"""
+
+_SHOWN: Final = f'"{ID}"'.encode()
+_MOST: Final = 64 << 20
+
+
+def revive(notebook: Path, machine: Machine, chronicle: Chronicle, comms: HostComms) -> None:
+    """Make a monitor known if the notebook's file shows one: JupyterLab has nothing to say of one that is not known.
+
+    Args:
+        notebook: The file, if there is one.
+        machine: The VM under the notebook.
+        chronicle: What happens in it.
+        comms: Lead to it.
+    """
+    try:
+        with notebook.open("rb") as file:
+            is_shown = _SHOWN in file.read(_MOST)
+    except OSError:
+        return
+    if is_shown:
+        comms.offer(Monitor(machine, chronicle, comms))
 
 
 async def run(call: Call, host: Host) -> Mapping[str, object]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
+from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.kernel.hostcomms import HostComms
+from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.magics import (
     adopt,
     audit,
@@ -105,3 +109,7 @@ class Registry:
         """Return the magic that a cell calls; None for a cell that is the guest's."""
         call = find_call(code, _FAMILIES.keys()) if "%" in code else None
         return BoundMagic(call, _FAMILIES[call.name]) if call else None
+
+    def revive(self, notebook: Path, machine: Machine, chronicle: Chronicle, comms: HostComms) -> None:
+        """Let the monitor live again that a notebook shows; see `Magics`."""
+        monitor.revive(notebook, machine, chronicle, comms)

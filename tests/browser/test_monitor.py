@@ -228,13 +228,22 @@ def test_two_notebooks_have_a_monitor_each_and_the_hidden_one_hears_nothing(visi
     for _ in range(3):
         visit.is_live()
     assert visit.page.evaluate("() => window.heard") == hidden
+
+
+def test_a_monitor_in_a_saved_notebook_lives_on_with_a_new_kernel(visit: Visit) -> None:
+    earlier = visit.vm
+    visit.lab.save()
     visit.lab.close()
-    visit.lab.open("first.ipynb", "agentvm")
+    visit.lab.open("second.ipynb", "agentvm")
+    expect(visit.monitor).to_be_visible(timeout=PATIENCE)
     visit.is_live()
-    assert visit.vm == first
+    assert visit.vm != earlier
+    visit.picture("revived")
+    visit.lab.close()
 
 
 def test_it_says_that_the_vm_is_gone_and_keeps_its_plots(visit: Visit) -> None:
+    visit.lab.open("first.ipynb", "agentvm")
     visit.lab.run_one("monitor")
     visit.is_live()
     visit.lab.run_one("stop")

@@ -20,6 +20,7 @@ from kernel_harness import (
     ask,
     cell,
     outputs,
+    replied,
     running,
     told,
     types,
@@ -364,6 +365,22 @@ async def test_one_with_widgets_gets_one_model_for_all_views(tmp_path: Path, kin
         bundles = [next(m for m in messages if m["msg_type"] == "display_data")["content"] for messages in views]
         assert [bundle["data"][VIEW]["model_id"] for bundle in bundles] == [ID, ID]  # type: ignore[index]
         assert len({bundle["transient"]["display_id"] for bundle in bundles}) == 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("stored", "is_known"), [(f'{{"model_id": "{ID}"}}', True), ("other", False), (None, False)])
+async def test_a_monitor_that_the_notebook_shows_is_known_from_the_beginning(
+    tmp_path: Path, stored: str | None, is_known: bool
+) -> None:
+    notebook = tmp_path / "n.ipynb"
+    if stored is not None:
+        notebook.write_text(stored)
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        kernel.router.revive(notebook)
+        guest = await kernel.guest()
+        asking = await ask(client, "comm_info_request", {"target_name": "jupyter.widget"})
+        guest.reply(await guest.asked(), {"status": "ok", "comms": {}})
+        comms = (await replied(client, asking))["content"]["comms"]  # type: ignore[index]
+        assert (ID in comms) is is_known
 
 
 async def test_cells_snapshots_and_ways_back_are_written_down(tmp_path: Path) -> None:
