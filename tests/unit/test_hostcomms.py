@@ -89,6 +89,7 @@ async def test_the_kernel_is_not_called_idle_for_a_page_while_a_cell_runs(tmp_pa
         guest.begin(asked)
         await replied(client, await ask(client, "connect_request", {}))  # all that came before has arrived
         page = await to_monitor(client, do="leave", page="p")
+        await replied(client, await ask(client, "connect_request", {}))  # it has been taken
         guest.output(asked, "still at it")
         states = []
         while (message := await client.get_iopub_msg(timeout=TIMEOUT))["msg_type"] != "stream":
@@ -159,7 +160,9 @@ async def test_a_front_end_that_comes_later_gets_the_state(tmp_path: Path) -> No
         assert data["method"] == "update"
         assert (data["state"]["_model_module"], data["state"]["_model_name"]) == ("anywidget", "AnyModel")
         named = {name.removeprefix("_"): value for name, value in FORGED.items()}
-        states = await asked_states(client, guest, dict.fromkeys(("w", ID), named | {"state": {"value": "lie"}}))
+        states = await asked_states(
+            client, guest, dict.fromkeys(("w", ID, "agentvm-other"), named | {"state": {"value": "lie"}})
+        )
         assert set(states) == {"w", ID}
         assert (states[ID]["model_module"], states[ID]["model_name"]) == ("anywidget", "AnyModel")
         assert (states["w"]["state"]["value"], states[ID]["state"].get("value")) == ("lie", None)

@@ -135,6 +135,22 @@ async def test_a_page_gets_all_and_then_what_is_new(tmp_path: Path) -> None:
         assert numbers(told) == list(range(1, len(told) + 1))
 
 
+async def test_a_page_that_missed_something_gets_all_again(tmp_path: Path) -> None:
+    async with monitoring(tmp_path) as bed:
+        await bed.watch()
+        await bed.messages(1)
+        bed.chronicle.note("snapshot", "s")
+        await bed.desk.pass_on()
+        assert [one["is"] for one in await bed.messages(2)] == ["all", "news"]
+        await bed.watch(seen=2)
+        bed.chronicle.note("snapshot", "t")
+        await bed.desk.pass_on()
+        assert (await bed.messages(3))[-1]["is"] == "news"
+        await bed.watch(seen=1)
+        await bed.desk.pass_on()
+        assert (await bed.messages(4))[-1]["is"] == "all"
+
+
 async def test_there_are_at_most_two_messages_a_second_whatever_comes(tmp_path: Path) -> None:
     async with monitoring(tmp_path) as bed:
         await bed.watch()
