@@ -190,6 +190,8 @@ class GuestSide:
             state = self._state(message)
             if request and state == "idle":
                 await self._answers.tell_blocked(request)
+                if request.is_execute and not request.hold:
+                    await self._host_comms.cell_over(request)
             if request and await self._keeps(request, state):
                 return
             self._table.frozen &= state != "idle" or request is not None

@@ -38,8 +38,12 @@ class HostWidget(Protocol):
     async def heard(self, content: Mapping[str, object]) -> None:
         """Take a custom message of a front end."""
 
-    async def cell_over(self) -> None:
-        """A cell has ended, or the VM: what the notebook stores may be brought up to date."""
+    async def cell_over(self, request: Request | None) -> None:
+        """What the notebook stores may be brought up to date.
+
+        Args:
+            request: The cell that is about to be called idle; None where it is the VM that has ended.
+        """
 
     async def close(self) -> None:
         """The kernel process ends."""
@@ -95,15 +99,16 @@ class HostComms:
         """Send a custom message to the front ends of a widget."""
         await self._say(name, {"method": "custom", "content": dict(content)}, None)
 
-    async def display(self, bundle: Mapping[str, object], display_id: str) -> None:
+    async def display(self, bundle: Mapping[str, object], display_id: str, request: Request | None) -> None:
         """Bring a display up to date that a widget is in.
 
         Args:
             bundle: What to show now, by MIME type.
             display_id: Of the display; no guest may know it.
+            request: A cell that runs: programs that execute notebooks hear of nothing else.
         """
         content = {"data": dict(bundle), "metadata": {}, "transient": {"display_id": display_id}}
-        await self._answers.publish("update_display_data", content, None)
+        await self._answers.publish("update_display_data", content, request)
 
     def owned(self, request: Request) -> dict[str, object] | None:
         """Return the content of a comm message that is for the host; None for what is the guest's."""
@@ -162,11 +167,15 @@ class HostComms:
                 states[name] = identity | {"state": state}
                 self._known.add(name)
 
-    async def cell_over(self) -> None:
-        """Tell the widgets that a cell has ended, or the VM."""
-        for widget in self._widgets.values():
-            await widget.cell_over()
-        await self._say_idle()
+    async def cell_over(self, request: Request | None) -> None:
+        """Tell the widgets that a cell is about to be called idle, or that the VM has ended."""
+        for widget in list(self._widgets.values()):
+            await widget.cell_over(request)
+
+    async def say_idle(self) -> None:
+        """Publish ``idle`` for the messages that came while a cell ran, if none runs now."""
+        while self._unsaid and not self._is_busy():
+            await self._answers.idle(self._unsaid.pop(0))
 
     async def close(self) -> None:
         """End all widgets: this process ends."""
@@ -180,11 +189,7 @@ class HostComms:
         """Publish ``idle`` for a message, but not in the middle of a cell: the kernel would be taken for idle."""
         self._unsaid.append(request)
         del self._unsaid[:-_MOST_KEPT]
-        await self._say_idle()
-
-    async def _say_idle(self) -> None:
-        while self._unsaid and not self._is_busy():
-            await self._answers.idle(self._unsaid.pop(0))
+        await self.say_idle()
 
 
 def _data(widget: HostWidget) -> dict[str, object]:

@@ -380,7 +380,7 @@ class Router:
         self._chronicle.note("end", error.message)
         self._timeline.begin()
         await self._close_comms(0)
-        await self._host_comms.cell_over()
+        await self._host_comms.cell_over(None)
 
     async def guest_replaced(self, snapshot: SnapshotInfo) -> None:
         """End what the old guest has not finished, and what the new one does not know."""
@@ -435,7 +435,7 @@ class Router:
         self._executions.replied(request, content)
         self._chronicle.ends(request.run, failed=content["status"] != "ok")
         self._tell_running()
-        self._spawn(self._host_comms.cell_over())
+        self._spawn(self._host_comms.say_idle())
 
     def _tell_running(self) -> None:
         """Tell the supervisor which cell the guest runs, if it runs one."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.chronicle import Chronicle, Event
@@ -14,6 +15,8 @@ from agentvm_kernel.kernel.roles import Tenure
 from agentvm_kernel.widgets.history import History
 
 log = logging.getLogger("agentvm.monitor")
+
+_PATIENCE: Final = 2.0
 
 
 class Feed:
@@ -45,17 +48,23 @@ class Feed:
             await asyncio.wait([task])
 
     async def look(self) -> None:
-        """Bring the history up to date once."""
+        """Bring the history up to date once, if that does not take long: a cell may wait for it."""
         try:
-            tenure = self._machine.present()
-            async with tenure.supervisor.stats(tenure.lease) as stats:
-                async for one in stats:
-                    self._take(self._history.measured(one))
-            async with tenure.supervisor.connections(tenure.lease) as connections:
-                async for connection in connections:
-                    self._take(self._history.connected(connection) and connection)
+            async with asyncio.timeout(_PATIENCE):
+                await self._look()
+        except TimeoutError:
+            log.info("the VM's measures do not come in time")
         except AgentVMError as error:
             log.info("the VM's measures cannot be had: %s", error.message)
+
+    async def _look(self) -> None:
+        tenure = self._machine.present()
+        async with tenure.supervisor.stats(tenure.lease) as stats:
+            async for one in stats:
+                self._take(self._history.measured(one))
+        async with tenure.supervisor.connections(tenure.lease) as connections:
+            async for connection in connections:
+                self._take(self._history.connected(connection) and connection)
 
     async def _follow(self) -> None:
         another = asyncio.Event()

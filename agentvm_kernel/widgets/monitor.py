@@ -20,6 +20,7 @@ from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.firewall.names import HOST_PREFIX
 from agentvm_kernel.kernel.chronicle import Chronicle, Event
 from agentvm_kernel.kernel.machine import Machine
+from agentvm_kernel.kernel.requests import Request
 from agentvm_kernel.widgets import anywidget
 from agentvm_kernel.widgets.feed import Feed
 from agentvm_kernel.widgets.history import History, Point, key_of
@@ -54,7 +55,7 @@ class Comm(Protocol):
     async def say(self, name: str, content: Mapping[str, object]) -> None:
         """Send a custom message to the front ends."""
 
-    async def display(self, bundle: Mapping[str, object], display_id: str) -> None:
+    async def display(self, bundle: Mapping[str, object], display_id: str, request: Request | None) -> None:
         """Bring a display up to date."""
 
 
@@ -115,10 +116,10 @@ class Monitor:
         self._drawn = self._clock()
         return self._bundle(), self._displays[-1]
 
-    async def cell_over(self) -> None:
+    async def cell_over(self, request: Request | None) -> None:
         """Bring what the notebook stores up to date, if the last time is long ago."""
         if self._displays and not self._is_closed and self._clock() - self._drawn >= STILL:
-            await self._draw()
+            await self._draw(request)
 
     async def close(self) -> None:
         """The kernel process ends: leave the last picture behind, which needs no kernel."""
@@ -127,15 +128,15 @@ class Monitor:
             self._task.cancel()
             await asyncio.wait([self._task])
         if self._displays:
-            await self._draw(live=False)
+            await self._draw(None, live=False)
 
-    async def _draw(self, *, live: bool = True) -> None:
+    async def _draw(self, request: Request | None, *, live: bool = True) -> None:
         async with self._drawing:
             self._drawn = self._clock()
             if self._task is None:
                 await self._feed.look()
             for display in self._displays:
-                await self._comms.display(self._bundle(live=live), display)
+                await self._comms.display(self._bundle(live=live), display, request)
 
     def _bundle(self, *, live: bool = True) -> dict[str, object]:
         now, events = self._present(), self._chronicle.events
@@ -197,7 +198,7 @@ class Monitor:
                 if self._is_watched() and (message := self._message()):
                     await self._comms.say(ID, message)
                 await self._pause(INTERVAL)
-            await self.cell_over()
+            await self.cell_over(None)
 
     def _told(self, task: asyncio.Task[None]) -> None:
         self._task = None

@@ -30,6 +30,7 @@ from monitor_bed import measured, refused
 
 from agentvm_kernel.errors import ApiError, VMEndedError
 from agentvm_kernel.kernel.chronicle import Chronicle
+from agentvm_kernel.kernel.requests import Request
 from agentvm_kernel.widgets import anywidget
 from agentvm_kernel.widgets.history import CONNECTIONS, KEPT, History, highest
 from agentvm_kernel.widgets.monitor import ID, INTERVAL, PATIENCE, STILL, Monitor
@@ -53,7 +54,7 @@ class Desk:
         assert name == ID
         self.said.append((self.now, dict(content)))
 
-    async def display(self, bundle: Mapping[str, object], display_id: str) -> None:
+    async def display(self, bundle: Mapping[str, object], display_id: str, request: Request | None) -> None:
         self.displayed.append((dict(bundle), display_id))
 
     async def pause(self, seconds: float) -> None:
@@ -182,7 +183,7 @@ async def test_nothing_is_sent_and_nothing_asked_for_when_nobody_looks(tmp_path:
         await within(lambda: bed.supervisor.followers == 0)
         said = len(bed.desk.said)
         bed.chronicle.note("snapshot", "unseen")
-        await bed.monitor.cell_over()
+        await bed.monitor.cell_over(None)
         assert len(bed.desk.said) == said
         await bed.watch(seen=said)
         assert (await bed.messages(said + 1))[-1]["is"] == "all"
@@ -324,12 +325,12 @@ async def test_the_notebook_is_brought_up_to_date_now_and_then(tmp_path: Path) -
     async with monitoring(tmp_path) as bed:
         await bed.monitor.show()
         await bed.monitor.show()
-        await bed.monitor.cell_over()
+        await bed.monitor.cell_over(None)
         assert bed.desk.displayed == []
         bed.desk.now += STILL
         bed.supervisor.measured = [measured(1.0, cpu_percent=77.0)]
-        await bed.monitor.cell_over()
-        await bed.monitor.cell_over()
+        await bed.monitor.cell_over(None)
+        await bed.monitor.cell_over(None)
         assert len({display for _, display in bed.desk.displayed}) == len(bed.desk.displayed) == 2
         bundle, _ = bed.desk.displayed[0]
         assert "77 %" in str(bundle["text/plain"])
@@ -343,7 +344,7 @@ async def test_what_is_left_behind_needs_no_kernel(tmp_path: Path) -> None:
         ((bundle, _),) = bed.desk.displayed
         assert set(bundle) == {"text/html", "text/plain"}
         bed.desk.now += STILL
-        await bed.monitor.cell_over()
+        await bed.monitor.cell_over(None)
         assert len(bed.desk.displayed) == 1
 
 
@@ -358,6 +359,21 @@ async def test_a_front_end_without_widgets_gets_the_picture_alone(tmp_path: Path
         shown = next(one for one in messages if one["msg_type"] == "display_data")["content"]
         assert set(shown["data"]) == {"text/html", "text/plain"}  # type: ignore[index]
         assert shown["transient"]["display_id"]  # type: ignore[index]
+
+
+async def test_what_executes_notebooks_hears_of_the_last_state_before_a_cell_is_idle(tmp_path: Path) -> None:
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        await told(client, guest, "%monitor")
+        monitor = kernel.router._host_comms.find(ID)
+        assert isinstance(monitor, Monitor)
+        monitor._drawn -= STILL
+        kernel.supervisor.measured = [measured(1.0, cpu_percent=66.0)]
+        running_cell = client.execute("x")
+        await guest.execute()
+        messages = await outputs(client, running_cell)
+        assert types(messages) == ["busy", "execute_input", "update_display_data", "idle"]
+        assert "66 %" in messages[2]["content"]["data"]["text/plain"]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
