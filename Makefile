@@ -32,7 +32,7 @@ setup: packages $(VENV)/.installed
 packages:
 	@sh agentvm_kernel/host/packages.sh
 
-$(VENV)/.installed: pyproject.toml $(wildcard kernelspec/*)
+$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard kernelspec/* labextension/*/*.json labextension/*/src/*)
 	@echo "Installing the Python packages into $(VENV) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
@@ -59,4 +59,4 @@ nested: setup  ## Real vhost-vsock, here or one level down.
 	@$(BIN)/python -m pytest tests/nested
 
 clean:  ## Remove what was installed and built in this folder.
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) agentvm_kernel/widgets/static labextension/*/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentvm_kernel.firewall.context import Context, Mode
+from agentvm_kernel.firewall.names import HOST_PREFIX
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.firewall.widgets import CleanOutput, Model, State, buffer_fits, clean_state, known_model
 
 _WIDGET: Final = "jupyter.widget"
 _CONTROL: Final = "jupyter.widget.control"
+_NOT_YOURS: Final = "a message in the name of one of the host's own widgets"
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,128}\Z")
 _MOST: Final = 10_000
 _MOST_MODELS: Final = 50_000
@@ -50,7 +52,7 @@ class CommGuard:
     def opened_by_client(self, content: Mapping[str, object]) -> None:
         """Take notice of a front end's own ``comm_open``: it asks for the widgets' state that way."""
         name, target = content.get("comm_id"), content.get("target_name")
-        if isinstance(name, str) and isinstance(target, str):
+        if isinstance(name, str) and isinstance(target, str) and not name.startswith(HOST_PREFIX):
             self._clients[name] = None
             self._open[name] = target
             if len(self._clients) > _MOST_CLIENTS:
@@ -69,6 +71,8 @@ class CommGuard:
         name, target, data = content.get("comm_id"), content.get("target_name"), content.get("data")
         if not (isinstance(name, str) and _ID.match(name) and isinstance(target, str) and isinstance(data, dict)):
             return _blocked(context, Reason.MALFORMED, "a comm without id, target or data")
+        if name.startswith(HOST_PREFIX):
+            return _blocked(context, Reason.MESSAGE, _NOT_YOURS)
         if len(self._open) - len(self._clients) >= self._most and name not in self._open:
             return _blocked(context, Reason.RATE, "too many comms open")
         if target == _WIDGET:
@@ -90,6 +94,8 @@ class CommGuard:
     ) -> Passed | None:
         """Clean a ``comm_msg`` of the guest."""
         name, data = content.get("comm_id"), content.get("data")
+        if isinstance(name, str) and name.startswith(HOST_PREFIX):
+            return _blocked(context, Reason.MESSAGE, _NOT_YOURS)
         target = self._open.get(name) if isinstance(name, str) else None
         if not isinstance(name, str) or target is None or not isinstance(data, dict):
             return _blocked(context, Reason.COMM, "a message on a comm that is not open")
@@ -109,7 +115,10 @@ class CommGuard:
         if isinstance(name, str) and self._open.pop(name, None) is not None:
             self._clients.pop(name, None)
             return {"comm_id": name, "data": {}}
-        context.block(Reason.COMM, "the end of a comm that is not open")
+        if isinstance(name, str) and name.startswith(HOST_PREFIX):
+            context.block(Reason.MESSAGE, _NOT_YOURS)
+        else:
+            context.block(Reason.COMM, "the end of a comm that is not open")
         return None
 
     def _passes(self, target: str, context: Context) -> bool:
@@ -169,7 +178,7 @@ class CommGuard:
         told: dict[str, State] = {}
         for name, entry in states.items():
             state = entry.get("state") if isinstance(entry, dict) else None
-            if not isinstance(state, dict) or not _ID.match(name):
+            if not isinstance(state, dict) or not _ID.match(name) or name.startswith(HOST_PREFIX):
                 continue
             model = self._model(name, _named(entry, state), context)
             if model is not None:

@@ -13,6 +13,9 @@ PREFIX: Final = "vm-"
 SCOPE_PREFIX: Final = "agentvm-scope-"
 """Of the class that a style sheet's rules are bound to; only the host gives it, see ``css.py``."""
 
+HOST_PREFIX: Final = "agentvm-"
+"""Of the ids of comms that the host owns: nothing of the guest's bears it, or refers to what does."""
+
 _SHARED: Final = frozenset({"dataframe"})
 """Classes that front ends style for everyone's tables and attach no behaviour to."""
 

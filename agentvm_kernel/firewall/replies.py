@@ -8,6 +8,7 @@ from typing import Final
 
 from agentvm_kernel.firewall.bundles import clean_bundle, joined
 from agentvm_kernel.firewall.context import Context, Mode
+from agentvm_kernel.firewall.names import HOST_PREFIX
 from agentvm_kernel.firewall.plots import clean_json
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.firewall.text import clean_text
@@ -199,7 +200,7 @@ def _comms(content: Mapping[str, object], _context: Context) -> Content:
     known: Content = {}
     for name, about in pairs:
         target = about.get("target_name") if isinstance(about, dict) else None
-        if _WORD.match(name) and isinstance(target, str) and _WORD.match(target):
+        if _WORD.match(name) and not name.startswith(HOST_PREFIX) and isinstance(target, str) and _WORD.match(target):
             known[name] = {"target_name": target}
     return {"comms": known}
 

@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from agentvm_kernel.firewall.names import HOST_PREFIX
+
 Check = Callable[[object], bool]
 
-_REFERENCE: Final = re.compile(r"IPY_MODEL_[0-9A-Za-z_-]{1,128}\Z")
+_REFERENCE: Final = re.compile(rf"IPY_MODEL_(?!{HOST_PREFIX})[0-9A-Za-z_-]{{1,128}}\Z")
 _WORD: Final = re.compile(r"[A-Za-z_-]{0,32}\Z")
 _ICON: Final = re.compile(r"(?:[a-z0-9-]{1,64}(?: [a-z0-9-]{1,64}){0,4})?\Z")
 _ONE_ICON: Final = re.compile(r"[a-z0-9-]{0,64}\Z")

@@ -10,6 +10,7 @@ from typing import Final
 from agentvm_kernel.firewall.context import Context, Mode
 from agentvm_kernel.firewall.html import clean_html
 from agentvm_kernel.firewall.latex import clean_latex
+from agentvm_kernel.firewall.names import HOST_PREFIX
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.firewall.traits import MEDIA_FORMAT, NUMBER_FORMAT, TRAITS
 
@@ -278,6 +279,9 @@ def buffer_fits(model: Model, path: object) -> bool:
 def clean_widget_view(value: object, context: Context) -> dict[str, object] | None:
     """Clean ``application/vnd.jupyter.widget-view+json``, which names a widget to show."""
     name = value.get("model_id") if isinstance(value, dict) else None
+    if isinstance(name, str) and name.startswith(HOST_PREFIX):
+        context.block(Reason.MESSAGE, "a view of one of the host's own widgets")
+        return None
     if isinstance(name, str) and _ID.match(name):
         return {"version_major": 2, "version_minor": 0, "model_id": name}
     context.block(Reason.MALFORMED, "a widget view without a widget")

@@ -120,7 +120,9 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
             allow=tuple(self.allow),
         )  # fmt: skip
         machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect, policy)
-        await Router(self.sockets, machine, self.magics, shows_facts=shows_facts).run()
+        router = Router(self.sockets, machine, self.magics, shows_facts=shows_facts)
+        router.revive(Path(notebook))
+        await router.run()
 
     def _configured(self, notebook: str) -> tuple[Policy, bool]:
         """Return what output is let through, and whether cells show what they cost.

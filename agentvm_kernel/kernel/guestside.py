@@ -17,6 +17,7 @@ from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.debugging import Debugging
 from agentvm_kernel.kernel.facts import CellFacts
 from agentvm_kernel.kernel.guest import CHANNELS, Guest
+from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.info import with_banner
 from agentvm_kernel.kernel.jsoncheck import PARSE_LIMIT, parse_object
 from agentvm_kernel.kernel.output import OutputGate, Verdict
@@ -54,6 +55,7 @@ class GuestSide:
         debugging: Takes notice of a debugger that stops it.
         gate: Bounds its output.
         firewall: Cleans it.
+        host_comms: The host's own comms, which clients hear of in the same answers.
         blocked: Called with each part of its output that is left out, and whose it is.
         replied: Called with a cell, and its reply, when the guest is done with it and may begin with the next; tells
             what it cost.
@@ -70,6 +72,7 @@ class GuestSide:
         debugging: Debugging,
         gate: OutputGate,
         firewall: Firewall,
+        host_comms: HostComms,
         blocked: Callable[[Request | None, Reason], None],
         replied: Callable[[Request, dict[str, object]], Awaitable[CellFacts | None]],
         failed: Callable[[Request], Awaitable[None]],
@@ -86,6 +89,7 @@ class GuestSide:
         self._debugging = debugging
         self._gate = gate
         self._firewall = firewall
+        self._host_comms = host_comms
         self._heard = asyncio.Event()
         self._tasks = [asyncio.create_task(self._read(channel), name=f"guest-{channel}") for channel in CHANNELS]
 
@@ -151,6 +155,8 @@ class GuestSide:
         metadata: dict[str, object] = {}
         if message.msg_type == "kernel_info_reply":
             content = with_banner(content)
+        if message.msg_type == "comm_info_reply" and isinstance(known := content.get("comms"), dict):
+            known |= self._host_comms.told(request.target)
         if message.msg_type == "create_subshell_reply":
             self._timeline.comms.subshell_opened(content)
         if request.is_execute:
@@ -186,26 +192,30 @@ class GuestSide:
 
     async def _iopub(self, channel: str, message: GuestMessage) -> None:
         request = self._table.find(message.parent_id)
-        state = ""
         if message.msg_type == "status":
-            state = self._state(message)
-            if request and state == "idle":
-                await self._answers.tell_blocked(request)
-            if request and await self._keeps(request, state):
-                return
-            if request and state == "idle" and request.shows_facts:
-                await request.replied_within(_QUIET_LIMIT)
-                await self._answers.tell_facts(request)
-            self._table.frozen &= state != "idle" or request is not None
-        elif request is None and message.msg_type in _SHOWN:
+            await self._status(request, self._state(message))
+            return
+        if request is None and message.msg_type in _SHOWN:
             request = self._table.stray
-        if state:
-            await self._answers.publish("status", {"execution_state": state}, request)
-        elif await self._is_shown(request, message):
+        if await self._is_shown(request, message):
             await self._show(request, message)
-        if not state:
-            await self._gate.pace(request, message)
-        if state == "idle" and request:
+        await self._gate.pace(request, message)
+
+    async def _status(self, request: Request | None, state: str) -> None:
+        """Pass on a status, and before `idle` what belongs to its cell."""
+        ends = request is not None and state == "idle"
+        if request and ends:
+            await self._answers.tell_blocked(request)
+            if request.is_execute and not request.hold:
+                await self._host_comms.cell_over(request)
+        if request and await self._keeps(request, state):
+            return
+        if request and ends and request.shows_facts:
+            await request.replied_within(_QUIET_LIMIT)
+            await self._answers.tell_facts(request)
+        self._table.frozen &= state != "idle" or request is not None
+        await self._answers.publish("status", {"execution_state": state}, request)
+        if request and ends:
             request.settle(idle=True)
 
     async def _show(self, request: Request | None, message: GuestMessage) -> None:
@@ -260,7 +270,9 @@ class GuestSide:
         return verdict is Verdict.SHOWN
 
     def _take_note(self, message: GuestMessage, content: dict[str, object]) -> None:
-        if message.msg_type in _COMMS:
+        if message.msg_type == "comm_msg":
+            self._host_comms.add_states(content)
+        elif message.msg_type in _COMMS:
             self._timeline.comms.note(message.msg_type, content)
         elif message.msg_type == "debug_event":
             self._debugging.said(message.content)

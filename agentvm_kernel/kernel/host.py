@@ -6,7 +6,9 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.facts import Facts
+from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine, State
 from agentvm_kernel.kernel.requests import Request, RequestTable
@@ -24,23 +26,37 @@ class Host:
         request: The cell.
         machine: The VM under the notebook.
         timeline: Where the notebook stands.
+        chronicle: What happened in it.
         table: What the guest has been asked.
         usage: Measures the VM.
         facts: Measures cells.
+        comms: Widgets of the host's own.
 
     Attributes:
+        request: The cell.
         taken: Id of the snapshot that was taken for the cell.
+        display_id: By which what the magic shows can be brought up to date; empty if it will not be.
     """
 
     def __init__(
-        self, request: Request, machine: Machine, timeline: Timeline, table: RequestTable, usage: Usage, facts: Facts
+        self,
+        request: Request,
+        machine: Machine,
+        timeline: Timeline,
+        chronicle: Chronicle,
+        table: RequestTable,
+        usage: Usage,
+        facts: Facts,
+        comms: HostComms,
     ) -> None:
         self.machine = machine
         self.timeline = timeline
+        self.chronicle = chronicle
+        self.comms = comms
         self.usage = usage
         self.facts = facts
-        self.taken = ""
-        self._request = request
+        self.taken = self.display_id = ""
+        self.request = request
         self._table = table
 
     async def snapshot(
@@ -56,6 +72,7 @@ class Host:
         )
         info = await self.machine.snapshot(request)
         self.taken = info.id
+        self.chronicle.name(info.id, info.label)
         return info
 
     async def rollback(self, to: str) -> Replaced:
@@ -80,13 +97,13 @@ class Host:
             AgentVMError: the VM goes on as it was, or cannot be had; the error says so.
         """
         replaced = await self._inherit(self.machine.adopt(fork))
-        self.timeline.ran(self._request.run, None, self._request.code)
+        self.timeline.ran(self.request.run, None, self.request.code)
         self.timeline.unseen = self.timeline.travelling
         return replaced
 
     async def _inherit(self, replacing: Awaitable[_T]) -> _T:
         """Show under the cell what something in the new VM prints that was begun before it."""
-        self._table.heir = self._request
+        self._table.heir = self.request
         try:
             return await replacing
         except AgentVMError:

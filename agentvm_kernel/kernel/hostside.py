@@ -10,10 +10,12 @@ from contextlib import suppress
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.directive import allowed_hosts
 from agentvm_kernel.kernel.facts import CellFacts, Facts
 from agentvm_kernel.kernel.fence import PATIENCE
 from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.magic import Magic
@@ -33,6 +35,8 @@ class HostSide:
         progress: Shows what takes long.
         table: What the guest has been asked.
         timeline: Where the notebook stands.
+        chronicle: What happened in it.
+        host_comms: Widgets of the host's own.
         usage: Measures the VM.
         facts: Measures cells.
         forward: Gives a request to the guest, or refuses it when there is none.
@@ -45,6 +49,8 @@ class HostSide:
         progress: ProgressDisplay,
         table: RequestTable,
         timeline: Timeline,
+        chronicle: Chronicle,
+        host_comms: HostComms,
         usage: Usage,
         facts: Facts,
         forward: Callable[[Request], Awaitable[None]],
@@ -54,6 +60,8 @@ class HostSide:
         self._progress = progress
         self._table = table
         self._timeline = timeline
+        self._chronicle = chronicle
+        self._host_comms = host_comms
         self._usage = usage
         self._facts = facts
         self._forward = forward
@@ -99,7 +107,10 @@ class HostSide:
             return False
         request.facts = self._facts_of_magic(began, before)
         if data and not request.silent:
-            await self._answers.publish("display_data", {"data": dict(data), "metadata": {}}, request)
+            content: dict[str, object] = {"data": dict(data), "metadata": {}}
+            if host.display_id:
+                content["transient"] = {"display_id": host.display_id}
+            await self._answers.publish("display_data", content, request)
         reply = request.reply or {"execution_count": self._answers.execution_count, "user_expressions": {}}
         metadata = self._answers.stamp(request, **({"taken": host.taken} if host.taken else {}))
         self._answers.reply(request, {"payload": [], **reply, "status": "ok"}, metadata=metadata)
@@ -164,4 +175,7 @@ class HostSide:
         return CellFacts(time.monotonic() - began, snapshot_before=before, snapshot_after=self._timeline.snapshot)
 
     def _host(self, request: Request) -> Host:
-        return Host(request, self._machine, self._timeline, self._table, self._usage, self._facts)
+        return Host(
+            request, self._machine, self._timeline, self._chronicle, self._table, self._usage, self._facts,
+            self._host_comms,
+        )  # fmt: skip

@@ -89,7 +89,7 @@ class Machine:
         self.connect = connect
         self.limits = HeldLimits()
         self.firewall = Firewall(policy)
-        self.network = NotebookNetwork(self._present)
+        self.network = NotebookNetwork(self.present)
         self.on_noticed: Callable[[Noticed], None] = lambda _: None
         self._request = request
         self._supervisor = supervisor
@@ -155,18 +155,18 @@ class Machine:
             AgentVMError: there is no VM, or its link ended.
         """
         await self.settled()
-        return await self._present().link.open(service)
+        return await self.present().link.open(service)
 
     # What can be done with the lease
 
     async def snapshots(self) -> SnapshotTree:
         """Return the notebook's snapshots."""
-        tenure = self._present()
+        tenure = self.present()
         return await tenure.supervisor.snapshots(tenure.lease)
 
     async def plan_rollback(self, to: str) -> RollbackPlan:
         """Say what a rollback would do."""
-        tenure = self._present()
+        tenure = self.present()
         return await tenure.supervisor.plan_rollback(tenure.lease, to)
 
     async def set_limits(self, changes: Changes) -> None:
@@ -175,21 +175,21 @@ class Machine:
         Raises:
             AgentVMError: the supervisor refused; what held holds on.
         """
-        tenure = self._present()
+        tenure = self.present()
         self.limits.changed(changes, await tenure.supervisor.set_limits(tenure.lease, _limits_request(changes)))
 
     async def moved(self, since: float) -> Moved:
         """Return what the VM has moved, as far as its tally does not tell it; see `SupervisorClient.moved`."""
-        tenure = self._present()
+        tenure = self.present()
         return await tenure.supervisor.moved(tenure.lease, since)
 
     async def enforced_by(self) -> dict[str, str]:
         """Return who enforces which limit on this host, as the supervisor knows it; see `vm.limits.enforced_by`."""
-        return (await self._present().supervisor.status()).enforced_by
+        return (await self.present().supervisor.status()).enforced_by
 
     async def resume(self) -> Resumed:
         """Let the VM run on, if it was slowed down or stopped because of an anomaly."""
-        tenure = self._present()
+        tenure = self.present()
         if self.guest is None:
             raise VMEndedError("There is no VM.")
         return await tenure.supervisor.resume(self.guest.granted.vm)
@@ -279,7 +279,7 @@ class Machine:
             self._free.clear()
             self.task, self.stage, self.done = task, "", None
             try:
-                yield self._present()
+                yield self.present()
             finally:
                 self.task = ""
                 self._free.set()
@@ -305,7 +305,12 @@ class Machine:
             await self._started()
         return replaced
 
-    def _present(self) -> Tenure:
+    def present(self) -> Tenure:
+        """Return who keeps the VM.
+
+        Raises:
+            AgentVMError: there is none; the error says why.
+        """
         if self._tenure is None:
             raise self.error or VMEndedError("There is no VM.")
         return self._tenure

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
+from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.kernel.hostcomms import HostComms
+from agentvm_kernel.kernel.machine import Machine
 
 
 class Magic(Protocol):
@@ -23,7 +27,7 @@ class Magic(Protocol):
     def ends_waiting(self) -> bool:
         """Whether it does not wait for a VM that is on its way, but ends the waiting for one."""
 
-    async def run(self, host: Host) -> Mapping[str, str]:
+    async def run(self, host: Host) -> Mapping[str, object]:
         """Carry it out.
 
         Returns:
@@ -40,6 +44,16 @@ class Magics(Protocol):
     def find(self, code: str) -> Magic | None:
         """Return the magic that a cell calls; None for a cell that is the guest's."""
 
+    def revive(self, notebook: Path, machine: Machine, chronicle: Chronicle, comms: HostComms) -> None:
+        """Let live again what a notebook shows of an earlier kernel process. Called before clients are served.
+
+        Args:
+            notebook: Its file, if there is one.
+            machine: The VM under it.
+            chronicle: What happens in it.
+            comms: Lead to what is shown.
+        """
+
 
 class NoMagics:
     """Every cell is the guest's."""
@@ -47,3 +61,6 @@ class NoMagics:
     def find(self, code: str) -> Magic | None:
         """Return None."""
         return None
+
+    def revive(self, notebook: Path, machine: Machine, chronicle: Chronicle, comms: HostComms) -> None:
+        """Do nothing."""

@@ -90,6 +90,20 @@ class NotebookNetwork:
         self.wanted = wanted
         return info
 
+    async def amend(self, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> NetworkInfo:
+        """Add hosts to one list, and take the same off the other.
+
+        Raises:
+            AgentVMError: the supervisor refused; what held holds on.
+        """
+        own = self.wanted
+        wanted = checked(
+            NetworkRequest, mode=own.mode, inspect=own.inspect,
+            allow=tuple(dict.fromkeys([*(host for host in own.allow if host not in deny), *allow])),
+            deny=tuple(dict.fromkeys([*(host for host in own.deny if host not in allow), *deny])),
+        )  # fmt: skip
+        return await self.change(wanted)
+
     async def play(self, action: Literal["record", "replay", "off"], name: str = "") -> NetworkInfo:
         """Record what inspected hosts say, or replay it, from a file beside the notebook.
 

@@ -36,6 +36,7 @@ class Request:
         channel: ``shell`` or ``control``.
         message: As the client sent it; its content is let go once the guest has it.
         code: Of an execute request.
+        target: Which comms a ``comm_info_request`` asks for; empty for all.
         magic: The host magic that it calls.
         silent: An execute request that is not to be shown.
         allow_stdin: The client can answer `input()`.
@@ -72,6 +73,7 @@ class Request:
     channel: str
     message: ClientMessage
     code: str = ""
+    target: str = ""
     magic: Magic | None = None
     silent: bool = False
     allow_stdin: bool = False
@@ -109,7 +111,7 @@ class Request:
         """Make a request of a client's message.
 
         Raises:
-            ValueError: an execute request whose content is not valid.
+            ValueError: an execute or ``comm_info`` request whose content is not valid.
         """
         request = cls(channel, message, replied=message.msg_type in NO_REPLY)
         if request.is_execute:
@@ -121,6 +123,9 @@ class Request:
             request.silent = bool(content.get("silent", False))
             request.allow_stdin = bool(content.get("allow_stdin", False))
             request.stop_on_error = bool(content.get("stop_on_error", True))
+        elif message.msg_type == "comm_info_request":
+            target = parse_object(message.content).get("target_name")
+            request.target = target if isinstance(target, str) else ""
         return request
 
     def start(self) -> bool:

@@ -26,7 +26,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotTree,
 )
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
-from agentvm_kernel.supervisor.stats_messages import Moved
+from agentvm_kernel.supervisor.stats_messages import Moved, VMStats
 from agentvm_kernel.supervisor.status import Status
 
 
@@ -77,6 +77,9 @@ class Supervisor(ForkSupervisor, Protocol):
 
     async def moved(self, lease: str, since: float) -> Moved:
         """Return what the VM has moved, as far as its tally does not tell it."""
+
+    def stats(self, lease: str = "", *, follow: bool = False) -> AbstractAsyncContextManager[AsyncIterator[VMStats]]:
+        """Tell what VMs use within the context."""
 
     def connections(
         self, lease: str = "", *, follow: bool = False

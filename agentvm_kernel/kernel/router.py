@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, FreshVMError, LinkError, VMEndedError
 from agentvm_kernel.kernel.anomaly import noticed
 from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.deadline import Watchdog
 from agentvm_kernel.kernel.debugging import Debugging
 from agentvm_kernel.kernel.directive import is_directed
@@ -19,6 +21,7 @@ from agentvm_kernel.kernel.fence import Lane, Way
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.guestside import GuestSide
 from agentvm_kernel.kernel.host import snapshot_request
+from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.hostside import HostSide
 from agentvm_kernel.kernel.info import Usage, kernel_info
 from agentvm_kernel.kernel.jsoncheck import parse_object
@@ -54,9 +57,11 @@ class Router:
         self._machine = machine
         self._magics = magics
         self._timeline = Timeline()
+        self._chronicle = Chronicle()
         self._answers = Answers(sockets, self._place)
         self._progress = ProgressDisplay(self._answers, machine)
         self._table = RequestTable(lambda: str(sockets.wire.session.msg_id))
+        self._host_comms = HostComms(self._answers, lambda: bool(self._table.current()))
         self._usage = Usage()
         self._debugging = Debugging()
         self._gate = OutputGate(machine.limits)
@@ -64,8 +69,9 @@ class Router:
         self._executions = Executions(machine.network.report, self._facts)
         self._watchdog = Watchdog(self._table, machine, self._answers, self._debugging, lambda: self._timeline.snapshot)
         self._host_side = HostSide(
-            machine, self._answers, self._progress, self._table, self._timeline, self._usage, self._facts, self.forward
-        )
+            machine, self._answers, self._progress, self._table, self._timeline, self._chronicle, self._host_comms,
+            self._usage, self._facts, self.forward,
+        )  # fmt: skip
         self._lanes: dict[str, Lane] = {}
         self._guest_side: GuestSide | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,6 +81,14 @@ class Router:
         machine.firewall.is_host_code = lambda code: magics.find(code) is not None or is_directed(code)
         machine.on_noticed = self._noticed
         self._gate.on_output = machine.network.put_out
+
+    def revive(self, notebook: Path) -> None:
+        """Let live again what a notebook shows of an earlier kernel process.
+
+        Args:
+            notebook: Its file, if there is one.
+        """
+        self._magics.revive(notebook, self._machine, self._chronicle, self._host_comms)
 
     async def run(self) -> None:
         """Serve until a shutdown request was answered, or `stop` was called."""
@@ -116,6 +130,9 @@ class Router:
 
     async def _take(self, request: Request) -> None:
         """Answer a request here, or put it on its lane."""
+        if (content := self._host_comms.owned(request)) is not None:
+            self._spawn(self._host_comms.take(request, content))
+            return
         if request.is_execute:
             request.magic = self._magics.find(request.code)
         match request.message.msg_type:
@@ -191,6 +208,7 @@ class Router:
     async def _shutdown(self, request: Request) -> None:
         """Give the VM back, answer, and end this process (Jupyter starts another for a restart)."""
         await self._answers.busy(request)
+        await self._host_comms.close()
         try:
             async with asyncio.timeout(_SHUTDOWN_DEADLINE):
                 await self._machine.close(_SHUT_DOWN)
@@ -286,6 +304,9 @@ class Router:
 
     async def _refuse(self, request: Request) -> None:
         error = self._machine.error or VMEndedError("There is no VM.")
+        if request.message.msg_type == "comm_info_request":
+            await self._answers.answer(request, {"status": "ok", "comms": self._host_comms.told(request.target)})
+            return
         if request.is_execute:
             await self._answers.busy(request)
             await self._answers.show_input(request)
@@ -326,10 +347,11 @@ class Router:
     async def guest_ready(self, guest: Guest) -> Awaitable[AgentVMError]:
         """Begin to read what a new guest says."""
         self._timeline.snapshot = guest.granted.snapshot
+        self._chronicle.note("vm", guest.granted.vm)
         self._debugging.begin()
         side = GuestSide(
             guest, self._table, self._sockets, self._answers, self._timeline, self._debugging, self._gate,
-            self._machine.firewall, self._executions.blocked, self._replied, self._guest_failed,
+            self._machine.firewall, self._host_comms, self._executions.blocked, self._replied, self._guest_failed,
         )  # fmt: skip
         self._guest_side = side
         self._watchdog.wake()  # it may be in the middle of a cell
@@ -348,18 +370,27 @@ class Router:
 
     def snapshot_begins(self) -> Callable[[str, bool], None]:
         """Remember what is open now, for a rollback to the snapshot that is about to be taken."""
-        return self._timeline.begin_snapshot()
+        taken = self._timeline.begin_snapshot()
+
+        def noted(snapshot: str, busy: bool) -> None:
+            taken(snapshot, busy)
+            self._chronicle.note("snapshot", snapshot)
+
+        return noted
 
     async def guest_ended(self, error: AgentVMError) -> None:
         """End everything that the guest still owes an answer: the first with the reason, once."""
         await self._forget_guest(error, remedy=not isinstance(error, FreshVMError))
+        self._chronicle.note("end", error.message)
         self._timeline.begin()
         await self._close_comms(0)
+        await self._host_comms.cell_over(None)
 
     async def guest_replaced(self, snapshot: SnapshotInfo) -> None:
         """End what the old guest has not finished, and what the new one does not know."""
         error = VMEndedError("The notebook went back to a snapshot, in another VM, before this was finished.")
         await self._forget_guest(error, remedy=False, frozen=snapshot.busy)
+        self._chronicle.note("rollback", snapshot.label or snapshot.id)
         await self._close_comms(self._timeline.go_back(snapshot.id).comms)
         if snapshot.cell.count is not None:
             self._answers.execution_count = snapshot.cell.count
@@ -392,6 +423,7 @@ class Router:
             remedy: Whether to add how to get a VM back.
         """
         self._executions.lost(request, error)
+        self._chronicle.ends(request.run, failed=True)
         if request.hold:
             request.settle(replied=True, idle=True)
         elif request.replied:
@@ -406,7 +438,9 @@ class Router:
     async def _replied(self, request: Request, content: dict[str, object]) -> CellFacts | None:
         """Note that the guest is done with a cell, and goes on to the next; return what it cost."""
         ended = self._executions.replied(request, content)
+        self._chronicle.ends(request.run, failed=content["status"] != "ok")
         self._tell_running()
+        self._spawn(self._host_comms.say_idle())
         return None if ended is None else await self._facts.complete(ended)
 
     def _tell_running(self) -> None:
@@ -414,6 +448,7 @@ class Router:
         current = self._table.current()
         for request in current:
             self._executions.runs(request, self._machine.guest)
+            self._chronicle.begins(request.run, request.code)
         if current:
             self._machine.network.running(cell_of(current[0]))
 

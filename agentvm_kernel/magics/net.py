@@ -13,7 +13,7 @@ from agentvm_kernel.kernel.network import NotebookNetwork
 from agentvm_kernel.magics import show
 from agentvm_kernel.magics.call import Call
 from agentvm_kernel.supervisor.messages import NetworkMode
-from agentvm_kernel.supervisor.network_messages import NetworkInfo, NetworkRequest, RuleInfo
+from agentvm_kernel.supervisor.network_messages import NetworkInfo, RuleInfo
 
 HELP = """%net [status | allow HOST… | deny HOST… | log [N] | mode MODE | off]
 %net [inspect HOST… | record NAME | replay NAME | live]
@@ -89,15 +89,7 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
 
 
 async def _change(network: NotebookNetwork, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> Mapping[str, str]:
-    """Add to one list, and take the same off the other."""
-    own = network.wanted
-    wanted = NetworkRequest(
-        mode=own.mode,
-        inspect=own.inspect,
-        allow=tuple(dict.fromkeys([*(host for host in own.allow if host not in deny), *allow])),
-        deny=tuple(dict.fromkeys([*(host for host in own.deny if host not in allow), *deny])),
-    )
-    info = await network.change(wanted)
+    info = await network.amend(allow, deny)
     lines = [f"{'Allowed' if allow else 'Denied'}: {', '.join(show.plain(host) for host in (*allow, *deny))}."]
     if info.mode != "filtered":
         lines.append(f"The mode is {info.mode} ({_MEANINGS[info.mode]}); %net mode filtered changes that.")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
+from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.kernel.hostcomms import HostComms
+from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.magics import (
     adopt,
     audit,
     fork,
     limits,
+    monitor,
     net,
     pull,
     push,
@@ -30,7 +35,7 @@ class Family(Protocol):
 
     HELP: str
 
-    async def run(self, call: Call, host: Host) -> Mapping[str, str]:
+    async def run(self, call: Call, host: Host) -> Mapping[str, object]:
         """Carry out a call; return what to display by MIME type."""
 
 
@@ -39,6 +44,7 @@ _FAMILIES: Final[dict[str, Family]] = {
     "limits": limits,
     "net": net,
     "audit": audit,
+    "monitor": monitor,
     "snapshot": snapshot,
     "snapshots": snapshots,
     "rollback": rollback,
@@ -82,7 +88,7 @@ class BoundMagic:
         """Whether it does not wait for a VM that is on its way, but for none."""
         return self.call.name == "vm" and self.call.words == ("stop",)
 
-    async def run(self, host: Host) -> Mapping[str, str]:
+    async def run(self, host: Host) -> Mapping[str, object]:
         """Carry it out, or show its help.
 
         Raises:
@@ -103,3 +109,7 @@ class Registry:
         """Return the magic that a cell calls; None for a cell that is the guest's."""
         call = find_call(code, _FAMILIES.keys()) if "%" in code else None
         return BoundMagic(call, _FAMILIES[call.name]) if call else None
+
+    def revive(self, notebook: Path, machine: Machine, chronicle: Chronicle, comms: HostComms) -> None:
+        """Let the monitor live again that a notebook shows; see `Magics`."""
+        monitor.revive(notebook, machine, chronicle, comms)

@@ -140,10 +140,9 @@ def lab(browser: Browser, server: Jupyter) -> Iterator[Lab]:
     try:
         page = context.new_page()
         page.goto(f"{server.url}/lab?token={server.token}&reset", timeout=120_000)
-        page.wait_for_function("window.jupyterapp !== undefined", timeout=120_000)
-        page.evaluate("() => window.jupyterapp.restored")
-        page.evaluate(_DRIVER)
-        yield Lab(page)
+        opened = Lab(page)
+        opened.prepare()
+        yield opened
     finally:
         context.close()
 
@@ -190,11 +189,17 @@ class Lab:
     """JupyterLab in a page.
 
     Args:
-        page: The page, with the driver loaded.
+        page: The page; `prepare` loads the driver.
     """
 
     def __init__(self, page: Page) -> None:
         self.page = page
+
+    def prepare(self) -> None:
+        """Load the driver, once JupyterLab is there; again after the page was loaded again."""
+        self.page.wait_for_function("window.jupyterapp !== undefined", timeout=120_000)
+        self.page.evaluate("() => window.jupyterapp.restored")
+        self.page.evaluate(_DRIVER)
 
     def open(self, path: str, kernel: str | None = None) -> None:
         """Open a notebook.
@@ -208,6 +213,23 @@ class Lab:
     def run(self) -> list[str]:
         """Run each cell and save the notebook; return what the page failed to do."""
         return list(self.page.evaluate("() => bed.run()"))
+
+    def run_one(self, name: str, *, wait: bool = True) -> None:
+        """Run a cell.
+
+        Args:
+            name: Its name.
+            wait: Return when it has ended.
+        """
+        self.page.evaluate(f"name => {{ const done = bed.runOne(name); return {'done' if wait else 'null'}; }}", name)
+
+    def save(self) -> None:
+        """Save the notebook."""
+        self.page.evaluate("() => bed.save()")
+
+    def shut_down(self) -> None:
+        """End the notebook's kernel."""
+        self.page.evaluate("() => bed.shutDown()")
 
     def settle(self) -> None:
         """Wait until the page has drawn what it got and asks for nothing any more."""

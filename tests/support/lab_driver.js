@@ -53,6 +53,18 @@
     return counts;
   };
 
+  // Runs one cell, to its end.
+  const runOne = async name => {
+    panel.content.activeCellIndex = panel.content.widgets.findIndex(
+      widget => widget.model.sharedModel.metadata.case === name
+    );
+    await app.commands.execute('notebook:run-cell');
+  };
+
+  const save = () => panel.context.save();
+
+  const shutDown = () => panel.sessionContext.shutdown();
+
   const close = async () => {
     await panel.sessionContext.shutdown();
     panel.dispose();
@@ -124,5 +136,5 @@
     return result;
   };
 
-  window.bed = { open, run, counted, drawn, close, kept, sources, fired };
+  window.bed = { open, run, counted, runOne, save, shutDown, drawn, close, kept, sources, fired };
 }

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.session import Session
@@ -45,10 +46,12 @@ from agentvm_kernel.supervisor.network_messages import (
     NetworkRequest,
     RuleInfo,
 )
-from agentvm_kernel.supervisor.stats_messages import Moved
+from agentvm_kernel.supervisor.stats_messages import Moved, VMStats
 from agentvm_kernel.supervisor.status import Status
 
 TIMEOUT = 20.0
+
+_Event = TypeVar("_Event")
 
 
 def granted(number: int = 1, **changes: object) -> Granted:
@@ -89,9 +92,12 @@ class ScriptedLease:
         return event
 
 
-async def _all(connections: list[Connection]) -> AsyncIterator[Connection]:
-    for one in connections:
+async def _all(known: list[_Event], coming: asyncio.Queue[_Event | None] | None = None) -> AsyncIterator[_Event]:
+    """What is known, and then, until None comes, what comes."""
+    for one in known:
         yield one
+    while coming is not None and (event := await coming.get()) is not None:
+        yield event
 
 
 class ScriptedSupervisor:
@@ -123,6 +129,10 @@ class ScriptedSupervisor:
         self.told = asyncio.Event()
         self.resumed = Resumed(was_paused=False, was_slowed=False)
         self.connected: list[Connection] = []
+        self.connecting: asyncio.Queue[Connection | None] = asyncio.Queue()
+        self.measured: list[VMStats] = []
+        self.measuring: asyncio.Queue[VMStats | None] = asyncio.Queue()
+        self.followers = 0
         self.audited: list[Record] = []
         self.since: list[float] = []
         self.has_moved: Moved | None = None
@@ -199,7 +209,15 @@ class ScriptedSupervisor:
 
     @asynccontextmanager
     async def connections(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[AsyncIterator[Connection]]:
-        yield _all(self.connected)
+        yield _all(self.connected, self.connecting if follow else None)
+
+    @asynccontextmanager
+    async def stats(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[AsyncIterator[VMStats]]:
+        self.followers += follow
+        try:
+            yield _all(self.measured, self.measuring if follow else None)
+        finally:
+            self.followers -= follow
 
     async def _work(self, what: str) -> None:
         """Be at work until the test lets it go on; one thing at a time."""

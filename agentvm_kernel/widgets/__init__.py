@@ -1,0 +1,1 @@
+"""What magics show in a notebook that goes on by itself."""
