@@ -166,6 +166,8 @@ async def test_comms_opened_since_the_snapshot_are_closed_and_the_others_stay(tm
         comm(guest, "comm_open", "after")
         comm(guest, "comm_open", "long-after", 300_000)
         comm(guest, "comm_open", "gone-after")
+        while (await client.get_iopub_msg(timeout=TIMEOUT))["content"].get("comm_id") != "gone-after":
+            pass
         await ask(client, "comm_open", {"comm_id": "client-after", "target_name": "t", "data": {}}, subshell_id="s")
         guest.status(await guest.asked(), "idle")
         await ask(client, "comm_close", {"comm_id": "gone-after", "data": {}}, subshell_id="s")
