@@ -99,7 +99,7 @@ def _figures(book: Book, count: int) -> list[Figure]:
         book[name].renamed(name.format(count)) for name in (_CPU, _WALL, _CPU_OF_LIBVIRT, _WALL_OF_LIBVIRT)
     )
     return [
-        Figure(cpu, of_libvirt, limit=0.1 * count),
+        Figure(cpu, of_libvirt, limit=0.075 * count),
         Figure(wall, wall_of_libvirt),
         Figure(book[_CLOSE], wall_of_libvirt),
     ]
