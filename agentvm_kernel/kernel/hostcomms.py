@@ -65,7 +65,7 @@ class HostComms:
         self.has_viewer = False
         self._is_busy = is_busy
         self._widgets: dict[str, HostWidget] = {}
-        self._known: set[str] = set()
+        self._heard: set[str] = set()
         self._unsaid: list[Request] = []
 
     def find(self, name: str) -> HostWidget | None:
@@ -82,16 +82,18 @@ class HostComms:
         self._widgets[widget.id] = widget
 
     async def open(self, widget: HostWidget, request: Request) -> None:
-        """Let the clients know a widget from now on, if there are any that can show it; they are told once.
+        """Let the clients know a widget, if there are any that can show it and none has spoken to it yet.
+
+        One that has spoken has its model. Of an earlier kernel process a page may have one that can speak no more, and
+        would not take another from an answer of any kind but this.
 
         Args:
             widget: It.
             request: The cell that shows it.
         """
         self.offer(widget)
-        if not self.has_viewer or widget.id in self._known:
+        if not self.has_viewer or widget.id in self._heard:
             return
-        self._known.add(widget.id)
         content: dict[str, object] = {"comm_id": widget.id, "target_name": _TARGET, "data": _data(widget)}
         await self._answers.publish("comm_open", content, request, metadata=dict(_VERSION))
 
@@ -139,9 +141,9 @@ class HostComms:
         elif request.message.msg_type == "comm_msg" and isinstance(data, dict):
             said = data.get("content")
             if data.get("method") == "request_state":
-                self._known.add(widget.id)
                 await self._say(widget.id, {"method": "update", **_data(widget)}, request)
             elif data.get("method") == "custom" and isinstance(said, dict) and len(request.message.content) < _LONGEST:
+                self._heard.add(widget.id)
                 await widget.heard(said)
         # What else there is changes nothing: the state is the host's, and so is the end.
         await self._end(request)
@@ -165,7 +167,6 @@ class HostComms:
                 state = widget.state()
                 identity = {key: state[f"_{key}"] for key in ("model_name", "model_module", "model_module_version")}
                 states[name] = identity | {"state": state}
-                self._known.add(name)
 
     async def cell_over(self, request: Request | None) -> None:
         """Tell the widgets that a cell is about to be called idle, or that the VM has ended."""

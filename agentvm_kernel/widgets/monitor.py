@@ -23,7 +23,7 @@ from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.requests import Request
 from agentvm_kernel.widgets import anywidget
 from agentvm_kernel.widgets.feed import Feed
-from agentvm_kernel.widgets.history import History, Point, key_of
+from agentvm_kernel.widgets.history import CONNECTIONS, History, Point, key_of
 from agentvm_kernel.widgets.present import Present, allowable, present
 from agentvm_kernel.widgets.still import picture
 from agentvm_kernel.widgets.text import sketch
@@ -135,8 +135,9 @@ class Monitor:
             self._drawn = self._clock()
             if self._task is None:
                 await self._feed.look()
+            bundle = self._bundle(live=live)
             for display in self._displays:
-                await self._comms.display(self._bundle(live=live), display, request)
+                await self._comms.display(bundle, display, request)
 
     def _bundle(self, *, live: bool = True) -> dict[str, object]:
         now, events = self._present(), self._chronicle.events
@@ -157,8 +158,10 @@ class Monitor:
     # The live view
 
     async def heard(self, content: Mapping[str, object]) -> None:
-        """Take what a page says: that it shows the monitor, that it does not, or that a host is to be allowed."""
+        """Take what a page says: that it is there, shows the monitor, does not, or wants a host to be allowed."""
         match content:
+            case {"do": "hello"}:
+                pass
             case {"do": "watch", "page": str(page), "seen": int(seen)} if len(page) <= 64:
                 self._watch(page, seen)
             case {"do": "leave", "page": str(page)}:
@@ -265,6 +268,8 @@ class Monitor:
                 self._events[news.number] = news
             case Connection():
                 self._connections[key_of(news)] = news
+                if len(self._connections) > CONNECTIONS:
+                    del self._connections[next(iter(self._connections))]
         self._changed.set()
 
     # The button

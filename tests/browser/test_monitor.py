@@ -239,6 +239,18 @@ def test_a_monitor_in_a_saved_notebook_lives_on_with_a_new_kernel(visit: Visit) 
     visit.is_live()
     assert visit.vm != earlier
     visit.picture("revived")
+
+
+def test_it_is_shown_again_after_a_restart_of_the_kernel(visit: Visit) -> None:
+    earlier = visit.vm
+    visit.lab.save()
+    visit.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+    visit.lab.run_one("monitor")
+    visit.is_live()
+    assert visit.vm != earlier
+    expect(visit.page.locator(".agentvm-monitor:visible")).to_have_count(1)
+    visit.lab.run_one("monitor")
+    visit.is_live()
     visit.lab.close()
 
 

@@ -36,6 +36,7 @@ export class Store {
     model.on('msg:custom', this.take);
     document.addEventListener('visibilitychange', this.look);
     this.timer = setInterval(this.tick, SIGN * 1000);
+    this.say({ do: 'hello' });
   }
 
   close(): void {
@@ -51,7 +52,7 @@ export class Store {
 
   allow(key: string): void {
     this.asked.add(key);
-    this.model.send({ do: 'allow', key });
+    this.say({ do: 'allow', key });
     this.draw();
   }
 
@@ -64,7 +65,7 @@ export class Store {
       this.watch();
     } else if (!isSeen && this.isWatching) {
       this.isWatching = false;
-      this.model.send({ do: 'leave', page: this.page });
+      this.say({ do: 'leave', page: this.page });
     }
   };
 
@@ -77,7 +78,15 @@ export class Store {
   };
 
   private watch(): void {
-    this.model.send({ do: 'watch', page: this.page, seen: this.number });
+    this.say({ do: 'watch', page: this.page, seen: this.number });
+  }
+
+  private say(content: object): void {
+    try {
+      this.model.send(content);
+    } catch {
+      // The kernel has been started anew: its comms are gone, and the views will say that nothing comes.
+    }
   }
 
   private readonly take = (content: unknown): void => {
