@@ -169,6 +169,8 @@ def test_everything_else_is_refused_counted_and_written_down(vm: Visitor, world:
 
 def test_an_address_of_another_network_gets_nowhere_and_is_counted(vm: Visitor, world: SystemHost) -> None:
     vm.program("sudo", "sh", "-c", "ip address add 45.55.0.77/32 dev agentvm1")
+    assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached", "it does not have to ask for its router any more"
+    world.forget()
     before = refused_packets(world)
     vm.fails("python3", "-c", SPOOF.format("45.55.0.77", GOOD))
     assert world.knocks == []
