@@ -7,6 +7,7 @@ names, in its first line, the sources that it is made of, and is not built again
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -51,6 +52,13 @@ def is_built(root: Path) -> bool:
     return path.exists() and path.read_text().startswith(stamp(root))
 
 
+def _environment() -> dict[str, str]:
+    """Return Node's environment: it has certificates of its own and is told of those that pip was told of."""
+    told = (os.environ[name] for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if name in os.environ)
+    certificates = next(told, None)
+    return ({"NODE_EXTRA_CA_CERTS": certificates} if certificates else {}) | os.environ
+
+
 def build(root: Path) -> None:
     """Install what the lock file names, check the types and bundle.
 
@@ -70,6 +78,6 @@ def build(root: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as place:
         made = Path(place) / "made.js"
         for step in (["ci"], ["run", "check"], ["run", "build", "--", f"--outfile={made}"]):
-            subprocess.run([node, npm, *step], cwd=folder, check=True)
+            subprocess.run([node, npm, *step], cwd=folder, env=_environment(), check=True)
         made.write_text(stamp(root) + made.read_text())
         made.replace(target)
