@@ -77,13 +77,20 @@ class Feed:
         try:
             while True:
                 another.clear()
+                following = asyncio.create_task(self._follow_present(), name="monitor-lease")
                 try:
-                    await self._follow_lease(self._machine.present())
-                except AgentVMError as error:
-                    log.info("the VM's measures end: %s", error.message)
-                await another.wait()
+                    await another.wait()
+                finally:
+                    following.cancel()
+                    await asyncio.wait([following])
         finally:
             self._chronicle.listeners.remove(noted)
+
+    async def _follow_present(self) -> None:
+        try:
+            await self._follow_lease(self._machine.present())
+        except AgentVMError as error:
+            log.info("the VM's measures end: %s", error.message)
 
     async def _follow_lease(self, tenure: Tenure) -> None:
         """Take what comes of a lease until it ends.
