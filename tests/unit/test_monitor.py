@@ -199,12 +199,14 @@ async def test_a_page_that_says_nothing_any_more_is_forgotten(tmp_path: Path) ->
         await within(lambda: bed.supervisor.followers == 0)
 
 
-async def test_it_goes_on_in_the_next_vm_and_says_that_there_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", [True, False], ids=["the stream ends", "the stream hangs"])
+async def test_it_goes_on_in_the_next_vm_and_says_that_there_is_none(tmp_path: Path, ends: bool) -> None:
     async with monitoring(tmp_path) as bed:
         bed.supervisor.measured = [measured(1.0)]
         await bed.watch()
         await within(lambda: bed.monitor.history.points)
-        bed.supervisor.measuring.put_nowait(None)  # the lease ends
+        if ends:
+            bed.supervisor.measuring.put_nowait(None)
         await bed.kernel.machine.close(VMEndedError("gone for a reason"))
         while bed.desk.told()[-1]["now"]["state"] != "ended":
             await bed.desk.pass_on()
