@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
+from accounting import cpu_seconds, memory
 from audited import audited, audited_soon
 from internet import Internet, internet
 from kernel_client import Cell, Notebook, notebook, wait_until
@@ -24,7 +22,6 @@ from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 pytestmark = pytest.mark.timeout(400)
 
-TICKS = os.sysconf("SC_CLK_TCK")
 MB = 10**6
 SITE = "good.example.org"
 
@@ -71,16 +68,9 @@ class Bed:
     pid: int
     vm: str
 
-    def cpu(self) -> float:
-        """CPU time, seconds."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
     def memory(self) -> int:
         """Memory that it has written, bytes."""
-        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
-        (kib,) = re.findall(r"^Anonymous: +(\d+) kB$", text, re.MULTILINE)
-        return int(kib) << 10
+        return memory(self.pid)["Anonymous"]
 
     def disk(self) -> int:
         """What its files take on the host's disk, bytes."""
@@ -115,9 +105,9 @@ def test_what_a_cell_cost_is_what_the_host_has_counted(world: Internet) -> None:
     with world.supervised(f'\n[network]\nallow = ["{SITE}"]\n') as paths, notebook(environment_of(paths)) as nb:
         ours = bed(nb, paths)
 
-        cpu = ours.cpu()
+        cpu = cpu_seconds(ours.pid)
         burnt = facts(ok(nb, BURN))
-        assert burnt["cpu_seconds"] == pytest.approx(ours.cpu() - cpu, rel=0.1)
+        assert burnt["cpu_seconds"] == pytest.approx(cpu_seconds(ours.pid) - cpu, rel=0.1)
         assert 0.1 < burnt["cpu_seconds"] < 4 * burnt["seconds"]
         assert (burnt["network_sent"], burnt["network_received"], burnt["hosts"]) == (0, 0, [])
         assert burnt["disk_written"] < 5 * MB
@@ -170,14 +160,16 @@ def test_a_guest_that_lies_about_itself_changes_nothing_that_is_measured() -> No
         claimed = {line for line in lines if "(claimed by the guest)" in line}
         assert {line.rpartition("  ")[2].strip() for line in claimed} >= {"123456", "9999.99", "7 KiB"}
         assert not any("123456" in line or "9999" in line for line in set(lines) - claimed)
-        cpu = ours.cpu()
+        cpu = cpu_seconds(ours.pid)
         found = facts(ok(nb, BURN))
-        assert found["cpu_seconds"] == pytest.approx(ours.cpu() - cpu, rel=0.1)
+        assert found["cpu_seconds"] == pytest.approx(cpu_seconds(ours.pid) - cpu, rel=0.1)
         assert found["memory_peak"] == pytest.approx(ours.memory(), rel=0.1)
         # It is asked again every other second, if it has worked.
         lie = (123456, 7 << 10)
         wait_until(lambda: (told_by(paths).processes, told_by(paths).memory_free) == lie, "the lie is told")
-        wait_until(lambda: leased(paths).cpu_seconds == pytest.approx(ours.cpu(), rel=0.1), "the CPU time is right")
+        wait_until(
+            lambda: leased(paths).cpu_seconds == pytest.approx(cpu_seconds(ours.pid), rel=0.1), "the CPU time is right"
+        )
 
 
 def test_a_storm_of_processes_is_an_anomaly_as_the_guest_claims() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -20,6 +20,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
+from accounting import cpu_seconds, memory
 from vms import own_supervisor
 
 from agentvm_kernel import Session
@@ -29,7 +30,6 @@ from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 pytestmark = pytest.mark.timeout(400)
 
-TICKS = os.sysconf("SC_CLK_TCK")
 SECONDS = 60
 IDLE = 4
 MB = 10**6
@@ -62,16 +62,6 @@ class Bed:
     lease: str
     pid: int
 
-    def cpu(self) -> float:
-        """The CPU time of its QEMU, as the kernel has it."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
-    def memory(self) -> dict[str, int]:
-        """The memory of its QEMU, as the kernel has it."""
-        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
-        return {name: int(kib) << 10 for name, kib in re.findall(r"^(\w+): +(\d+) kB$", text, re.MULTILINE)}
-
     def measured(self) -> VMStats:
         """What is told of it when all that it has done up to now is known: of an idle guest QEMU is asked less."""
         begin = time.time() + IDLE
@@ -80,8 +70,8 @@ class Bed:
 
     def burn(self, seconds: float) -> None:
         """Let it compute until it has used so much CPU time."""
-        until = self.cpu() + seconds
-        while self.cpu() < until:
+        until = cpu_seconds(self.pid) + seconds
+        while cpu_seconds(self.pid) < until:
             self.run(BURN)
 
     def run(self, code: str) -> None:
@@ -107,9 +97,9 @@ def own_paths() -> Iterator[Paths]:
 def test_cpu_memory_and_disk_are_what_a_cell_used(own_paths: Paths) -> None:
     with bed(own_paths) as ours:
         ours.run("1")
-        before, cpu = ours.measured(), ours.cpu()
+        before, cpu = ours.measured(), cpu_seconds(ours.pid)
         ours.burn(BURNT)
-        used, burnt = ours.cpu() - cpu, ours.measured()
+        used, burnt = cpu_seconds(ours.pid) - cpu, ours.measured()
         assert burnt.cpu_seconds - before.cpu_seconds == pytest.approx(used, rel=0.1)
         with ours.client.stats(ours.lease) as events:
             history = [one for one in events if one.time > before.time]
@@ -119,11 +109,11 @@ def test_cpu_memory_and_disk_are_what_a_cell_used(own_paths: Paths) -> None:
         total = sum(percent * seconds / 100 for percent, seconds in zip(percents, spans, strict=True))
         assert total == pytest.approx(history[-1].cpu_seconds - before.cpu_seconds, rel=0.1)
 
-        before, memory = ours.measured(), ours.memory()
+        before, had = ours.measured(), memory(ours.pid)
         ours.run(ALLOCATE)
-        after, grown = ours.measured(), ours.memory()
+        after, grown = ours.measured(), memory(ours.pid)
         assert after.memory_guest - before.memory_guest == pytest.approx(200 * MB, rel=0.1)
-        assert after.memory - before.memory == pytest.approx(grown["Pss"] - memory["Pss"], rel=0.1)
+        assert after.memory - before.memory == pytest.approx(grown["Pss"] - had["Pss"], rel=0.1)
         assert after.memory == pytest.approx(grown["Pss"], rel=0.1)
         private = grown["Private_Clean"] + grown["Private_Dirty"]
         assert after.memory_private == pytest.approx(private, rel=0.1)
@@ -147,6 +137,27 @@ def test_a_rollbacks_vm_is_measured_in_the_place_of_the_old_one(own_paths: Paths
         assert new.disk_written < old.disk_written
         listed = [vm.id for vm in ours.client.vms().vms if vm.state == "leased"]
         assert listed == [new.vm]
+
+
+def test_a_qemu_that_is_stuck_delays_no_other(own_paths: Paths) -> None:
+    with bed(own_paths) as ours, ExitStack() as stack:
+        other = stack.enter_context(Session(paths=own_paths, notebook="stuck"))
+        (stuck,) = (one for one in ours.client.status().leases if one.lease != ours.lease)
+        other.run(WRITE)
+        stats = stack.enter_context(ours.client.stats(follow=True))
+        os.kill(stuck.pid, signal.SIGSTOP)
+        stack.callback(os.kill, stuck.pid, signal.SIGCONT)
+        before = ours.measured()
+        ours.run(WRITE)
+        after = ours.measured()
+        assert after.disk_written - before.disk_written == pytest.approx(100 * MB, rel=0.1)
+        seen: dict[str, list[VMStats]] = {ours.lease: [], stuck.lease: []}
+        while max(one[-1].time if one else 0 for one in seen.values()) < after.time:
+            one = next(stats)
+            seen.setdefault(one.lease, []).append(one)
+        assert any(one.stale for one in seen[stuck.lease])
+        assert not any(one.stale for one in seen[ours.lease])
+        assert abs(len(seen[ours.lease]) - len(seen[stuck.lease])) <= 1
 
 
 # Prometheus
