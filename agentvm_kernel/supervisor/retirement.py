@@ -8,6 +8,7 @@ from typing import Final
 
 from agentvm_kernel.observe.events import VMDestroyed
 from agentvm_kernel.observe.fields import Event
+from agentvm_kernel.supervisor.heap import Heap
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.clone import VM
 
@@ -27,6 +28,7 @@ class Retirement:
         self._reasons: dict[str, str] = {}
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._heap = Heap()
 
     def begin(self, things: Iterable[VM | Blank]) -> None:
         """End them in the background."""
@@ -41,6 +43,7 @@ class Retirement:
             await thing.end()
         name = thing.machine.spec.folder.name
         self._record(VMDestroyed(vm=name, reason=self._reasons.pop(name, "")))
+        self._heap.trim_soon()
 
     def give_reason(self, vm: str, reason: str) -> None:
         """Have the audit log say why a VM was ended.
@@ -57,4 +60,7 @@ class Retirement:
         Raises:
             AgentVMError: one did not end as it should; all were tried.
         """
-        await asyncio.gather(*self._tasks)
+        try:
+            await asyncio.gather(*self._tasks)
+        finally:
+            self._heap.close()

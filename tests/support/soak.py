@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -67,6 +68,15 @@ async def tell_nonce(runner: Runner, seconds: float = 240) -> None:
 def private_mib(pid: int) -> float:
     """Memory that a process shares with nobody."""
     return float(psutil.Process(pid).memory_full_info().uss / _MIB)
+
+
+async def kept_mib(pid: int, seconds: float = 15) -> float:
+    """Memory that a process shares with nobody, once it has given back what it had for a while."""
+    lowest, until = private_mib(pid), time.monotonic() + seconds
+    while time.monotonic() < until:
+        await asyncio.sleep(0.5)
+        lowest = min(lowest, private_mib(pid))
+    return lowest
 
 
 async def at_rest(client: SupervisorClient, paths: Paths) -> dict[str, int]:
