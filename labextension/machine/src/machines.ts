@@ -8,7 +8,7 @@ import { Store } from './model/store.ts';
 import type { Event } from './model/wire.ts';
 
 /** The server extension's events; see agentvm_kernel/server/news.py. */
-const SCHEMA = 'https://schema.agentvm-kernel.invalid/machine/v1';
+const SCHEMA = 'urn:agentvm-kernel:machine';
 /** Milliseconds between two signs of life; the server forgets a page after sixty seconds. */
 const SIGN = 20_000;
 

@@ -82,7 +82,9 @@ function said(store: Store, trans: TranslationBundle): Said {
     ended: {
       title: trans.__('The machine has ended'),
       why: text || trans.__('What it had in memory is gone.'),
-      hint: trans.__('Go back to a snapshot, or start a fresh machine.')
+      hint: store.tree?.snapshots.length
+        ? trans.__('Go back to a snapshot, or start a fresh machine.')
+        : trans.__('Start a fresh machine.')
     },
     missing: {
       title: trans.__('The Jupyter server lacks the extension'),
