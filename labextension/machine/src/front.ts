@@ -12,15 +12,17 @@ export class Front implements IMachines {
   readonly machines: Machines;
   readonly trans: TranslationBundle;
   readonly changed: Signal<IMachines, void> = new Signal<IMachines, void>(this);
+  readonly hasNotebooks: boolean;
   notebook: NotebookPanel | null = null;
   store: Store | null = null;
   private endListening = (): void => undefined;
 
-  constructor(tracker: INotebookTracker, machines: Machines, trans: TranslationBundle) {
+  constructor(tracker: INotebookTracker | null, machines: Machines, trans: TranslationBundle) {
     this.machines = machines;
     this.trans = trans;
-    tracker.currentChanged.connect((_, notebook) => this.follow(notebook));
-    this.follow(tracker.currentWidget);
+    this.hasNotebooks = tracker !== null;
+    tracker?.currentChanged.connect((_, notebook) => this.follow(notebook));
+    this.follow(tracker?.currentWidget ?? null);
   }
 
   private follow(notebook: NotebookPanel | null): void {

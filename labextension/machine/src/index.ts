@@ -22,9 +22,9 @@ const machines: JupyterFrontEndPlugin<IMachines> = {
   description: 'Knows the virtual machines under the notebooks of this page.',
   autoStart: true,
   provides: IMachines,
-  requires: [INotebookTracker],
-  optional: [ITranslator],
-  activate: (app: JupyterFrontEnd, tracker: INotebookTracker, translator: ITranslator | null): IMachines => {
+  // Notebook's pages without a notebook have no tracker.
+  optional: [INotebookTracker, ITranslator],
+  activate: (app: JupyterFrontEnd, tracker: INotebookTracker | null, translator: ITranslator | null): IMachines => {
     const trans = (translator ?? nullTranslator).load('agentvm_kernel');
     const api = new Api(app.serviceManager.serverSettings);
     return new Front(tracker, new Machines(api, app.serviceManager), trans);
@@ -44,6 +44,9 @@ const panel: JupyterFrontEndPlugin<void> = {
     statusBar: IStatusBar | null,
     settings: ISettingRegistry | null
   ): void => {
+    if (!shared.hasNotebooks) {
+      return;
+    }
     const actions = new Actions(shared.machines.api, shared.trans);
     const view = new Panel(shared, actions, app.commands);
     view.title.icon = icon;

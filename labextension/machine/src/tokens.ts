@@ -10,6 +10,8 @@ import type { Store } from './model/store.ts';
 export interface IMachines {
   readonly machines: Machines;
   readonly trans: TranslationBundle;
+  /** Whether this page can show notebooks at all. */
+  readonly hasNotebooks: boolean;
   /** The notebook that is in front, and the store of its kernel; null where there is none. */
   readonly notebook: NotebookPanel | null;
   readonly store: Store | null;
