@@ -67,6 +67,7 @@ class SupervisorClient:
         self._paths = paths
         self._start = start
         self._http: aiohttp.ClientSession | None = None
+        self._streams: set[aiohttp.ClientResponse] = set()
 
     async def __aenter__(self) -> Self:
         """Open the client; connects nowhere yet."""
@@ -77,7 +78,10 @@ class SupervisorClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close every connection; leases end with theirs."""
+        """Close every connection; leases end with theirs, and who still reads a stream is told that it is over."""
+        # aiohttp lets go of a body when it closes the connection below it, and who waits for more would wait for ever.
+        for response in list(self._streams):
+            _hang_up(response)
         if self._http is not None:
             await self._http.close()
 
@@ -128,11 +132,8 @@ class SupervisorClient:
     @asynccontextmanager
     async def lease(self, request: LeaseRequest) -> AsyncIterator[Lease]:
         """Ask for a VM and hold it within the context."""
-        response = await self._request("POST", "/v1/leases", request)
-        try:
+        async with self._stream("POST", "/v1/leases", request) as response:
             yield Lease(response)
-        finally:
-            _hang_up(response)
 
     async def snapshots(self, lease: str) -> SnapshotTree:
         """Return the snapshots of a lease's notebook.
@@ -169,11 +170,8 @@ class SupervisorClient:
     @asynccontextmanager
     async def forks(self, lease: str, request: ForkRequest) -> AsyncIterator[Forks]:
         """Fork a lease's VM; on leaving the context all forks end that do not rest."""
-        response = await self._request("POST", f"{_path(lease)}/forks", request, patient=True)
-        try:
+        async with self._stream("POST", f"{_path(lease)}/forks", request, patient=True) as response:
             yield Forks(response)
-        finally:
-            _hang_up(response)
 
     async def rest_fork(self, lease: str, fork: int) -> None:
         """Pause a fork whose work is done; it is kept, to be adopted, until the next forks or the lease's end."""
@@ -238,11 +236,8 @@ class SupervisorClient:
             follow: Go on until the context is left.
         """
         path = f"{_path(lease)}/connections" if lease else "/v1/connections"
-        response = await self._request("GET", f"{path}?follow={int(follow)}")
-        try:
+        async with self._stream("GET", f"{path}?follow={int(follow)}") as response:
             yield Connections(response)
-        finally:
-            _hang_up(response)
 
     @asynccontextmanager
     async def stats(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[Stats]:
@@ -253,11 +248,8 @@ class SupervisorClient:
             follow: Go on until the context is left, or the lease ends.
         """
         path = f"{_path(lease)}/stats" if lease else "/v1/stats"
-        response = await self._request("GET", f"{path}?follow={int(follow)}")
-        try:
+        async with self._stream("GET", f"{path}?follow={int(follow)}") as response:
             yield Stats(response)
-        finally:
-            _hang_up(response)
 
     async def metrics(self) -> str:
         """Return the metrics as Prometheus reads them."""
@@ -277,6 +269,19 @@ class SupervisorClient:
             return answer.model_validate_json(body)
         except ValidationError as error:
             raise SupervisorError(f"The supervisor's answer is no {answer.__name__}: {error}") from error
+
+    @asynccontextmanager
+    async def _stream(
+        self, method: str, path: str, message: Message | None = None, *, patient: bool = False
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request whose answer stays open; it is hung up on leaving the context, or with the client."""
+        response = await self._request(method, path, message, patient=patient)
+        self._streams.add(response)
+        try:
+            yield response
+        finally:
+            self._streams.discard(response)
+            _hang_up(response)
 
     async def _request(
         self, method: str, path: str, message: Message | None = None, *, patient: bool = False
