@@ -397,6 +397,7 @@ class VMInfo(Message):
         network_sent: Bytes that it has sent through the gateway.
         network_received: Bytes that it has received.
         executing: A cell runs in it, as its session says.
+        travelling: A snapshot is taken after every cell, as its session says.
         claimed: What the guest says of itself, for which nobody vouches; ``None`` if it has said nothing. All else is
             measured on the host.
     """
@@ -421,6 +422,7 @@ class VMInfo(Message):
     network_sent: int = 0
     network_received: int = 0
     executing: bool = False
+    travelling: bool = False
     claimed: Claims | None = None
 
 

@@ -164,6 +164,7 @@ async def set_cell(call: Call, wanted: CellRequest) -> None:
     lease.executions.take(wanted)
     lease.network.set_cell(wanted)
     lease.output = wanted.output
+    lease.is_travelling = wanted.travelling
 
 
 async def list_audit(call: Call) -> AuditRecords:
