@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import NoLeaseError, SupervisorError
 from agentvm_kernel.profiles import Limits
-from agentvm_kernel.supervisor.answers import Connections, Forks, Lease, Stats, read_body, read_refusal
+from agentvm_kernel.supervisor.answers import AuditEvents, Connections, Forks, Lease, Stats, read_body, read_refusal
 from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.launch import start_supervisor
 from agentvm_kernel.supervisor.messages import (
@@ -39,7 +39,7 @@ from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.supervisor.status import Reloaded, Status
 from agentvm_kernel.validation import checked
 
-__all__ = ["Connections", "Forks", "Lease", "Stats", "SupervisorClient"]
+__all__ = ["AuditEvents", "Connections", "Forks", "Lease", "Stats", "SupervisorClient"]
 
 _BASE: Final = "http://supervisor"
 _LEASES: Final = "/v1/leases/"
@@ -217,6 +217,19 @@ class SupervisorClient:
             last: How many of the newest records, 1 to 999.
         """
         return await self._ask(AuditRecords, "GET", f"{_path(lease)}/audit?last={last}")
+
+    @asynccontextmanager
+    async def events(self, lease: str = "") -> AsyncIterator[AuditEvents]:
+        """Tell what goes into the audit log from now on, until the context is left.
+
+        Args:
+            lease: The lease's id: only what is recorded about it, until it is over; empty for everything.
+        """
+        response = await self._request("GET", f"{_path(lease) if lease else '/v1'}/events")
+        try:
+            yield AuditEvents(response)
+        finally:
+            _hang_up(response)
 
     async def moved(self, lease: str, since: float) -> Moved:
         """Return what a lease's VM has moved, as far as its tally does not tell it.

@@ -24,9 +24,10 @@ from agentvm_kernel.errors import (
     VMEndedError,
     host_error,
 )
+from agentvm_kernel.observe.events import LeaseReleased
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor import openapi
-from agentvm_kernel.supervisor.audit_messages import AuditRecords
+from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords, news_adapter
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.forks import Forks, rest
 from agentvm_kernel.supervisor.lease import Lease
@@ -176,6 +177,25 @@ async def list_audit(call: Call) -> AuditRecords:
     return AuditRecords(records=tuple(await asyncio.to_thread(audit.newest, notebook, int(last))))
 
 
+async def follow_events(call: Call, emit: Emit) -> None:
+    """Tell what is recorded about a lease from now on, a line each, until it is over."""
+    await _follow(call, emit, call.lease.terms.id)
+
+
+async def follow_all_events(call: Call, emit: Emit) -> None:
+    """Tell what goes into the audit log from now on, a line each, until the supervisor leaves."""
+    await _follow(call, emit, "")
+
+
+async def _follow(call: Call, emit: Emit, lease: str) -> None:
+    with call.supervisor.audit.listen(lease) as listener:
+        async for time, event, missed in listener:
+            emit(AuditNews.model_construct(time=time, event=event, missed=missed))
+            if isinstance(event, LeaseReleased) and event.lease == lease:
+                return
+            await emit.sent()
+
+
 async def list_connections(call: Call, emit: Emit) -> None:
     """Tell of a lease's newest connections, a line each."""
     await call.supervisor.networks.tell(call.lease.terms.id, emit, follow=call.query.get("follow") == "1")
@@ -268,6 +288,8 @@ ROUTES: Final = (
     Route("PUT", f"{_LEASE}/cassette", play_cassette, (NoLeaseError, CassetteError)),
     Route("PUT", f"{_LEASE}/cell", set_cell, (NoLeaseError, *_OF_THE_NETWORK)),
     Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last",)),
+    Route("GET", f"{_LEASE}/events", follow_events, (NoLeaseError,), news_adapter),
+    Route("GET", "/v1/events", follow_all_events, (), news_adapter),
     Route("GET", f"{_LEASE}/connections", list_connections, (NoLeaseError,), connection_adapter, ("follow",)),
     Route("GET", "/v1/connections", list_all_connections, (), connection_adapter, ("follow",)),
     Route("GET", f"{_LEASE}/moved", get_moved, (NoLeaseError,), query=("since",)),

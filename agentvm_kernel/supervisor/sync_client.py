@@ -11,7 +11,7 @@ from agentvm_kernel.blocking import LoopThread
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.profiles import Limits
-from agentvm_kernel.supervisor.audit_messages import AuditRecords
+from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import (
     LeaseEvent,
@@ -121,6 +121,12 @@ class SyncSupervisorClient:
     def audit(self, lease: str, last: int = 20) -> AuditRecords:
         """See `SupervisorClient`."""
         return self._thread.call(self._client.audit(lease, last))
+
+    @contextmanager
+    def events(self, lease: str = "") -> Iterator[Iterator[AuditNews]]:
+        """See `SupervisorClient`."""
+        with self._entered(self._client.events(lease)) as events:
+            yield self._events(events)
 
     @contextmanager
     def connections(self, lease: str = "", *, follow: bool = False) -> Iterator[Iterator[Connection]]:
