@@ -225,11 +225,8 @@ class SupervisorClient:
         Args:
             lease: The lease's id: only what is recorded about it, until it is over; empty for everything.
         """
-        response = await self._request("GET", f"{_path(lease) if lease else '/v1'}/events")
-        try:
+        async with self._stream("GET", f"{_path(lease) if lease else '/v1'}/events") as response:
             yield AuditEvents(response)
-        finally:
-            _hang_up(response)
 
     async def moved(self, lease: str, since: float) -> Moved:
         """Return what a lease's VM has moved, as far as its tally does not tell it.
