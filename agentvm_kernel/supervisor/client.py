@@ -21,10 +21,13 @@ from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.launch import start_supervisor
 from agentvm_kernel.supervisor.messages import (
     ForkRequest,
+    LabelRequest,
     LeaseRequest,
     LimitsRequest,
     Message,
     PoolInfo,
+    PruneRequest,
+    Removed,
     Replaced,
     Resumed,
     RollbackPlan,
@@ -146,6 +149,37 @@ class SupervisorClient:
     async def snapshot(self, lease: str, request: SnapshotRequest) -> SnapshotInfo:
         """Snapshot a lease's VM."""
         return await self._ask(SnapshotInfo, "POST", f"{_path(lease)}/snapshots", request, patient=True)
+
+    async def relabel(self, lease: str, snapshot: str, label: str, text: str | None = None) -> SnapshotInfo:
+        """Give a snapshot another label.
+
+        Args:
+            lease: The lease's id.
+            snapshot: The snapshot's id.
+            label: Its label from now on; empty for none.
+            text: What the user says of it; ``None`` leaves that.
+        """
+        request = checked(LabelRequest, label=label, text=text)
+        return await self._ask(SnapshotInfo, "PATCH", _snapshot_path(lease, snapshot), request)
+
+    async def remove(self, lease: str, snapshot: str) -> Removed:
+        """Remove a snapshot; what descends from it stays as it is.
+
+        Args:
+            lease: The lease's id.
+            snapshot: The snapshot's id.
+        """
+        return await self._ask(Removed, "DELETE", _snapshot_path(lease, snapshot), patient=True)
+
+    async def prune(self, lease: str, keep: int) -> Removed:
+        """Remove the notebook's oldest snapshots that have no label and are not in use.
+
+        Args:
+            lease: The lease's id.
+            keep: How many of the newest without a label stay.
+        """
+        request = checked(PruneRequest, keep=keep)
+        return await self._ask(Removed, "POST", f"{_path(lease)}/snapshots/prune", request, patient=True)
 
     async def plan_rollback(self, lease: str, to: str) -> RollbackPlan:
         """Return what a rollback would do.
@@ -355,3 +389,7 @@ def _hang_up(response: aiohttp.ClientResponse) -> None:
 
 def _path(lease: str) -> str:
     return f"{_LEASES}{quote(lease, safe='')}"
+
+
+def _snapshot_path(lease: str, snapshot: str) -> str:
+    return f"{_path(lease)}/snapshots/{quote(snapshot, safe='')}"

@@ -35,9 +35,12 @@ from agentvm_kernel.supervisor.lease_network import NetworkLockedError, NoNetwor
 from agentvm_kernel.supervisor.messages import (
     Ended,
     ForkRequest,
+    LabelRequest,
     LeaseRequest,
     LimitsRequest,
     PoolInfo,
+    PruneRequest,
+    Removed,
     Replaced,
     Resumed,
     RollbackPlan,
@@ -234,6 +237,21 @@ async def take_snapshot(call: Call, wanted: SnapshotRequest) -> SnapshotInfo:
     return await call.supervisor.history.snapshot(call.lease, wanted)
 
 
+async def label_snapshot(call: Call, wanted: LabelRequest) -> SnapshotInfo:
+    """Give a snapshot another label."""
+    return await asyncio.shield(call.supervisor.history.relabel(call.lease, call.parameters["snapshot"], wanted))
+
+
+async def remove_snapshot(call: Call) -> Removed:
+    """Remove a snapshot; what descends from it stays as it is."""
+    return await asyncio.shield(call.supervisor.history.remove(call.lease, call.parameters["snapshot"]))
+
+
+async def prune_snapshots(call: Call, wanted: PruneRequest) -> Removed:
+    """Remove the oldest of a notebook's snapshots that have no label and are not in use."""
+    return await asyncio.shield(call.supervisor.history.prune(call.lease, wanted.keep))
+
+
 async def plan_rollback(call: Call, wanted: RollbackRequest) -> RollbackPlan:
     """Tell what a rollback would do."""
     plan = await call.supervisor.history.plan(call.lease, wanted.to)
@@ -267,6 +285,7 @@ async def adopt_fork(call: Call) -> Replaced:
 
 
 _LEASE: Final = "/v1/leases/{lease}"
+_SNAPSHOT: Final = "/v1/leases/{lease}/snapshots/{snapshot}"
 _FORK: Final = "/v1/leases/{lease}/forks/{fork}"
 
 ROUTES: Final = (
@@ -297,6 +316,9 @@ ROUTES: Final = (
     Route("GET", "/v1/stats", list_all_stats, (), stats_adapter, ("follow",)),
     Route("GET", f"{_LEASE}/snapshots", list_snapshots, (NoLeaseError,)),
     Route("POST", f"{_LEASE}/snapshots", take_snapshot, (*_OF_A_LEASE, *_OF_THE_STORE, LabelTakenError)),
+    Route("PATCH", _SNAPSHOT, label_snapshot, (NoLeaseError, NoSnapshotError, *_OF_THE_STORE, LabelTakenError)),
+    Route("DELETE", _SNAPSHOT, remove_snapshot, (NoLeaseError, NoSnapshotError, *_OF_THE_STORE)),
+    Route("POST", f"{_LEASE}/snapshots/prune", prune_snapshots, (NoLeaseError, *_OF_THE_STORE)),
     Route("POST", f"{_LEASE}/rollback/plan", plan_rollback, (*_OF_A_LEASE, NoSnapshotError, SnapshotError)),
     Route("POST", f"{_LEASE}/rollback", roll_back, (*_OF_A_LEASE, NoSnapshotError, SnapshotError)),
     Route("POST", f"{_LEASE}/forks", fork_vm, _OF_A_LEASE, fork_event_adapter),

@@ -18,6 +18,7 @@ from agentvm_kernel.supervisor.messages import (
     LeaseRequest,
     LimitsRequest,
     PoolInfo,
+    Removed,
     Replaced,
     Resumed,
     RollbackPlan,
@@ -151,6 +152,18 @@ class SyncSupervisorClient:
     def snapshot(self, lease: str, request: SnapshotRequest) -> SnapshotInfo:
         """See `SupervisorClient`."""
         return self._thread.call(self._client.snapshot(lease, request))
+
+    def relabel(self, lease: str, snapshot: str, label: str, text: str | None = None) -> SnapshotInfo:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.relabel(lease, snapshot, label, text))
+
+    def remove(self, lease: str, snapshot: str) -> Removed:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.remove(lease, snapshot))
+
+    def prune(self, lease: str, keep: int) -> Removed:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.prune(lease, keep))
 
     def plan_rollback(self, lease: str, to: str) -> RollbackPlan:
         """See `SupervisorClient`."""

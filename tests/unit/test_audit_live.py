@@ -90,7 +90,8 @@ async def test_listening_ends_with_the_log_after_what_was_recorded(tmp_path: Pat
         async with asyncio.timeout(10):
             assert await waiting is None
     with log.listen() as late:
-        assert await anext(late, None) is None
+        async with asyncio.timeout(10):
+            assert await anext(late, None) is None
 
 
 async def test_who_does_not_listen_any_more_costs_nothing(log: AuditLog) -> None:
