@@ -11,6 +11,7 @@ import type { IMachines } from './tokens.ts';
 export class Front implements IMachines {
   readonly machines: Machines;
   readonly trans: TranslationBundle;
+  readonly moved: Signal<IMachines, void> = new Signal<IMachines, void>(this);
   readonly changed: Signal<IMachines, void> = new Signal<IMachines, void>(this);
   readonly hasNotebooks: boolean;
   notebook: NotebookPanel | null = null;
@@ -47,6 +48,7 @@ export class Front implements IMachines {
         this.machines.giveBack(before);
       }
     }
+    this.moved.emit();
     this.changed.emit();
   };
 

@@ -15,7 +15,9 @@ export interface IMachines {
   /** The notebook that is in front, and the store of its kernel; null where there is none. */
   readonly notebook: NotebookPanel | null;
   readonly store: Store | null;
-  /** The notebook in front, its kernel, or what is known of it, has changed. */
+  /** Another notebook or another kernel is in front. */
+  readonly moved: ISignal<IMachines, void>;
+  /** That, or what is known of the machine, has changed: up to some times a second. */
   readonly changed: ISignal<IMachines, void>;
 }
 

@@ -31,11 +31,11 @@ export class Panel extends ReactWidget {
     this.addClass('avm-panel');
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', shared.trans.__('Virtual machine'));
-    shared.changed.connect(this.update, this);
+    shared.moved.connect(this.update, this);
   }
 
   dispose(): void {
-    this.shared.changed.disconnect(this.update, this);
+    this.shared.moved.disconnect(this.update, this);
     super.dispose();
   }
 
