@@ -3,7 +3,6 @@
 import type { JupyterFrontEnd } from '@jupyterlab/application';
 import type { ICommandPalette } from '@jupyterlab/apputils';
 
-import type { Actions } from './actions.ts';
 import type { Store } from './model/store.ts';
 import type { IMachines } from './tokens.ts';
 
@@ -12,13 +11,8 @@ export const OPEN = 'agentvm:open-panel';
 const CATEGORY = 'AgentVM';
 
 /** Adds the commands. */
-export function addCommands(
-  app: JupyterFrontEnd,
-  shared: IMachines,
-  actions: Actions,
-  palette: ICommandPalette | null
-): void {
-  const { trans } = shared;
+export function addCommands(app: JupyterFrontEnd, shared: IMachines, palette: ICommandPalette | null): void {
+  const { actions, trans } = shared;
   const runs = (store: Store): boolean => store.phase === 'running';
   const ids: string[] = [];
   const add = (name: string, label: string, act: (store: Store) => unknown, can = runs): void => {

@@ -7,7 +7,6 @@ import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { Actions } from './actions.ts';
 import { Api } from './api.ts';
 import { addCommands, OPEN } from './commands.ts';
 import { Front } from './front.ts';
@@ -47,8 +46,7 @@ const panel: JupyterFrontEndPlugin<void> = {
     if (!shared.hasNotebooks) {
       return;
     }
-    const actions = new Actions(shared.machines.api, shared.trans);
-    const view = new Panel(shared, actions, app.commands);
+    const view = new Panel(shared, app.commands);
     view.title.icon = icon;
     view.title.caption = shared.trans.__('Virtual machine');
     app.shell.add(view, 'right', { rank: 400, type: 'AgentVM' });
@@ -58,7 +56,7 @@ const panel: JupyterFrontEndPlugin<void> = {
       execute: () => app.shell.activateById(view.id),
       describedBy: { args: { type: 'object', properties: {} } }
     });
-    addCommands(app, shared, actions, palette);
+    addCommands(app, shared, palette);
     if (statusBar) {
       void addStatus(statusBar, new Status(shared, () => void app.commands.execute(OPEN)), settings);
     }

@@ -3,12 +3,15 @@ import type { NotebookPanel } from '@jupyterlab/notebook';
 import { Token } from '@lumino/coreutils';
 import type { ISignal } from '@lumino/signaling';
 
+import type { Actions } from './actions.ts';
 import type { Machines } from './machines.ts';
 import type { Store } from './model/store.ts';
 
 /** What the parts of the extension share. */
 export interface IMachines {
   readonly machines: Machines;
+  /** What a user can have done, with the dialogues that belong to it. */
+  readonly actions: Actions;
   readonly trans: TranslationBundle;
   /** Whether this page can show notebooks at all. */
   readonly hasNotebooks: boolean;
