@@ -109,7 +109,7 @@ export class Store {
   /** Asks for everything anew. */
   refresh(): void {
     this.paces.machine.ask();
-    if (this.phase !== 'foreign' && this.phase !== 'loading') {
+    if (ALIVE.includes(this.phase)) {
       this.refreshRest();
     }
   }
