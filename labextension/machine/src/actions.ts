@@ -2,9 +2,8 @@
 
 import { Dialog, Notification, showDialog, showErrorMessage } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { Signal } from '@lumino/signaling';
 
-import type { Api, Forked } from './api.ts';
+import type { Api } from './api.ts';
 import { ForkForm } from './dialogs/fork.tsx';
 import { PlanView } from './dialogs/plan.tsx';
 import { PruneForm } from './dialogs/prune.tsx';
@@ -19,8 +18,6 @@ import type { Done, Failure, Snapshot } from './model/wire.ts';
 const SHOWN = 5000;
 
 export class Actions {
-  /** Tells what came of forks. */
-  readonly forked: Signal<Actions, { store: Store; forked: Forked }> = new Signal(this);
   private readonly api: Api;
   private readonly trans: TranslationBundle;
 
@@ -62,12 +59,8 @@ export class Actions {
     if (await this.question(this.trans.__('Run code in forks of this machine'), body, this.trans.__('Fork'))) {
       const forking = body.value;
       const done = await store.act(this.trans.__('forking'), () => this.api.fork(store.kernel, forking));
-      if ('outputs' in done && done.status === 'ok') {
-        Notification.success(this.trans.__('%1 forks have run.', forking.count), { autoClose: SHOWN });
-        this.forked.emit({ store, forked: done });
-      } else {
-        await this.news(done);
-      }
+      // What they showed is a table, which no line of news can hold.
+      await this.news(done.error ? done : { ...done, text: this.trans.__('%1 forks have run.', forking.count) });
     }
   }
 
