@@ -158,10 +158,10 @@ class FakeSupervisor:
         self.asked.append(f"{request.method} {request.path}")
         return await handler(request)
 
-    def happens(self, event: Event) -> None:
+    def happens(self, event: Event, missed: int = 0) -> None:
         """Tell who listens to the audit log."""
         for listener in self._listeners:
-            listener.put_nowait(AuditNews(time=time.time(), event=event))
+            listener.put_nowait(AuditNews(time=time.time(), event=event, missed=missed))
 
     def _about(self, name: str) -> dict[str, str]:
         return {"lease": name, "vm": f"local-{self._leases[name].guest.epoch}"}

@@ -178,6 +178,8 @@ async def test_the_host_is_told_and_examined_only_if_that_is_asked_for(bed: Serv
 
 async def test_pages_are_told_while_they_look_and_not_of_other_kernels(bed: ServerBed, kernel: str) -> None:
     other = await bed.kernel()
+    vms = [(await bed.ask("GET", f"/kernels/{one}")).body["vm"] for one in (kernel, other)]
+    assert len(set(vms)) == 2
     before = len(bed.told)
     assert (await bed.ask("POST", "/watch", {"kernels": [kernel, "no-such-kernel"]})).status == 200
     stats = await bed.news(kernel, "stats", before)
