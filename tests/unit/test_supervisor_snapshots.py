@@ -34,6 +34,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotInfo,
     SnapshotRequest,
 )
+from agentvm_kernel.supervisor.network_messages import NetworkRequest
 from agentvm_kernel.vm.chain import LONG, LONGEST
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.delta import PAGE
@@ -703,3 +704,56 @@ async def test_what_is_in_use_taken_or_invalid_stays_as_it_is(session: Session) 
     assert [(one.id, one.label) for one in (await client.snapshots(lease)).snapshots][:2] == [
         (first.id, "a"), (second.id, ""),
     ]  # fmt: skip
+
+
+async def test_a_clone_is_lent_without_a_network_until_nobody_wants_it_any_more(session: Session) -> None:
+    session.machine.guest.touch(1, value=7)
+    old = await session.snapshot("old")
+    session.machine.guest.touch(1, value=9)
+    new = await session.snapshot()
+    async with session.client.clone(session.id, old.id) as events:
+        granted = await anext(one async for one in events if isinstance(one, ForkGranted))
+        clone = session.hypervisor.of(granted.granted.pid)
+        assert clone is not session.machine
+        assert byte_of(clone, 1) == 7
+        assert clone.ops[0] | {"network": "none", "randomness": "keep"} == clone.ops[0]
+        assert session.used() == {old.id, new.id}
+        assert (granted.granted.snapshot, session.lease.current) == (old.id, new.id)
+        # It is no fork: it is neither kept nor adopted, and gets no network when the notebook's is changed.
+        for ask in (session.client.rest_fork, session.client.adopt):
+            with pytest.raises(ApiError) as caught:
+                await ask(session.id, granted.fork)
+            assert caught.value.code == "no_fork"
+        for mode in ("isolated", "filtered"):
+            await session.client.set_network(session.id, NetworkRequest(mode=mode))
+        assert {request.get("network") for request in session.machine.ops} >= {"filtered"}
+        assert {request.get("network") for request in clone.ops} <= {None, "none"}
+    await until_gone(clone)
+    assert session.used() == {new.id}
+    assert session.supervisor.admission.out == 1
+    assert not session.lease.forks
+
+
+async def test_clones_are_lent_side_by_side_and_end_with_their_machine_or_the_lease(session: Session) -> None:
+    old = await session.snapshot("old")
+    async with session.client.clone(session.id, old.id) as one, session.client.clone(session.id, old.id) as two:
+        grants = [await anext(event async for event in each if isinstance(event, ForkGranted)) for each in (one, two)]
+        assert grants[0].fork != grants[1].fork
+        session.hypervisor.of(grants[0].granted.pid).die("QEMU was killed by SIGKILL")
+        ended = await anext(one)
+        assert isinstance(ended, ForkEnded)
+        await session.supervisor.release(session.lease)
+        async with asyncio.timeout(30):
+            assert [event.event async for event in two] == ["fork_ended"]
+        await until_gone(session.hypervisor.of(grants[1].granted.pid))
+
+
+async def test_what_cannot_be_cloned_is_told_and_leaves_nothing_behind(session: Session) -> None:
+    old, new = await session.snapshot("old"), await session.snapshot()
+    session.hypervisor.faults.add("load")
+    for snapshot, code in (("0" * 12, "no_snapshot"), (old.id, "hypervisor")):
+        async with session.client.clone(session.id, snapshot) as events:
+            ended = [event async for event in events if isinstance(event, ForkEnded)]
+            assert [(event.fork, event.code) for event in ended] == [(0, code)]
+    assert session.used() == {new.id}
+    assert session.supervisor.admission.out == 1
