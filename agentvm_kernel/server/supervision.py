@@ -8,6 +8,8 @@ import sys
 from typing import Final
 
 from agentvm_kernel import __version__
+from agentvm_kernel.compare.comparer import Comparer
+from agentvm_kernel.compare.comparison import Comparison
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import HostError, NoLeaseError, SupervisorError
@@ -32,6 +34,7 @@ class Supervision:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._client: SupervisorClient | None = None
+        self._comparer: Comparer | None = None
 
     async def client(self) -> SupervisorClient:
         """Return the one client; it connects anew to each supervisor."""
@@ -41,7 +44,7 @@ class Supervision:
 
     async def close(self) -> None:
         """Close the client; whoever follows something is told that it is over."""
-        client, self._client = self._client, None
+        client, self._client, self._comparer = self._client, None, None
         if client is not None:
             await client.__aexit__(None, None, None)
 
@@ -115,6 +118,18 @@ class Supervision:
                 if isinstance(one.event, OutputBlocked) and one.event.lease == lease
             )
         )  # fmt: skip
+
+    async def compare(self, lease: str, one: str, other: str) -> Comparison:
+        """Return what differs between two snapshots, as their guests claim; what they hold is remembered.
+
+        Args:
+            lease: The lease's id.
+            one: Id of the one.
+            other: Id of the other, or ``present``.
+        """
+        if self._comparer is None:
+            self._comparer = Comparer(await self.client())
+        return await self._comparer.compare(lease, one, other)
 
     async def host(self, *, examine: bool) -> Host:
         """Return what is known of the host.

@@ -215,11 +215,8 @@ class SupervisorClient:
             lease: The lease's id.
             snapshot: The snapshot's id.
         """
-        response = await self._request("POST", f"{_snapshot_path(lease, snapshot)}/clone", patient=True)
-        try:
+        async with self._stream("POST", f"{_snapshot_path(lease, snapshot)}/clone", patient=True) as response:
             yield Forks(response)
-        finally:
-            _hang_up(response)
 
     async def rest_fork(self, lease: str, fork: int) -> None:
         """Pause a fork whose work is done; it is kept, to be adopted, until the next forks or the lease's end."""

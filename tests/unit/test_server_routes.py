@@ -115,6 +115,10 @@ async def test_snapshots_are_named_removed_and_pruned(bed: ServerBed, kernel: st
         for verb, body in (("PATCH", {"label": ""}), ("DELETE", None)):
             if (answer := await bed.ask(verb, f"/kernels/{kernel}/snapshots/{wrong}", body)).status != 405:
                 assert (answer.status, answer.body["code"]) == (400, "request"), answer
+        compared = await bed.ask("GET", f"/kernels/{kernel}/snapshots/{taken[1]}/compare/{wrong}")
+        assert (compared.status, compared.body["code"]) == (400, "request"), compared
+    nothing = await bed.ask("GET", f"/kernels/{kernel}/snapshots/{taken[1]}/compare/{'0' * 12}")
+    assert (nothing.status, nothing.body["code"]) == (404, "no_snapshot")
 
 
 async def test_typing_does_not_advance_the_notebooks_count(bed: ServerBed, kernel: str) -> None:
