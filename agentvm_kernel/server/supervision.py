@@ -73,14 +73,16 @@ class Supervision:
         client = await self.client()
         status = await client.status()
         lease = _lease(status, kernel)
-        vm = next((one for one in (await client.vms()).vms if one.id == lease.vm), None)
+        vms, network, blocked, stats = await asyncio.gather(
+            client.vms(), client.network(lease.lease), self.blocked(lease.lease), self._stats(lease)
+        )
+        vm = next((one for one in vms.vms if one.id == lease.vm), None)
         return Machine(
             state="running", vm=lease.vm, profile=lease.profile, image=lease.flavour, digest=lease.image,
             accelerator=status.accelerator, age=vm.age if vm else 0.0, vcpus=lease.vcpus, memory_mib=lease.memory_mib,
-            disk_gb=lease.disk_gb, executing=bool(vm and vm.executing), snapshot=lease.snapshot,
-            travelling=vm.travelling if vm else None,
-            network=Network.of(await client.network(lease.lease)), limits=lease.limits,
-            blocked=(await self.blocked(lease.lease)).count, stats=await self._stats(lease),
+            disk_gb=lease.disk_gb, executing=bool(vm and vm.executing), snapshot=vm.snapshot if vm else lease.snapshot,
+            travelling=vm.travelling if vm else None, network=Network.of(network), limits=lease.limits,
+            blocked=blocked.count, stats=stats,
         )  # fmt: skip
 
     async def _stats(self, lease: LeaseInfo) -> Stats | None:

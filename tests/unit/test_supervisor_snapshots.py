@@ -757,3 +757,14 @@ async def test_what_cannot_be_cloned_is_told_and_leaves_nothing_behind(session: 
             assert [(event.fork, event.code) for event in ended] == [(0, code)]
     assert session.used() == {new.id}
     assert session.supervisor.admission.out == 1
+
+
+async def test_a_listing_of_vms_says_from_which_snapshot_each_goes_on(session: Session) -> None:
+    async def listed() -> str:
+        return next(vm.snapshot for vm in (await session.client.vms()).vms if vm.lease == session.id)
+
+    assert await listed() == ""
+    first, second = await session.snapshot(), await session.snapshot()
+    assert await listed() == second.id
+    await session.client.rollback(session.id, first.id)
+    assert await listed() == first.id
