@@ -15,7 +15,8 @@ from typing import Any, Final, get_type_hints
 
 from pydantic import BaseModel
 
-from agentvm_kernel.errors import NoLeaseError, RequestError, SupervisorError
+from agentvm_kernel.compare.comparison import Comparison
+from agentvm_kernel.errors import RequestError
 from agentvm_kernel.server import lines
 from agentvm_kernel.server.bodies import (
     AdoptBody,
@@ -30,13 +31,14 @@ from agentvm_kernel.server.bodies import (
     VMBody,
     WatchBody,
 )
-from agentvm_kernel.server.errors import ForeignKernelError
+from agentvm_kernel.server.errors import ForeignKernelError, NotRunningError
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.services import Services
 from agentvm_kernel.server.views import Blocked, Connections, Done, Freed, Host, Machine, Plan, View
 from agentvm_kernel.supervisor.messages import Removed, SnapshotInfo, SnapshotTree
 
 _NEWEST: Final = 200
+_PRESENT: Final = "present"
 _SNAPSHOT: Final = re.compile(r"[0-9a-f]{12}", re.ASCII)
 
 
@@ -65,6 +67,7 @@ class Call:
         Raises:
             NoKernelError: this server has none of that id.
             ForeignKernelError: it is not AgentVM's.
+            NotRunningError: it is about to be started.
         """
         return self.services.kernels.find(self.parameters["kernel"])
 
@@ -116,15 +119,11 @@ async def get_host(call: Call) -> Host:
 async def get_machine(call: Call) -> Machine:
     """Tell how the VM under a notebook is, or why there is none."""
     try:
-        kernel = call.kernel
+        return await call.services.machine(call.kernel)
     except ForeignKernelError as error:
         return Machine(state="foreign", text=f"{error.message} {error.hint}")
-    try:
-        return await call.services.supervision.machine(kernel)
-    except NoLeaseError:
-        return await call.services.condition(kernel)
-    except SupervisorError as error:
-        return Machine(state="none", text=f"{error.message} Run %vm restart, or restart the kernel: that starts one.")
+    except NotRunningError as error:
+        return Machine(state="starting", text=error.message)
 
 
 async def list_snapshots(call: Call) -> SnapshotTree:
@@ -155,6 +154,13 @@ async def prune(call: Call, body: PruneBody) -> Removed:
     """Remove the oldest snapshots that have no label."""
     lease = await call.lease()
     return await (await call.services.supervision.client()).prune(lease, body.keep)
+
+
+async def compare(call: Call) -> Comparison:
+    """Tell what differs between two snapshots, or a snapshot and the present, as their guests claim."""
+    one = call.snapshot("one")
+    other = _PRESENT if call.parameters["other"] == _PRESENT else call.snapshot("other")
+    return await call.services.supervision.compare(await call.lease(), one, other)
 
 
 async def plan_rollback(call: Call, body: ToBody) -> Plan:
@@ -249,6 +255,7 @@ ROUTES: Final = (
     Route("POST", f"{_KERNEL}/snapshots/prune", prune),
     Route("PATCH", f"{_KERNEL}/snapshots/{{snapshot}}", relabel),
     Route("DELETE", f"{_KERNEL}/snapshots/{{snapshot}}", remove),
+    Route("GET", f"{_KERNEL}/snapshots/{{one}}/compare/{{other}}", compare),
     Route("POST", f"{_KERNEL}/rollback/plan", plan_rollback),
     Route("POST", f"{_KERNEL}/rollback", roll_back),
     Route("POST", f"{_KERNEL}/fork", fork),

@@ -8,6 +8,8 @@ import sys
 from typing import Final
 
 from agentvm_kernel import __version__
+from agentvm_kernel.compare.comparer import Comparer
+from agentvm_kernel.compare.comparison import Comparison
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import HostError, NoLeaseError, SupervisorError
@@ -16,8 +18,7 @@ from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.reasons import WORDS
 from agentvm_kernel.server.views import Blocked, BlockedOutput, Finding, Host, Machine, Network, Stats
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import VMInfo
-from agentvm_kernel.supervisor.status import LeaseInfo
+from agentvm_kernel.supervisor.status import LeaseInfo, Status
 
 _RECORDS: Final = 999
 _EXAMINATION: Final = 60.0
@@ -33,6 +34,7 @@ class Supervision:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._client: SupervisorClient | None = None
+        self._comparer: Comparer | None = None
 
     async def client(self) -> SupervisorClient:
         """Return the one client; it connects anew to each supervisor."""
@@ -42,7 +44,7 @@ class Supervision:
 
     async def close(self) -> None:
         """Close the client; whoever follows something is told that it is over."""
-        client, self._client = self._client, None
+        client, self._client, self._comparer = self._client, None, None
         if client is not None:
             await client.__aexit__(None, None, None)
 
@@ -56,12 +58,7 @@ class Supervision:
             NoLeaseError: it has none.
             SupervisorError: no supervisor runs.
         """
-        status = await (await self.client()).status()
-        # The newest, where an earlier kernel process of that id is still on its way out.
-        for lease in reversed(status.leases):
-            if lease.owner == kernel.owner:
-                return lease
-        raise NoLeaseError("There is no VM under this notebook.", "Run %vm restart, or restart the kernel.")
+        return _lease(await (await self.client()).status(), kernel)
 
     async def machine(self, kernel: Kernel) -> Machine:
         """Return the VM under a notebook.
@@ -74,17 +71,18 @@ class Supervision:
             SupervisorError: no supervisor runs.
         """
         client = await self.client()
-        lease = await self.lease(kernel)
-        status, vms = await client.status(), await client.vms()
-        vm = next((one for one in vms.vms if one.id == lease.vm), VMInfo(
-            id=lease.vm, state="leased", vcpus=lease.vcpus, memory_mib=lease.memory_mib, pid=lease.pid,
-        ))  # fmt: skip
+        status = await client.status()
+        lease = _lease(status, kernel)
+        vms, network, blocked, stats = await asyncio.gather(
+            client.vms(), client.network(lease.lease), self.blocked(lease.lease), self._stats(lease)
+        )
+        vm = next((one for one in vms.vms if one.id == lease.vm), None)
         return Machine(
             state="running", vm=lease.vm, profile=lease.profile, image=lease.flavour, digest=lease.image,
-            accelerator=status.accelerator, age=vm.age, vcpus=lease.vcpus, memory_mib=lease.memory_mib,
-            disk_gb=lease.disk_gb, executing=vm.executing, snapshot=lease.snapshot, travelling=vm.travelling,
-            network=Network.of(await client.network(lease.lease)), limits=lease.limits,
-            blocked=(await self.blocked(lease.lease)).count, stats=await self._stats(lease),
+            accelerator=status.accelerator, age=vm.age if vm else 0.0, vcpus=lease.vcpus, memory_mib=lease.memory_mib,
+            disk_gb=lease.disk_gb, executing=bool(vm and vm.executing), snapshot=vm.snapshot if vm else lease.snapshot,
+            travelling=vm.travelling if vm else None, network=Network.of(network), limits=lease.limits,
+            blocked=blocked.count, stats=stats,
         )  # fmt: skip
 
     async def _stats(self, lease: LeaseInfo) -> Stats | None:
@@ -123,6 +121,18 @@ class Supervision:
             )
         )  # fmt: skip
 
+    async def compare(self, lease: str, one: str, other: str) -> Comparison:
+        """Return what differs between two snapshots, as their guests claim; what they hold is remembered.
+
+        Args:
+            lease: The lease's id.
+            one: Id of the one.
+            other: Id of the other, or ``present``.
+        """
+        if self._comparer is None:
+            self._comparer = Comparer(await self.client())
+        return await self._comparer.compare(lease, one, other)
+
     async def host(self, *, examine: bool) -> Host:
         """Return what is known of the host.
 
@@ -135,6 +145,14 @@ class Supervision:
         except SupervisorError:
             return Host(version=__version__, supervisor="absent", findings=findings)
         return Host(version=__version__, supervisor="running", accelerator=status.accelerator, findings=findings)
+
+
+def _lease(status: Status, kernel: Kernel) -> LeaseInfo:
+    # The newest, where an earlier kernel process of that id is still on its way out.
+    for lease in reversed(status.leases):
+        if lease.owner == kernel.owner:
+            return lease
+    raise NoLeaseError("There is no VM under this notebook.", "Run %vm restart, or restart the kernel.")
 
 
 async def _examined() -> tuple[Finding, ...]:
