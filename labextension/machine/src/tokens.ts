@@ -1,0 +1,23 @@
+import type { TranslationBundle } from '@jupyterlab/translation';
+import type { NotebookPanel } from '@jupyterlab/notebook';
+import { Token } from '@lumino/coreutils';
+import type { ISignal } from '@lumino/signaling';
+
+import type { Machines } from './machines.ts';
+import type { Store } from './model/store.ts';
+
+/** What the parts of the extension share. */
+export interface IMachines {
+  readonly machines: Machines;
+  readonly trans: TranslationBundle;
+  /** The notebook that is in front, and the store of its kernel; null where there is none. */
+  readonly notebook: NotebookPanel | null;
+  readonly store: Store | null;
+  /** The notebook in front, its kernel, or what is known of it, has changed. */
+  readonly changed: ISignal<IMachines, void>;
+}
+
+export const IMachines = new Token<IMachines>(
+  'agentvm-kernel:IMachines',
+  'The virtual machines under the notebooks of this page.'
+);
