@@ -84,7 +84,7 @@ export class Api implements Source {
     return this.ask('PUT', at(kernel, 'network'), change);
   }
 
-  limits(kernel: string, changes: Record<string, string>): Promise<Done> {
+  limits(kernel: string, changes: Record<string, number | null>): Promise<Done> {
     return this.ask('PUT', at(kernel, 'limits'), changes);
   }
 

@@ -7,8 +7,8 @@ import type { Api } from './api.ts';
 import { Store } from './model/store.ts';
 import type { Event } from './model/wire.ts';
 
-/** What the server extension's events are called, without their version. */
-const SCHEMA = 'agentvm';
+/** The server extension's events; see agentvm_kernel/server/news.py. */
+const SCHEMA = 'urn:agentvm-kernel:machine';
 /** Milliseconds between two signs of life; the server forgets a page after sixty seconds. */
 const SIGN = 20_000;
 
@@ -58,7 +58,7 @@ export class Machines implements IDisposable {
   }
 
   private readonly hear = (_: unknown, emission: ServerEvent.Emission): void => {
-    if (emission.schema_id.includes(SCHEMA)) {
+    if (emission.schema_id === SCHEMA) {
       const event = emission as unknown as Event;
       this.stores.get(event.kernel_id)?.store.hear(event);
     }

@@ -64,6 +64,14 @@ test('a lane that is free is used again', () => {
   assertUnbroken(rows);
 });
 
+test('a lane that became free between others is used again', () => {
+  const snapshots = tree(['a', ''], ['b', 'a'], ['t', 'b'], ['c', 'b'], ['long', 'a'], ['s', 'c']);
+  const { rows, width } = layout(snapshots, 'c');
+  assert.deepEqual(['s', 'long', 't'].map(id => at(rows, id).lane), [1, 2, 1]);
+  assert.equal(width, 3);
+  assertUnbroken(rows);
+});
+
 test('several first states meet at the origin', () => {
   const { rows } = layout(tree(['a', ''], ['b', '']), 'b');
   assert.deepEqual(at(rows, ORIGIN).joining, [0, 1]);

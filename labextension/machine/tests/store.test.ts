@@ -155,9 +155,9 @@ test('an answer that a later one overtook is dropped', async () => {
 
 test('a part that is refused leaves the machine in sight', async () => {
   const { source, time, store } = await started();
-  source.trees = [refusal(500, 'store')];
+  source.connections = () => Promise.reject(refusal(500, 'store'));
   time.pass(1000);
-  store.hear({ kernel_id: 'k', what: 'snapshots' });
+  store.hear({ kernel_id: 'k', what: 'connections' });
   await settled();
   assert.equal(store.phase, 'running');
   assert.equal(store.failure?.code, 'store');
@@ -226,4 +226,6 @@ test('a pace calls at once, and then once a pause', () => {
   assert.equal(calls, 2);
   time.pass(1000);
   assert.equal(calls, 2);
+  pace.ask();
+  assert.equal(calls, 3);
 });

@@ -62,9 +62,12 @@ export class Store {
   connections: Connection[] = [];
   blocked: Blocked[] = [];
   host: Host | null = null;
+  /** When the machine began, milliseconds since 1970. */
+  born = 0;
   /** What is being done, by the user's wish; empty if nothing is. */
   doing = '';
   private readonly source: Source;
+  private readonly clock: Clock;
   private readonly paces: Record<Part, Pace>;
   private readonly listeners = new Set<() => void>();
   private readonly restorers = new Set<(snapshot: string) => void>();
@@ -75,6 +78,7 @@ export class Store {
   constructor(kernel: string, source: Source, clock: Clock = REAL) {
     this.kernel = kernel;
     this.source = source;
+    this.clock = clock;
     const pace = (part: Part): Pace => new Pace(() => void this.ask(part), PAUSE, clock);
     this.paces = {
       machine: pace('machine'),
@@ -217,6 +221,7 @@ export class Store {
       this.series.clear();
     }
     this.machine = machine;
+    this.born = this.clock.now() - 1000 * (machine.age ?? 0);
     this.phase = machine.state;
     if (machine.stats) {
       this.series.add(machine.stats);

@@ -47,6 +47,8 @@ export interface Network {
   mode: string;
   allow: string[];
   deny: string[];
+  /** Hosts that are allowed because the package ships with them. */
+  shipped?: number;
   allowed: number;
   refused: number;
 }
@@ -156,7 +158,8 @@ export interface Blocked {
   reason: string;
   detail: string;
   count: number;
-  cell: string;
+  /** Number of the run; 0 if it is not known. */
+  cell: number;
 }
 
 export interface Finding {
