@@ -56,6 +56,7 @@ class Lease:
         network: What it may reach.
         executions: What ran in it, and how it ended.
         output: Bytes that its cells have put out, as its session says.
+        is_travelling: A snapshot is taken after every cell, as its session says.
         is_stopped: Says whether its VM is stopped because of an anomaly.
     """
 
@@ -85,6 +86,7 @@ class Lease:
         self.failure: AgentVMError | None = None
         self._metrics = metrics
         self.output = 0
+        self.is_travelling = False
         self.is_stopped: Callable[[], bool] = lambda: False
         self._audit = audit
         self._guest_reason = ""

@@ -270,6 +270,40 @@ class SnapshotTree(Message):
     way: Way = ()
 
 
+class LabelRequest(Message):
+    """Give a snapshot another label.
+
+    Attributes:
+        label: Its label from now on; empty for none.
+        text: What the user says of it; ``None`` leaves that.
+    """
+
+    label: Label
+    text: str | None = Field(default=None, max_length=2000)
+
+
+class PruneRequest(Message):
+    """Remove snapshots that have no label and are not in use, the oldest first.
+
+    Attributes:
+        keep: How many of the newest of them stay.
+    """
+
+    keep: int = Field(ge=0, le=1_000_000)
+
+
+class Removed(Message):
+    """Snapshots were removed.
+
+    Attributes:
+        removed: Their ids, the oldest first.
+        freed: Bytes that this gave.
+    """
+
+    removed: tuple[str, ...]
+    freed: int
+
+
 class RollbackRequest(Message):
     """Go back.
 
@@ -401,6 +435,7 @@ class VMInfo(Message):
         network_sent: Bytes that it has sent through the gateway.
         network_received: Bytes that it has received.
         executing: A cell runs in it, as its session says.
+        travelling: A snapshot is taken after every cell, as its session says.
         claimed: What the guest says of itself, for which nobody vouches; ``None`` if it has said nothing. All else is
             measured on the host.
     """
@@ -425,6 +460,7 @@ class VMInfo(Message):
     network_sent: int = 0
     network_received: int = 0
     executing: bool = False
+    travelling: bool = False
     claimed: Claims | None = None
 
 

@@ -163,6 +163,7 @@ def _describe(one: Present, sample: Sample | None, claims: Claims | None) -> VMI
         id=one.id, state=one.state, lease=one.lease_id, owner=terms.request.owner if terms else "",
         notebook=terms.request.notebook if terms else "", profile=terms.profile if terms else "",
         vcpus=hardware.vcpus, memory_mib=hardware.memory_mib, pid=machine.pid, claimed=claims,
+        travelling=one.state == "leased" and one.lease is not None and one.lease.is_travelling,
     )  # fmt: skip
     if sample is None:  # it has just ended
         return info

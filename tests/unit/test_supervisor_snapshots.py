@@ -15,7 +15,7 @@ from kernel_harness import within
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 
 from agentvm_kernel import settings
-from agentvm_kernel.errors import ApiError, DiskFullError, SupervisorError
+from agentvm_kernel.errors import ApiError, DiskFullError, RequestError, SupervisorError
 from agentvm_kernel.settings import Settings, SnapshotSettings
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.snapshots.pins import is_used
@@ -697,3 +697,63 @@ async def test_dead_blank_is_not_used(session: Session) -> None:
         machine.die("QEMU was killed by SIGKILL")
     await session.client.rollback(session.id, "a")
     assert session.machine not in dead
+
+
+async def test_snapshots_are_labelled_removed_and_pruned_and_everybody_is_told(session: Session) -> None:
+    client, lease = session.client, session.id
+    taken = []
+    for page in range(6):
+        session.machine.guest.touch(page, value=page + 1)
+        taken.append(await session.snapshot("kept" if page == 1 else ""))
+    async with client.events(lease) as events, asyncio.timeout(30):
+        labelled = await client.relabel(lease, taken[0].id, "first", "the beginning")
+        assert (labelled.label, labelled.text) == ("first", "the beginning")
+        assert (await client.relabel(lease, taken[0].id, "start")).text == "the beginning"
+        used = (await client.snapshots(lease)).used
+        removed = await client.remove(lease, taken[2].id)
+        assert removed.removed == (taken[2].id,)
+        assert removed.freed == used - (await client.snapshots(lease)).used > 0
+        # Three have no label; of them one is to stay, and the newest, which the VM descends from, is in use anyway.
+        pruned = await client.prune(lease, 1)
+        assert pruned.removed == (taken[3].id, taken[4].id)
+        assert (await client.prune(lease, 0)).removed == ()
+        await client.relabel(lease, taken[0].id, "")
+        heard = [(await anext(events)).event.fields() for _ in range(5)]
+    assert [one["event"] for one in heard] == [
+        "snapshot_relabelled", "snapshot_relabelled", "snapshots_removed", "snapshots_removed", "snapshot_relabelled",
+    ]  # fmt: skip
+    assert heard[3]["snapshots"] == [taken[3].id, taken[4].id]
+    tree = await client.snapshots(lease)
+    assert [(one.id, one.label, one.parent) for one in tree.snapshots] == [
+        (taken[0].id, "", ""), (taken[1].id, "kept", taken[0].id), (taken[5].id, "", taken[1].id),
+    ]  # fmt: skip
+    await client.rollback(lease, taken[5].id)
+    assert [byte_of(session.machine, page) for page in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_is_in_use_taken_or_invalid_stays_as_it_is(session: Session) -> None:
+    client, lease = session.client, session.id
+    session.machine.guest.touch(1)
+    first = await session.snapshot("a")
+    session.machine.guest.touch(2)
+    second = await session.snapshot()
+    with pytest.raises(ApiError, match="goes on from") as caught:
+        await client.remove(lease, second.id)
+    assert caught.value.hint
+    async with session.forks(1) as forks:
+        await anext(one async for one in forks if isinstance(one, ForkGranted))
+        await client.rest_fork(lease, 1)
+    point = (await client.snapshots(lease)).current
+    await client.rollback(lease, "a")
+    with pytest.raises(ApiError, match="in use") as caught:
+        await client.remove(lease, point)
+    assert caught.value.code == "snapshot"
+    for label, code in (("a", "label_taken"), ("no label", "snapshot"), ("0" * 12, "snapshot")):
+        with pytest.raises(ApiError) as caught:
+            await client.relabel(lease, second.id, label)
+        assert caught.value.code == code
+    with pytest.raises(RequestError):
+        await client.relabel(lease, second.id, "x" * 65)
+    assert [(one.id, one.label) for one in (await client.snapshots(lease)).snapshots][:2] == [
+        (first.id, "a"), (second.id, ""),
+    ]  # fmt: skip
