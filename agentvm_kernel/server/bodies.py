@@ -131,9 +131,11 @@ class AdoptBody(Body):
 
     Attributes:
         fork: Its number.
+        of: Number of the run that made it; nothing is done if others were made since. ``None`` for the last.
     """
 
     fork: int = Field(ge=1, le=64)
+    of: int | None = Field(default=None, ge=1, lt=1 << 31)
 
 
 class NetworkBody(Body):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.profiles import Limits
+from agentvm_kernel.snapshots.notes import Way
 from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo, SnapshotTree
 from agentvm_kernel.supervisor.network_messages import NetworkInfo
 from agentvm_kernel.supervisor.stats_messages import VMStats
@@ -200,12 +201,16 @@ class Snapshots(View):
         used: Bytes that the user's snapshots take.
         quota: Bytes that they may take.
         snapshots: All of the notebook, oldest first.
+        vm: The VM's id.
+        way: Which runs lay behind the VM when it began; see ``SnapshotTree``.
     """
 
     current: str
     used: int
     quota: int
     snapshots: tuple[SnapshotInfo, ...]
+    vm: str
+    way: Way
 
     @classmethod
     def of(cls, tree: SnapshotTree) -> Snapshots:
@@ -214,7 +219,7 @@ class Snapshots(View):
         Args:
             tree: As the supervisor tells it.
         """
-        return cls(current=tree.current, used=tree.used, quota=tree.quota, snapshots=tree.snapshots)
+        return cls(**{name: getattr(tree, name) for name in cls.model_fields})
 
 
 class Plan(View):

@@ -73,6 +73,7 @@ def test_each_wish_is_its_magic() -> None:
         "%%fork 3 --randomness diverge --timeout 9\n%%time\nx"
     )
     assert lines.adopt(AdoptBody(fork=7)) == "%adopt 7"
+    assert lines.adopt(AdoptBody(fork=7, of=12)) == "%adopt 7 --of 12"
     assert lines.network(NetworkBody(allow=("B.example", "*.c.example:80,443"), deny=("a.example",))) == [
         "%net deny a.example",
         "%net allow b.example *.c.example:80,443",
@@ -129,6 +130,8 @@ def test_nothing_that_ends_a_line_gets_through(broken: str) -> None:
         (ForkBody, {"count": 1, "code": "1", "timeout": 0}),
         (AdoptBody, {"fork": "max"}),
         (AdoptBody, {"fork": 0}),
+        (AdoptBody, {"fork": 1, "of": 0}),
+        (AdoptBody, {"fork": 1, "of": "1"}),
         (NetworkBody, {}),
         (NetworkBody, {"allow": ["a.example b.example"]}),
         (NetworkBody, {"allow": ["127.0.0.1"]}),
