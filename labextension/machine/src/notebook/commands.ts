@@ -86,9 +86,8 @@ export class Commands {
     for (const command of [SNAPSHOT, BEFORE, AFTER, SHOW_FORKS]) {
       palette?.addItem({ command, category: CATEGORY });
     }
-    const ask = (): void => this.app.commands.notifyCommandChanged();
-    this.tracker.activeCellChanged.connect(ask);
-    this.shared.changed.connect(() => this.app.commands.notifyCommandChanged(SNAPSHOT));
+    const ofCell = (): void => [BEFORE, AFTER, SHOW_FORKS].forEach(id => this.app.commands.notifyCommandChanged(id));
+    this.tracker.activeCellChanged.connect(ofCell);
   }
 
   /** Opens the menu of a cell's mark. */

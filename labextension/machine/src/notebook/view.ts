@@ -28,6 +28,7 @@ export class View implements IDisposable {
   private readonly recorder: Recorder;
   private readonly pace = new Pace(() => this.look(), PAUSE);
   private readonly drawn = new WeakMap<Cell, string>();
+  private readonly awaited = new WeakSet<Cell>();
   private tree: Tree | null = null;
   private place: Place | null = null;
   private endListening = (): void => undefined;
@@ -123,7 +124,8 @@ export class View implements IDisposable {
     if (cell.model.type !== 'code' || cell.isDisposed) {
       return;
     }
-    if (cell.isPlaceholder()) {
+    if (cell.isPlaceholder() && !this.awaited.has(cell)) {
+      this.awaited.add(cell);
       void cell.ready.then(this.ask);
     }
     const wanted = this.wanted(cell);
