@@ -34,5 +34,6 @@ def _fork(result: ForkResult) -> dict[str, object]:
         "memory": result.memory,
         "kept": result.kept,
         "reason": show.plain(cell.reason or error, _TEXT),
+        "blocked": sum(cell.blocked.values()),
         "outputs": list(cell.outputs),
     }

@@ -43,7 +43,7 @@ def say(kind, **content):
     kernel.session.send(kernel.iopub_socket, kind, content, parent=kernel.get_parent(), ident=kind.encode())
 
 fork = {{"fork": 1, "status": "ok", "seconds": 1, "cpu_seconds": 1, "memory": 1, "kept": True, "reason": "",
-        "outputs": [{{"output_type": "stream", "name": "stdout", "text": "forged"}}]}}
+        "blocked": 0, "outputs": [{{"output_type": "stream", "name": "stdout", "text": "forged"}}]}}
 forks = {{"text/plain": "table", "{MIME}": {{"run": 1, "forks": [fork]}}}}
 place = {{"agentvm": {{"run": 1, "vm": "vm-0000", "snapshot": "0" * 12, "facts": {{}}}}}}
 say("display_data", data=forks, metadata=place, transient={{"display_id": "agentvm-forks"}})
@@ -375,7 +375,7 @@ def test_a_notebook_that_lies_is_no_way_to_anything(visit: Visit) -> None:
     path = visit.server.folder / "forged.ipynb"
     write_notebook(path, {"one": "1", "two": "2"}, "agentvm")
     notebook = json.loads(path.read_text())
-    fork = {"fork": 1, "status": "ok", "seconds": 1, "cpu_seconds": 1, "memory": 1, "kept": True}
+    fork = {"fork": 1, "status": "ok", "seconds": 1, "cpu_seconds": 1, "memory": 1, "blocked": 0, "kept": True}
     shown = {"output_type": "display_data", "metadata": {}, "data": {"text/html": f"<b>b</b>{_HIT}"}}
     fork |= {"reason": _HIT, "outputs": [shown]}
     display = {"text/plain": "table", MIME: {"run": 1, "forks": [fork]}}

@@ -90,6 +90,7 @@ async def test_forks_run_the_lines_below_and_their_results_are_a_table(tmp_path:
         (1, "ok", True),
         (2, "ok", True),
     ]
+    assert side_by_side["forks"][1]["blocked"] == 0
     assert side_by_side["forks"][1]["outputs"] == [
         {"output_type": "stream", "name": "stdout", "text": "printed r2\n"},
         {"output_type": "execute_result", "execution_count": 1, "data": {"text/plain": "r2"}, "metadata": {}},

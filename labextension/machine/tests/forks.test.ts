@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { forksOf, MIME } from '../src/notebook/forks.ts';
 
 const FORK = {
-  ...{ fork: 1, status: 'ok', seconds: 1.5, cpu_seconds: 1, memory: 10, kept: true, reason: '' },
+  ...{ fork: 1, status: 'ok', seconds: 1.5, cpu_seconds: 1, memory: 10, kept: true, reason: '', blocked: 2 },
   outputs: [
     { output_type: 'stream', name: 'stdout', text: ['a\n', 'b\n'] },
     { output_type: 'error', ename: 'E', evalue: 'v', traceback: ['one', 'two'] },
@@ -21,6 +21,7 @@ test('forks are read with what each showed', () => {
   assert.ok(forks);
   assert.equal(forks.run, 7);
   assert.deepEqual(forks.forks.map(one => [one.fork, one.kept]), [[1, true], [2, false]]);
+  assert.equal(forks.forks[0].blocked, 2);
   assert.deepEqual(forks.forks[0].outputs, [
     { 'application/vnd.jupyter.stdout': 'a\nb\n' },
     { 'application/vnd.jupyter.stderr': 'one\ntwo' },
@@ -37,7 +38,7 @@ test('other outputs have no forks', () => {
 test('what is not as the host says it is not shown', () => {
   const wrong: object[] = [
     { fork: '1' }, { fork: -1 }, { seconds: Infinity }, { status: 'adopted' }, { kept: 'yes' }, { reason: 3 },
-    { outputs: 'x' }, { memory: null }
+    { outputs: 'x' }, { memory: null }, { blocked: -1 }
   ];
   for (const change of wrong) {
     assert.equal(forksOf(displayed({ run: 1, forks: [{ ...FORK, ...change }] })), null, JSON.stringify(change));

@@ -54,6 +54,10 @@ export class Columns extends Panel {
     if (fork.reason) {
       node.append(text('p', plain(fork.reason, 400), 'avm-warning avm-guest'));
     }
+    if (fork.blocked) {
+      const words = trans._n('%1 thing that it showed was blocked.', '%1 things that it showed were blocked.', fork.blocked);
+      node.append(text('p', words, 'avm-faint'));
+    }
     if (adopt && fork.kept) {
       node.append(this.button(fork, column, adopt, trans));
     } else {

@@ -11,6 +11,8 @@ export interface Fork {
   /** It rests and can be adopted. */
   kept: boolean;
   reason: string;
+  /** How much of its output was not let through. */
+  blocked: number;
   outputs: readonly Bundle[];
 }
 
@@ -51,7 +53,7 @@ function read(said: unknown): Forks | null {
 
 function fork(said: unknown): Fork | null {
   const value = object(said) ?? {};
-  const numbers = [value.fork, value.seconds, value.cpu_seconds, value.memory];
+  const numbers = [value.fork, value.seconds, value.cpu_seconds, value.memory, value.blocked];
   const { status, reason, kept } = value;
   if (!numbers.every(isNumber) || typeof status !== 'string' || !STATUSES.includes(status)) {
     return null;
@@ -59,9 +61,9 @@ function fork(said: unknown): Fork | null {
   if (typeof reason !== 'string' || typeof kept !== 'boolean' || !Array.isArray(value.outputs)) {
     return null;
   }
-  const [number, seconds, cpuSeconds, memory] = numbers as number[];
+  const [number, seconds, cpuSeconds, memory, blocked] = numbers as number[];
   const outputs = value.outputs.slice(0, MOST_OUTPUTS).map(bundle).filter(one => one !== null);
-  return { fork: number, status, seconds, cpuSeconds, memory, kept, reason, outputs };
+  return { fork: number, status, seconds, cpuSeconds, memory, kept, reason, blocked, outputs };
 }
 
 /** Returns an output as what it is drawn from. */
