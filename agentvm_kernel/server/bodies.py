@@ -131,11 +131,11 @@ class AdoptBody(Body):
 
     Attributes:
         fork: Its number.
-        of: Number of the run that made it; nothing is done if others were made since. ``None`` for the last.
+        of: Number of the run that has made it; ``None`` for whichever was the last.
     """
 
     fork: int = Field(ge=1, le=64)
-    of: int | None = Field(default=None, ge=1, lt=1 << 31)
+    of: int | None = Field(default=None, ge=1, le=1_000_000_000)
 
 
 class NetworkBody(Body):

@@ -57,7 +57,7 @@ def fork(body: ForkBody) -> str:
 
 def adopt(body: AdoptBody) -> str:
     """Return the magic that goes on in a fork."""
-    return f"%adopt {body.fork}" + ("" if body.of is None else f" --of {body.of}")
+    return f"%adopt {body.fork}" if body.of is None else f"%adopt {body.fork} --of {body.of}"
 
 
 def network(body: NetworkBody) -> list[str]:

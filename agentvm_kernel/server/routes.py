@@ -20,8 +20,10 @@ from agentvm_kernel.server import lines
 from agentvm_kernel.server.bodies import (
     AdoptBody,
     ForkBody,
+    LabelBody,
     LimitsBody,
     NetworkBody,
+    PruneBody,
     SnapshotBody,
     ToBody,
     TravelBody,
@@ -31,7 +33,8 @@ from agentvm_kernel.server.bodies import (
 from agentvm_kernel.server.errors import ForeignKernelError
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.services import Services
-from agentvm_kernel.server.views import Blocked, Connections, Done, Host, Machine, Plan, Snapshots, View
+from agentvm_kernel.server.views import Blocked, Connections, Done, Freed, Host, Machine, Plan, View
+from agentvm_kernel.supervisor.messages import Removed, SnapshotInfo, SnapshotTree
 
 _NEWEST: Final = 200
 _SNAPSHOT: Final = re.compile(r"[0-9a-f]{12}", re.ASCII)
@@ -124,15 +127,34 @@ async def get_machine(call: Call) -> Machine:
         return Machine(state="none", text=f"{error.message} Run %vm restart, or restart the kernel: that starts one.")
 
 
-async def list_snapshots(call: Call) -> Snapshots:
+async def list_snapshots(call: Call) -> SnapshotTree:
     """List the snapshots of a notebook."""
     lease = await call.lease()
-    return Snapshots.of(await (await call.services.supervision.client()).snapshots(lease))
+    return await (await call.services.supervision.client()).snapshots(lease)
 
 
 async def take_snapshot(call: Call, body: SnapshotBody) -> Done:
     """Take a snapshot."""
     return await call.type(lines.snapshot(body))
+
+
+async def relabel(call: Call, body: LabelBody) -> SnapshotInfo:
+    """Name a snapshot."""
+    snapshot, lease = call.snapshot(), await call.lease()
+    return await (await call.services.supervision.client()).relabel(lease, snapshot, body.label)
+
+
+async def remove(call: Call) -> Freed:
+    """Remove a snapshot; what descends from it stays."""
+    snapshot, lease = call.snapshot(), await call.lease()
+    removed = await (await call.services.supervision.client()).remove(lease, snapshot)
+    return Freed(freed=removed.freed)
+
+
+async def prune(call: Call, body: PruneBody) -> Removed:
+    """Remove the oldest snapshots that have no label."""
+    lease = await call.lease()
+    return await (await call.services.supervision.client()).prune(lease, body.keep)
 
 
 async def plan_rollback(call: Call, body: ToBody) -> Plan:
@@ -218,11 +240,15 @@ class Route:
 
 _KERNEL: Final = "/kernels/{kernel}"
 
+# Of two paths that fit, the first is meant.
 ROUTES: Final = (
     Route("GET", "/host", get_host, is_work=False),
     Route("GET", _KERNEL, get_machine, is_work=False),
     Route("GET", f"{_KERNEL}/snapshots", list_snapshots, is_work=False),
     Route("POST", f"{_KERNEL}/snapshots", take_snapshot),
+    Route("POST", f"{_KERNEL}/snapshots/prune", prune),
+    Route("PATCH", f"{_KERNEL}/snapshots/{{snapshot}}", relabel),
+    Route("DELETE", f"{_KERNEL}/snapshots/{{snapshot}}", remove),
     Route("POST", f"{_KERNEL}/rollback/plan", plan_rollback),
     Route("POST", f"{_KERNEL}/rollback", roll_back),
     Route("POST", f"{_KERNEL}/fork", fork),

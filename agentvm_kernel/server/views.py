@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.profiles import Limits
-from agentvm_kernel.snapshots.notes import Way
-from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo, SnapshotTree
+from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo
 from agentvm_kernel.supervisor.network_messages import NetworkInfo
 from agentvm_kernel.supervisor.stats_messages import VMStats
 
@@ -193,33 +192,10 @@ class Machine(View):
     stats: Stats | None = None
 
 
-class Snapshots(View):
-    """A notebook's snapshots.
+class Freed(View):
+    """Bytes that the removal of a snapshot gave."""
 
-    Attributes:
-        current: Id of the one that the VM descends from; empty for the image's own.
-        used: Bytes that the user's snapshots take.
-        quota: Bytes that they may take.
-        snapshots: All of the notebook, oldest first.
-        vm: The VM's id.
-        way: Which runs lay behind the VM when it began; see ``SnapshotTree``.
-    """
-
-    current: str
-    used: int
-    quota: int
-    snapshots: tuple[SnapshotInfo, ...]
-    vm: str
-    way: Way
-
-    @classmethod
-    def of(cls, tree: SnapshotTree) -> Snapshots:
-        """Return what pages are told of a tree.
-
-        Args:
-            tree: As the supervisor tells it.
-        """
-        return cls(**{name: getattr(tree, name) for name in cls.model_fields})
+    freed: int
 
 
 class Plan(View):

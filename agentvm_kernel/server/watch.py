@@ -19,7 +19,9 @@ from agentvm_kernel.observe.events import (
     OutputBlocked,
     ResourceLimitExceeded,
     SnapshotCreated,
+    SnapshotRelabelled,
     SnapshotRestored,
+    SnapshotsRemoved,
 )
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.server.kernels import Kernel
@@ -36,7 +38,7 @@ _RETRY: Final = 2.0
 """Seconds until a supervisor is looked for again."""
 
 _KINDS: Final[tuple[tuple[tuple[type[Event], ...], What], ...]] = (
-    ((SnapshotCreated, SnapshotRestored), "snapshots"),
+    ((SnapshotCreated, SnapshotRelabelled, SnapshotRestored, SnapshotsRemoved), "snapshots"),
     ((NetworkConnection,), "connections"),
     ((OutputBlocked,), "blocked"),
     (

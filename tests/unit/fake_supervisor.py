@@ -26,7 +26,14 @@ from local_guest import LocalGuest, local_guest
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.observe.chain import Record
-from agentvm_kernel.observe.events import LeaseAcquired, LeaseReleased, SnapshotCreated, SnapshotRestored
+from agentvm_kernel.observe.events import (
+    LeaseAcquired,
+    LeaseReleased,
+    SnapshotCreated,
+    SnapshotRelabelled,
+    SnapshotRestored,
+    SnapshotsRemoved,
+)
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords
@@ -35,10 +42,13 @@ from agentvm_kernel.supervisor.messages import (
     ForkGranted,
     ForkRequest,
     Granted,
+    LabelRequest,
     LeaseRequest,
     LimitsRequest,
     Message,
     Progress,
+    PruneRequest,
+    Removed,
     Replaced,
     RollbackPlan,
     RollbackRequest,
@@ -117,6 +127,9 @@ class FakeSupervisor:
                 web.put(f"{lease}/network", self._network),
                 web.get(f"{lease}/snapshots", self._tree),
                 web.post(f"{lease}/snapshots", self._snapshot),
+                web.post(f"{lease}/snapshots/prune", self._prune),
+                web.patch(f"{lease}/snapshots/{{snapshot}}", self._relabel),
+                web.delete(f"{lease}/snapshots/{{snapshot}}", self._remove),
                 web.post(f"{lease}/rollback/plan", self._plan),
                 web.post(f"{lease}/rollback", self._rollback),
                 web.post(f"{lease}/forks", self._forks),
@@ -145,10 +158,10 @@ class FakeSupervisor:
         self.asked.append(f"{request.method} {request.path}")
         return await handler(request)
 
-    def happens(self, event: Event) -> None:
+    def happens(self, event: Event, missed: int = 0) -> None:
         """Tell who listens to the audit log."""
         for listener in self._listeners:
-            listener.put_nowait(AuditNews(time=time.time(), event=event))
+            listener.put_nowait(AuditNews(time=time.time(), event=event, missed=missed))
 
     def _about(self, name: str) -> dict[str, str]:
         return {"lease": name, "vm": f"local-{self._leases[name].guest.epoch}"}
@@ -273,6 +286,31 @@ class FakeSupervisor:
         lease.current = info.id
         self.happens(SnapshotCreated(snapshot=info.id, **self._about(request.match_info["lease"])))
         return _answer(info)
+
+    async def _relabel(self, request: web.Request) -> web.Response:
+        name, wanted = request.match_info["lease"], LabelRequest.model_validate_json(await request.read())
+        lease = self._leases[name]
+        info = lease.find(request.match_info["snapshot"]).model_copy(update={"label": wanted.label})
+        lease.taken = [info if one.id == info.id else one for one in lease.taken]
+        self.happens(SnapshotRelabelled(snapshot=info.id, **self._about(name)))
+        return _answer(info)
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        lease = self._leases[request.match_info["lease"]]
+        return self._removed(request, [lease.find(request.match_info["snapshot"])])
+
+    async def _prune(self, request: web.Request) -> web.Response:
+        lease = self._leases[request.match_info["lease"]]
+        keep = PruneRequest.model_validate_json(await request.read()).keep
+        found = [one for one in lease.taken if not one.label and one.id != lease.current]
+        return self._removed(request, found[: max(0, len(found) - keep)])
+
+    def _removed(self, request: web.Request, found: list[SnapshotInfo]) -> web.Response:
+        name, ids = request.match_info["lease"], tuple(one.id for one in found)
+        lease = self._leases[name]
+        lease.taken = [one for one in lease.taken if one.id not in ids]
+        self.happens(SnapshotsRemoved(snapshots=ids, count=len(ids), **self._about(name)))
+        return _answer(Removed(removed=ids, freed=len(ids)))
 
     async def _plan(self, request: web.Request) -> web.Response:
         lease = self._leases[request.match_info["lease"]]

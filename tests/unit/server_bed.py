@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import secrets
 import socket
@@ -65,7 +66,7 @@ class ServerBed:
         raw: bytes | None = None,
     ) -> Answer:
         """Ask as the page does; `headers` in place of its token."""
-        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+        data = None if raw is None and body is None else io.BytesIO(json.dumps(body).encode() if raw is None else raw)
         own = {"Authorization": f"token {self.token}"} if headers is None else headers
         async with self.http.request(verb, f"{self.url}agentvm/api{path}", data=data, headers=own) as response:
             text = await response.text()

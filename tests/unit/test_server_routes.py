@@ -92,6 +92,27 @@ async def test_what_fails_is_told_with_code_and_remedy_and_cells_behind_it_run_o
     assert (await bed.run(kernel, "after"))["content"]["status"] == "ok"
 
 
+async def test_snapshots_are_named_removed_and_pruned(bed: ServerBed, kernel: str) -> None:
+    await bed.ask("POST", "/watch", {"kernels": [kernel]})
+    await bed.news(kernel, "stats")
+    for _ in range(4):
+        assert (await bed.ask("POST", f"/kernels/{kernel}/snapshots", {})).body["status"] == "ok"
+    taken = [one["id"] for one in (await bed.ask("GET", f"/kernels/{kernel}/snapshots")).body["snapshots"][-4:]]
+    before = len(bed.told)
+    named = await bed.ask("PATCH", f"/kernels/{kernel}/snapshots/{taken[1]}", {"label": "kept"})
+    assert (named.body["id"], named.body["label"]) == (taken[1], "kept")
+    assert (await bed.ask("DELETE", f"/kernels/{kernel}/snapshots/{taken[0]}")).body == {"freed": 1}
+    await bed.news(kernel, "snapshots", before)
+    pruned = (await bed.ask("POST", f"/kernels/{kernel}/snapshots/prune", {"keep": 0})).body
+    assert pruned["removed"][-1] == taken[2]
+    left = [one["id"] for one in (await bed.ask("GET", f"/kernels/{kernel}/snapshots")).body["snapshots"]]
+    assert left[-2:] == [taken[1], taken[3]]
+    for wrong in ("kept", "prune", "0" * 11, f"{taken[1]}%0a", "0" * 12 + "x"):
+        for verb, body in (("PATCH", {"label": ""}), ("DELETE", None)):
+            if (answer := await bed.ask(verb, f"/kernels/{kernel}/snapshots/{wrong}", body)).status != 405:
+                assert (answer.status, answer.body["code"]) == (400, "request"), answer
+
+
 async def test_typing_does_not_advance_the_notebooks_count(bed: ServerBed, kernel: str) -> None:
     before = (await bed.run(kernel, "1"))["content"]["execution_count"]
     await bed.ask("POST", f"/kernels/{kernel}/snapshots", {})
@@ -164,6 +185,8 @@ async def test_the_host_is_told_and_examined_only_if_that_is_asked_for(bed: Serv
 
 async def test_pages_are_told_while_they_look_and_not_of_other_kernels(bed: ServerBed, kernel: str) -> None:
     other = await bed.kernel()
+    vms = [(await bed.ask("GET", f"/kernels/{one}")).body["vm"] for one in (kernel, other)]
+    assert len(set(vms)) == 2
     before = len(bed.told)
     assert (await bed.ask("POST", "/watch", {"kernels": [kernel, "no-such-kernel"]})).status == 200
     stats = await bed.news(kernel, "stats", before)

@@ -81,7 +81,7 @@ async def nothing_happens(bed: ServerBed, kernel: str, *asked: Any) -> list[Any]
     return answers
 
 
-def test_the_application_serves_the_table_and_nothing_else(bed: ServerBed) -> None:
+async def test_the_application_serves_the_table_and_nothing_else(bed: ServerBed) -> None:
     served = {
         rule.matcher.regex.pattern.removesuffix("$")
         for rules in bed.app.web_app.default_router.rules
@@ -100,15 +100,11 @@ def test_the_application_serves_the_table_and_nothing_else(bed: ServerBed) -> No
 @pytest.mark.parametrize("route", routes())
 async def test_who_has_not_logged_in_gets_nothing(bed: ServerBed, kernel: str, route: Route) -> None:
     path, body = path_of(route, kernel), VALID.get(route.handler.__name__)
-    for headers in ({}, {"Authorization": "token wrong"}, {"Authorization": f"Bearer {bed.token[:-1]}"}):
-        for verb in ALL_VERBS:
-            (answer,) = (
-                await nothing_happens(bed, kernel, bed.ask(verb, path, body, headers=headers))
-                if (verb == route.verb)
-                else [await bed.ask(verb, path, body, headers=headers)]
-            )
-            assert answer.status == 403, (verb, answer)
-            assert set(answer.body) <= {"code", "message", "hint"}, answer
+    logins = ({}, {"Authorization": "token wrong"}, {"Authorization": f"Bearer {bed.token[:-1]}"})
+    asked = [bed.ask(verb, path, body, headers=headers) for headers in logins for verb in ALL_VERBS]
+    for answer in await nothing_happens(bed, kernel, *asked):
+        assert answer.status == 403, answer
+        assert set(answer.body) == {"code", "message", "hint"}, answer
 
 
 @pytest.mark.parametrize("route", [one for one in routes() if one.values[0].verb != "GET"])
@@ -137,31 +133,23 @@ async def test_a_login_by_cookie_needs_the_token_against_forged_requests(
 async def test_a_kernel_of_another_server_is_not_found(bed: ServerBed, kernel: str, route: Route) -> None:
     body = VALID.get(route.handler.__name__)
     lease = next(iter(bed.supervisor._leases))
-    for name in (UNKNOWN, lease, f"kernel-{kernel}", "%2e%2e", "local-1", kernel.upper() + "x"):
-        (answer,) = await nothing_happens(bed, kernel, bed.ask(route.verb, path_of(route, name), body))
+    names = (UNKNOWN, lease, f"kernel-{kernel}", "local-1", kernel.upper() + "x")
+    asked = [bed.ask(route.verb, path_of(route, name), body) for name in names]
+    for name, answer in zip(names, await nothing_happens(bed, kernel, *asked), strict=True):
         assert (answer.status, answer.body["code"]) == (404, "no_kernel"), (name, answer)
 
 
-@pytest.mark.parametrize("route", kernel_routes())
-async def test_another_kernel_than_ours_is_left_alone(bed: ServerBed, route: Route) -> None:
+async def test_another_kernel_than_ours_is_left_alone(bed: ServerBed) -> None:
     plain = await bed.app.kernel_manager.start_kernel(kernel_name="plain")
-    client = bed.client(plain)
-    client.start_channels(hb=False)
-    try:
-        await client.wait_for_ready(timeout=60)
+    await bed.run(plain, "ran = []; get_ipython().events.register('pre_execute', lambda: ran.append(1))")
+    for route in [one.values[0] for one in kernel_routes()]:
         answer = await bed.ask(route.verb, path_of(route, plain), VALID.get(route.handler.__name__))
-        if (route.verb, route.path) == ("GET", "/kernels/{kernel}"):
+        if route.handler.__name__ == "get_machine":
             assert (answer.status, answer.body["state"]) == (200, "foreign")
         else:
             assert (answer.status, answer.body["code"]) == (409, "foreign_kernel"), answer
-        client.execute("In", user_expressions={"n": "len(In)"})
-        reply = await client.get_shell_msg(timeout=60)
-        while "user_expressions" not in reply["content"]:
-            reply = await client.get_shell_msg(timeout=60)
-        assert reply["content"]["user_expressions"]["n"]["data"]["text/plain"] == "2"  # this cell alone
-    finally:
-        client.stop_channels()
-        await bed.app.kernel_manager.shutdown_kernel(plain, now=True)
+    assert (await bed.run(plain, "assert ran == [1], ran"))["content"]["status"] == "ok"  # this cell alone
+    await bed.app.kernel_manager.shutdown_kernel(plain, now=True)
 
 
 @pytest.mark.parametrize("route", [one for one in routes() if one.values[0].body is not None])
