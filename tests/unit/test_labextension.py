@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -56,3 +57,16 @@ def test_what_a_browser_loads_stays_small(built: Path) -> None:
 
 def test_no_registry_is_named_in_the_lock_file() -> None:
     assert '"resolved"' not in (SOURCES / "package-lock.json").read_text()
+
+
+def test_nothing_is_shown_as_markup() -> None:
+    sources = [path.read_text() for path in (SOURCES / "src").rglob("*.ts*")]
+    assert sources
+    for ways in ("innerHTML", "outerHTML", "insertAdjacent", "dangerouslySet", "document.write", "eval(", "srcdoc"):
+        assert not [text for text in sources if ways in text], ways
+
+
+def test_colours_are_the_themes() -> None:
+    style = (SOURCES / "style/index.css").read_text()
+    assert "var(--jp-" in style
+    assert not re.findall(r"#[0-9a-fA-F]{3,8}\b|\b(?:rgb|hsl)a?\(", style)

@@ -59,7 +59,8 @@ export class Actions {
     if (await this.question(this.trans.__('Run code in forks of this machine'), body, this.trans.__('Fork'))) {
       const forking = body.value;
       const done = await store.act(this.trans.__('forking'), () => this.api.fork(store.kernel, forking));
-      await this.news(done);
+      // What they showed is a table, which no line of news can hold.
+      await this.news(done.error ? done : { ...done, text: this.trans.__('%1 forks have run.', forking.count) });
     }
   }
 

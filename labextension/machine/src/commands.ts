@@ -3,7 +3,6 @@
 import type { JupyterFrontEnd } from '@jupyterlab/application';
 import type { ICommandPalette } from '@jupyterlab/apputils';
 
-import type { Actions } from './actions.ts';
 import type { Store } from './model/store.ts';
 import type { IMachines } from './tokens.ts';
 
@@ -12,14 +11,10 @@ export const OPEN = 'agentvm:open-panel';
 const CATEGORY = 'AgentVM';
 
 /** Adds the commands. */
-export function addCommands(
-  app: JupyterFrontEnd,
-  shared: IMachines,
-  actions: Actions,
-  palette: ICommandPalette | null
-): void {
-  const { trans } = shared;
+export function addCommands(app: JupyterFrontEnd, shared: IMachines, palette: ICommandPalette | null): void {
+  const { actions, trans } = shared;
   const runs = (store: Store): boolean => store.phase === 'running';
+  const ids: string[] = [];
   const add = (name: string, label: string, act: (store: Store) => unknown, can = runs): void => {
     const id = `agentvm:${name}`;
     app.commands.addCommand(id, {
@@ -32,6 +27,7 @@ export function addCommands(
       },
       describedBy: { args: { type: 'object', properties: {} } }
     });
+    ids.push(id);
     palette?.addItem({ command: id, category: CATEGORY });
   };
   palette?.addItem({ command: OPEN, category: CATEGORY });
@@ -47,7 +43,15 @@ export function addCommands(
   add('prune', trans.__('Remove Old Snapshots …'), store => actions.prune(store));
   add('restart', trans.__('Start a Fresh Machine …'), store => actions.restart(store), isOurs);
   add('stop', trans.__('Stop the Machine …'), store => actions.stop(store));
-  shared.changed.connect(() => app.commands.notifyCommandChanged());
+  let before = '';
+  shared.changed.connect(() => {
+    const { store } = shared;
+    const now = `${store?.kernel} ${store?.phase} ${store?.doing} ${store?.tree?.current}`;
+    if (now !== before) {
+      before = now;
+      ids.forEach(id => app.commands.notifyCommandChanged(id));
+    }
+  });
 }
 
 /** Returns the source of the cell in front; empty where it is no code. */

@@ -4,23 +4,29 @@ import type { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import { Signal } from '@lumino/signaling';
 
+import { Actions } from './actions.ts';
 import type { Machines } from './machines.ts';
 import type { Store } from './model/store.ts';
 import type { IMachines } from './tokens.ts';
 
 export class Front implements IMachines {
   readonly machines: Machines;
+  readonly actions: Actions;
   readonly trans: TranslationBundle;
+  readonly moved: Signal<IMachines, void> = new Signal<IMachines, void>(this);
   readonly changed: Signal<IMachines, void> = new Signal<IMachines, void>(this);
+  readonly hasNotebooks: boolean;
   notebook: NotebookPanel | null = null;
   store: Store | null = null;
   private endListening = (): void => undefined;
 
-  constructor(tracker: INotebookTracker, machines: Machines, trans: TranslationBundle) {
+  constructor(tracker: INotebookTracker | null, machines: Machines, trans: TranslationBundle) {
     this.machines = machines;
     this.trans = trans;
-    tracker.currentChanged.connect((_, notebook) => this.follow(notebook));
-    this.follow(tracker.currentWidget);
+    this.actions = new Actions(machines.api, trans);
+    this.hasNotebooks = tracker !== null;
+    tracker?.currentChanged.connect((_, notebook) => this.follow(notebook));
+    this.follow(tracker?.currentWidget ?? null);
   }
 
   private follow(notebook: NotebookPanel | null): void {
@@ -45,6 +51,7 @@ export class Front implements IMachines {
         this.machines.giveBack(before);
       }
     }
+    this.moved.emit();
     this.changed.emit();
   };
 

@@ -7,7 +7,6 @@ import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { Actions } from './actions.ts';
 import { Api } from './api.ts';
 import { addCommands, OPEN } from './commands.ts';
 import { Front } from './front.ts';
@@ -23,9 +22,9 @@ const machines: JupyterFrontEndPlugin<IMachines> = {
   description: 'Knows the virtual machines under the notebooks of this page.',
   autoStart: true,
   provides: IMachines,
-  requires: [INotebookTracker],
-  optional: [ITranslator],
-  activate: (app: JupyterFrontEnd, tracker: INotebookTracker, translator: ITranslator | null): IMachines => {
+  // Notebook's pages without a notebook have no tracker.
+  optional: [INotebookTracker, ITranslator],
+  activate: (app: JupyterFrontEnd, tracker: INotebookTracker | null, translator: ITranslator | null): IMachines => {
     const trans = (translator ?? nullTranslator).load('agentvm_kernel');
     const api = new Api(app.serviceManager.serverSettings);
     return new Front(tracker, new Machines(api, app.serviceManager), trans);
@@ -45,8 +44,10 @@ const panel: JupyterFrontEndPlugin<void> = {
     statusBar: IStatusBar | null,
     settings: ISettingRegistry | null
   ): void => {
-    const actions = new Actions(shared.machines.api, shared.trans);
-    const view = new Panel(shared, actions, app.commands);
+    if (!shared.hasNotebooks) {
+      return;
+    }
+    const view = new Panel(shared, app.commands);
     view.title.icon = icon;
     view.title.caption = shared.trans.__('Virtual machine');
     app.shell.add(view, 'right', { rank: 400, type: 'AgentVM' });
@@ -56,7 +57,7 @@ const panel: JupyterFrontEndPlugin<void> = {
       execute: () => app.shell.activateById(view.id),
       describedBy: { args: { type: 'object', properties: {} } }
     });
-    addCommands(app, shared, actions, palette);
+    addCommands(app, shared, palette);
     if (statusBar) {
       void addStatus(statusBar, new Status(shared, () => void app.commands.execute(OPEN)), settings);
     }

@@ -17,11 +17,11 @@ export class Status extends ReactWidget {
     this.shared = shared;
     this.open = open;
     this.addClass('avm-status');
-    shared.changed.connect(this.update, this);
+    shared.moved.connect(this.update, this);
   }
 
   dispose(): void {
-    this.shared.changed.disconnect(this.update, this);
+    this.shared.moved.disconnect(this.update, this);
     super.dispose();
   }
 

@@ -126,6 +126,15 @@ test('a store recovers when the server is there again', async () => {
   assert.ok(source.asked.includes('snapshots'));
 });
 
+test('when a machine has gone, it is asked what became of it', async () => {
+  const { source, time, store } = await started();
+  source.now = { state: 'ended', text: 'given back' };
+  time.pass(1000);
+  store.hear({ kernel_id: 'k', what: 'gone' });
+  await settled();
+  assert.deepEqual([store.phase, store.machine?.text], ['ended', 'given back']);
+});
+
 test('many events are two questions', async () => {
   const { source, time, store } = await started();
   source.asked = [];

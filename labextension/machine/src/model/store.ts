@@ -109,7 +109,7 @@ export class Store {
   /** Asks for everything anew. */
   refresh(): void {
     this.paces.machine.ask();
-    if (this.phase !== 'foreign' && this.phase !== 'loading') {
+    if (ALIVE.includes(this.phase)) {
       this.refreshRest();
     }
   }
@@ -121,7 +121,7 @@ export class Store {
         this.measured(event.stats);
       }
     } else if (event.what === 'gone') {
-      this.become('gone');
+      this.paces.machine.ask(); // the machine is; whether the kernel is, too, is to be seen
     } else if (event.what in this.paces) {
       this.paces[event.what].ask();
       if (event.what === 'snapshots') {

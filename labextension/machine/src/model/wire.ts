@@ -178,6 +178,7 @@ export interface Host {
 
 export interface Event {
   kernel_id: string;
+  /** `gone`: the machine has ended; all but that and `stats` say only that it is worth asking again. */
   what: 'stats' | 'machine' | 'snapshots' | 'connections' | 'blocked' | 'gone';
   stats?: Stats;
   restored?: string;

@@ -4,7 +4,6 @@ import { ReactWidget } from '@jupyterlab/ui-components';
 import type { CommandRegistry } from '@lumino/commands';
 import * as React from 'react';
 
-import type { Actions } from '../actions.ts';
 import type { Store } from '../model/store.ts';
 import type { IMachines } from '../tokens.ts';
 import { BlockedOutputs } from './blocked.tsx';
@@ -19,34 +18,32 @@ import { Nothing, State } from './state.tsx';
 
 export class Panel extends ReactWidget {
   private readonly shared: IMachines;
-  private readonly actions: Actions;
   private readonly commands: CommandRegistry;
 
-  constructor(shared: IMachines, actions: Actions, commands: CommandRegistry) {
+  constructor(shared: IMachines, commands: CommandRegistry) {
     super();
     this.shared = shared;
-    this.actions = actions;
     this.commands = commands;
     this.id = 'agentvm-panel';
     this.addClass('avm-panel');
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', shared.trans.__('Virtual machine'));
-    shared.changed.connect(this.update, this);
+    shared.moved.connect(this.update, this);
   }
 
   dispose(): void {
-    this.shared.changed.disconnect(this.update, this);
+    this.shared.moved.disconnect(this.update, this);
     super.dispose();
   }
 
   render(): React.ReactElement {
-    const { shared, actions, commands } = this;
+    const { shared, commands } = this;
     const { store } = shared;
     if (!store) {
       return <Nothing shared={shared} commands={commands} />;
     }
     return (
-      <Context.Provider value={{ shared, actions, store }} key={store.kernel}>
+      <Context.Provider value={{ shared, actions: shared.actions, store }} key={store.kernel}>
         <Machine store={store} shared={shared} commands={commands} />
       </Context.Provider>
     );

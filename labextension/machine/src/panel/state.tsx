@@ -104,7 +104,7 @@ function said(store: Store, trans: TranslationBundle): Said {
     gone: {
       title: trans.__('The kernel has ended'),
       why: trans.__('Its machine ended with it.'),
-      hint: trans.__('Start the kernel again: it gets a fresh machine. Snapshots are kept.')
+      hint: trans.__('Start the kernel again: it gets a fresh machine.')
     }
   };
   return all[store.phase];

@@ -120,6 +120,7 @@ const Line = React.memo(function Line(props: {
 }): React.ReactElement {
   const { row, place, count, width, isSelected, onSelect, onOpen, ago, trans } = props;
   const isPresent = row.id === PRESENT;
+  const title = titleOf(row, trans);
   return (
     <div
       className={`avm-row ${row.isOnPath ? 'avm-on-path' : 'avm-left'} ${isPresent ? 'avm-present' : ''}`}
@@ -136,8 +137,8 @@ const Line = React.memo(function Line(props: {
       onDoubleClick={() => onOpen(row.id)}
     >
       <Lanes row={row} width={width} />
-      <div className="avm-row-text">
-        <div className={row.snapshot?.label ? 'avm-label' : ''}>{titleOf(row, trans)}</div>
+      <div className="avm-row-text" title={`${title}\n${ago}`}>
+        <div className={row.snapshot?.label ? 'avm-label' : ''}>{title}</div>
         <div className="avm-faint">{ago}</div>
       </div>
     </div>
