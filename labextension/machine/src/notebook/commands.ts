@@ -1,14 +1,12 @@
 // What can be done with the machine from within a notebook.
 
 import type { ILabShell, JupyterFrontEnd } from '@jupyterlab/application';
-import { Dialog, type ICommandPalette, MainAreaWidget, Notification, showDialog, showErrorMessage } from '@jupyterlab/apputils';
+import { type ICommandPalette, MainAreaWidget } from '@jupyterlab/apputils';
 import type { Cell } from '@jupyterlab/cells';
 import type { INotebookTracker } from '@jupyterlab/notebook';
 import { Menu } from '@lumino/widgets';
 
-import type { Actions } from '../actions.ts';
 import { icon } from '../icon.ts';
-import { plain } from '../model/plain.ts';
 import type { Snapshot } from '../model/wire.ts';
 import type { IMachines } from '../tokens.ts';
 import { Columns } from './columns.ts';
@@ -29,7 +27,6 @@ const SHOWN = 2500;
 export class Commands {
   private readonly app: JupyterFrontEnd;
   private readonly shared: IMachines;
-  private readonly actions: Actions;
   private readonly tracker: INotebookTracker;
   private readonly labShell: ILabShell | null;
   private readonly viewOf: (cell: Cell) => View | null;
@@ -41,14 +38,12 @@ export class Commands {
   constructor(
     app: JupyterFrontEnd,
     shared: IMachines,
-    actions: Actions,
     tracker: INotebookTracker,
     labShell: ILabShell | null,
     viewOf: (cell: Cell) => View | null
   ) {
     this.app = app;
     this.shared = shared;
-    this.actions = actions;
     this.tracker = tracker;
     this.labShell = labShell;
     this.viewOf = viewOf;
@@ -100,7 +95,7 @@ export class Commands {
   async goTo(cell: Cell, snapshot: string): Promise<void> {
     const store = this.viewOf(cell)?.store;
     if (store) {
-      await this.actions.rollback(store, snapshot);
+      await this.shared.actions.rollback(store, snapshot);
     }
   }
 
@@ -135,23 +130,10 @@ export class Commands {
   }
 
   private async adopt(kernel: string, fork: number, run: number): Promise<boolean> {
-    const { machines, trans } = this.shared;
-    const body = trans.__('What has happened in the machine since the forks were made is left behind.');
-    const buttons = [Dialog.cancelButton({ label: trans.__('Cancel') }), Dialog.warnButton({ label: trans.__('Adopt') })];
-    const title = trans.__('Go on in fork %1?', fork);
-    if (!(await showDialog({ title, body, buttons })).button.accept) {
-      return false;
-    }
+    const { machines, actions } = this.shared;
     const store = machines.take(kernel);
     try {
-      const done = await store.act(trans.__('adopting'), () => machines.api.adopt(kernel, fork, run));
-      if (done.status === 'ok') {
-        Notification.success(plain(done.text, 140), { autoClose: SHOWN });
-        return true;
-      }
-      const said = [done.error?.message ?? done.text, done.error?.hint ?? ''];
-      await showErrorMessage(trans.__('That was not done'), said.map(one => plain(one, 1000)).join(' '));
-      return false;
+      return await actions.adopt(store, fork, run);
     } finally {
       machines.giveBack(store);
     }
@@ -164,7 +146,7 @@ export class Commands {
     }
     this.show('busy');
     try {
-      const done = await this.actions.snapshot(store);
+      const done = await this.shared.actions.snapshot(store);
       this.show(done.status === 'ok' ? 'done' : 'failed');
     } catch (error) {
       this.show('failed');

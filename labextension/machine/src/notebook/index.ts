@@ -5,7 +5,6 @@ import { ICommandPalette } from '@jupyterlab/apputils';
 import type { Cell } from '@jupyterlab/cells';
 import { INotebookTracker, type NotebookPanel } from '@jupyterlab/notebook';
 
-import { Actions } from '../actions.ts';
 import { IMachines } from '../tokens.ts';
 import { Commands } from './commands.ts';
 import { forksOf } from './forks.ts';
@@ -15,20 +14,23 @@ export const notebook: JupyterFrontEndPlugin<void> = {
   id: 'agentvm-kernel:notebook',
   description: 'Takes snapshots from a notebook, marks the ways back, and tells which outputs are not of the present.',
   autoStart: true,
-  requires: [IMachines, INotebookTracker],
-  optional: [ICommandPalette, ILabShell],
+  requires: [IMachines],
+  // Notebook's pages without a notebook have no tracker.
+  optional: [INotebookTracker, ICommandPalette, ILabShell],
   activate: (
     app: JupyterFrontEnd,
     shared: IMachines,
-    tracker: INotebookTracker,
+    tracker: INotebookTracker | null,
     palette: ICommandPalette | null,
     labShell: ILabShell | null
   ): void => {
+    if (!tracker) {
+      return;
+    }
     const views = new Set<View>();
     const viewOf = (cell: Cell): View | null =>
       [...views].find(view => view.notebook.content.widgets.includes(cell)) ?? null;
-    const actions = new Actions(shared.machines.api, shared.trans);
-    const commands = new Commands(app, shared, actions, tracker, labShell, viewOf);
+    const commands = new Commands(app, shared, tracker, labShell, viewOf);
     const words = {
       trans: shared.trans,
       openMenu: (cell: Cell, at: DOMRect): void => commands.openMenu(cell, at),
