@@ -20,6 +20,12 @@ class ForeignKernelError(AgentVMError):
     code = "foreign_kernel"
 
 
+class NotRunningError(AgentVMError):
+    """The kernel has no process now: it is about to be started."""
+
+    code = "not_running"
+
+
 class BusyError(AgentVMError):
     """Too much waits for the kernel already."""
 
@@ -38,7 +44,14 @@ class SlowError(AgentVMError):
     code = "slow"
 
 
-_STATUS: Final = STATUS | {"no_kernel": 404, "foreign_kernel": 409, "busy": 429, "supervisor": 503, "slow": 504}
+_STATUS: Final = STATUS | {
+    "no_kernel": 404,
+    "foreign_kernel": 409,
+    "not_running": 409,
+    "busy": 429,
+    "supervisor": 503,
+    "slow": 504,
+}
 
 
 def status_of(error: AgentVMError) -> int:

@@ -15,7 +15,13 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
-from agentvm_kernel.server.errors import ForeignKernelError, KernelGoneError, NoKernelError, SlowError
+from agentvm_kernel.server.errors import (
+    ForeignKernelError,
+    KernelGoneError,
+    NoKernelError,
+    NotRunningError,
+    SlowError,
+)
 
 _T = TypeVar("_T")
 _AGAIN: Final = 0.2
@@ -61,16 +67,19 @@ class Kernels:
         Raises:
             NoKernelError: this server has none of that id.
             ForeignKernelError: it is another kernel than AgentVM's.
+            NotRunningError: it has no process now.
         """
         if kernel not in self:
             raise NoKernelError("This server has no such kernel.", "Start the notebook's kernel, or restart it.")
         found = self._manager.get_kernel(kernel)
-        pid = getattr(getattr(found, "provisioner", None), "pid", None)
-        if pid is None or found.kernel_spec.argv[1:3] != ["-m", "agentvm_kernel"]:
+        if not hasattr(found, "provisioner") or found.kernel_spec.argv[1:3] != ["-m", "agentvm_kernel"]:
             raise ForeignKernelError(
                 "This notebook's kernel is not AgentVM: its cells run on this host, without a VM.",
                 "Choose Python (AgentVM) from the menu Kernel, Change Kernel.",
             )
+        pid = getattr(found.provisioner, "pid", None)
+        if pid is None:
+            raise NotRunningError("The kernel is about to be started.", "Try again in a moment.")
         owner = Path(found.connection_file).stem[:200]
         return Kernel(kernel, owner, pid, found.get_connection_info(session=False))
 

@@ -15,7 +15,7 @@ from typing import Any, Final, get_type_hints
 
 from pydantic import BaseModel
 
-from agentvm_kernel.errors import NoLeaseError, RequestError, SupervisorError
+from agentvm_kernel.errors import RequestError
 from agentvm_kernel.server import lines
 from agentvm_kernel.server.bodies import (
     AdoptBody,
@@ -30,7 +30,7 @@ from agentvm_kernel.server.bodies import (
     VMBody,
     WatchBody,
 )
-from agentvm_kernel.server.errors import ForeignKernelError
+from agentvm_kernel.server.errors import ForeignKernelError, NotRunningError
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.services import Services
 from agentvm_kernel.server.views import Blocked, Connections, Done, Freed, Host, Machine, Plan, View
@@ -65,6 +65,7 @@ class Call:
         Raises:
             NoKernelError: this server has none of that id.
             ForeignKernelError: it is not AgentVM's.
+            NotRunningError: it is about to be started.
         """
         return self.services.kernels.find(self.parameters["kernel"])
 
@@ -116,15 +117,11 @@ async def get_host(call: Call) -> Host:
 async def get_machine(call: Call) -> Machine:
     """Tell how the VM under a notebook is, or why there is none."""
     try:
-        kernel = call.kernel
+        return await call.services.machine(call.kernel)
     except ForeignKernelError as error:
         return Machine(state="foreign", text=f"{error.message} {error.hint}")
-    try:
-        return await call.services.supervision.machine(kernel)
-    except NoLeaseError:
-        return await call.services.condition(kernel)
-    except SupervisorError as error:
-        return Machine(state="none", text=f"{error.message} Run %vm restart, or restart the kernel: that starts one.")
+    except NotRunningError as error:
+        return Machine(state="starting", text=error.message)
 
 
 async def list_snapshots(call: Call) -> SnapshotTree:

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import AgentVMError
-from agentvm_kernel.server.errors import ForeignKernelError, NoKernelError
+from agentvm_kernel.errors import AgentVMError, ApiError, NoLeaseError, SupervisorError
+from agentvm_kernel.server.errors import ForeignKernelError, NoKernelError, NotRunningError
 from agentvm_kernel.server.kernels import Kernel, Kernels, talking, unless_it_ends
 from agentvm_kernel.server.news import Herald
 from agentvm_kernel.server.supervision import Supervision
@@ -17,6 +17,7 @@ from agentvm_kernel.server.views import MOST_TEXT, Machine
 from agentvm_kernel.server.watch import Watch
 
 _PATIENCE: Final = 10.0
+_REMEDY: Final = "Run %vm restart, or restart the kernel: that starts one."
 
 
 class Services:
@@ -55,23 +56,38 @@ class Services:
         """
         found: list[Kernel] = []
         for one in kernels:
-            with suppress(NoKernelError, ForeignKernelError):
+            with suppress(NoKernelError, ForeignKernelError, NotRunningError):
                 found.append(self.kernels.find(one))
         self.watch.look(found)
 
-    async def condition(self, kernel: Kernel) -> Machine:
-        """Return how the VM is that a kernel does not have: its kernel process knows.
+    async def machine(self, kernel: Kernel) -> Machine:
+        """Return the VM under a notebook, or why there is none.
 
         Args:
-            kernel: The kernel.
+            kernel: Its kernel.
+
+        Raises:
+            ApiError: the supervisor failed.
         """
         try:
+            return await self.supervision.machine(kernel)
+        except SupervisorError as error:
+            if isinstance(error, ApiError) and error.code != NoLeaseError.code:
+                raise
+            return await self._condition(kernel, error)
+
+    async def _condition(self, kernel: Kernel, error: SupervisorError) -> Machine:
+        """Return how the VM is that the supervisor does not know: the kernel process, not its guest, says that."""
+        try:
             told = await unless_it_ends(kernel, _told(kernel), _PATIENCE)
-        except AgentVMError as error:
-            return Machine(state="ended", text=f"{error.message} {error.hint}")
-        text = " ".join(filter(None, (str(told.get("text", "")), str(told.get("hint", "")))))
+        except AgentVMError as ended:
+            return Machine(state="ended", text=f"{ended.message} {ended.hint}")
+        state = told.get("state")
+        if error.code != NoLeaseError.code and state != "starting":
+            return Machine(state="none", text=f"{error.message} {_REMEDY}")
+        text = " ".join(filter(None, (str(told.get("text", "")), str(told.get("hint", "")))))[:MOST_TEXT]
         # It may have got one meanwhile; then pages are told, and ask again.
-        return Machine(state="ended" if told.get("state") == "ended" else "starting", text=text[:MOST_TEXT])
+        return Machine(state="ended" if state == "ended" else "starting", text=text)
 
 
 async def _told(kernel: Kernel) -> dict[str, Any]:

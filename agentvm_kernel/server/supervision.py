@@ -16,8 +16,7 @@ from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.reasons import WORDS
 from agentvm_kernel.server.views import Blocked, BlockedOutput, Finding, Host, Machine, Network, Stats
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import VMInfo
-from agentvm_kernel.supervisor.status import LeaseInfo
+from agentvm_kernel.supervisor.status import LeaseInfo, Status
 
 _RECORDS: Final = 999
 _EXAMINATION: Final = 60.0
@@ -56,12 +55,7 @@ class Supervision:
             NoLeaseError: it has none.
             SupervisorError: no supervisor runs.
         """
-        status = await (await self.client()).status()
-        # The newest, where an earlier kernel process of that id is still on its way out.
-        for lease in reversed(status.leases):
-            if lease.owner == kernel.owner:
-                return lease
-        raise NoLeaseError("There is no VM under this notebook.", "Run %vm restart, or restart the kernel.")
+        return _lease(await (await self.client()).status(), kernel)
 
     async def machine(self, kernel: Kernel) -> Machine:
         """Return the VM under a notebook.
@@ -74,15 +68,14 @@ class Supervision:
             SupervisorError: no supervisor runs.
         """
         client = await self.client()
-        lease = await self.lease(kernel)
-        status, vms = await client.status(), await client.vms()
-        vm = next((one for one in vms.vms if one.id == lease.vm), VMInfo(
-            id=lease.vm, state="leased", vcpus=lease.vcpus, memory_mib=lease.memory_mib, pid=lease.pid,
-        ))  # fmt: skip
+        status = await client.status()
+        lease = _lease(status, kernel)
+        vm = next((one for one in (await client.vms()).vms if one.id == lease.vm), None)
         return Machine(
             state="running", vm=lease.vm, profile=lease.profile, image=lease.flavour, digest=lease.image,
-            accelerator=status.accelerator, age=vm.age, vcpus=lease.vcpus, memory_mib=lease.memory_mib,
-            disk_gb=lease.disk_gb, executing=vm.executing, snapshot=lease.snapshot, travelling=vm.travelling,
+            accelerator=status.accelerator, age=vm.age if vm else 0.0, vcpus=lease.vcpus, memory_mib=lease.memory_mib,
+            disk_gb=lease.disk_gb, executing=bool(vm and vm.executing), snapshot=lease.snapshot,
+            travelling=vm.travelling if vm else None,
             network=Network.of(await client.network(lease.lease)), limits=lease.limits,
             blocked=(await self.blocked(lease.lease)).count, stats=await self._stats(lease),
         )  # fmt: skip
@@ -135,6 +128,14 @@ class Supervision:
         except SupervisorError:
             return Host(version=__version__, supervisor="absent", findings=findings)
         return Host(version=__version__, supervisor="running", accelerator=status.accelerator, findings=findings)
+
+
+def _lease(status: Status, kernel: Kernel) -> LeaseInfo:
+    # The newest, where an earlier kernel process of that id is still on its way out.
+    for lease in reversed(status.leases):
+        if lease.owner == kernel.owner:
+            return lease
+    raise NoLeaseError("There is no VM under this notebook.", "Run %vm restart, or restart the kernel.")
 
 
 async def _examined() -> tuple[Finding, ...]:

@@ -100,7 +100,15 @@ async def test_the_application_serves_the_table_and_nothing_else(bed: ServerBed)
 @pytest.mark.parametrize("route", routes())
 async def test_who_has_not_logged_in_gets_nothing(bed: ServerBed, kernel: str, route: Route) -> None:
     path, body = path_of(route, kernel), VALID.get(route.handler.__name__)
-    logins = ({}, {"Authorization": "token wrong"}, {"Authorization": f"Bearer {bed.token[:-1]}"})
+    # Whoever can see the login page has a token against forged requests.
+    async with aiohttp.ClientSession() as stranger, stranger.get(f"{bed.url}login") as response:
+        xsrf = response.cookies["_xsrf"].value
+    logins: tuple[dict[str, str], ...] = (
+        {},
+        {"Authorization": "token wrong"},
+        {"Authorization": f"Bearer {bed.token[:-1]}"},
+        {"Cookie": f"_xsrf={xsrf}", "X-XSRFToken": xsrf},
+    )
     asked = [bed.ask(verb, path, body, headers=headers) for headers in logins for verb in ALL_VERBS]
     for answer in await nothing_happens(bed, kernel, *asked):
         assert answer.status == 403, answer
