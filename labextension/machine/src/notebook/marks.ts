@@ -101,6 +101,8 @@ function button(text: string, act: () => void): HTMLButtonElement {
   node.className = 'avm-small';
   node.textContent = text;
   node.addEventListener('click', act);
+  // Enter and space are the button's, not the notebook's.
+  node.dataset.lmSuppressShortcuts = 'true';
   // A press on a prompt begins to drag the cell.
   node.addEventListener('mousedown', event => event.stopPropagation());
   return node;
