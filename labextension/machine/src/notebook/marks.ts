@@ -11,8 +11,10 @@ export interface Drawn {
   mark: boolean;
   /** What forks showed can be seen side by side. */
   forks: boolean;
-  /** Id of the snapshot that leads to where the outputs were made; empty if there is none. */
+  /** Id of the snapshot that leads nearest to where outputs were made that are not of the present; empty for none. */
   branch: string;
+  /** What that is called. */
+  branchName: string;
 }
 
 /** What can be done from within a cell. */
@@ -36,7 +38,7 @@ export function draw(cell: Cell, wanted: Drawn, words: Words): void {
   if (!outputs) {
     return;
   }
-  const why = reason(wanted.state, words.trans);
+  const why = reason(wanted, words.trans);
   describe(outputs, why);
   if (wanted.mark && cell.inputArea) {
     cell.inputArea.node.append(mark(cell, words));
@@ -47,10 +49,12 @@ export function draw(cell: Cell, wanted: Drawn, words: Words): void {
 }
 
 /** Returns why an output is not of the present; empty if it is. */
-function reason(state: State, trans: TranslationBundle): string {
+function reason({ state, branchName }: Drawn, trans: TranslationBundle): string {
   switch (state) {
     case 'left':
-      return trans.__('Of a branch that was left: the machine does not know what this cell did.');
+      return branchName
+        ? trans.__('Of a branch that was left, at %1: the machine does not know what this cell did.', branchName)
+        : trans.__('Of a branch that was left: the machine does not know what this cell did.');
     case 'earlier':
       return trans.__('Of an earlier machine: the present one does not know what this cell did.');
     default:
@@ -86,7 +90,7 @@ function bar(cell: Cell, wanted: Drawn, why: string, words: Words): HTMLElement 
     note.textContent = why;
     node.append(note);
   }
-  if (why && wanted.branch) {
+  if (wanted.branch) {
     node.append(button(words.trans.__('Go there …'), () => words.goTo(cell, wanted.branch)));
   }
   if (wanted.forks) {

@@ -5,6 +5,7 @@ import type { NotebookPanel } from '@jupyterlab/notebook';
 import type { IOutputModel } from '@jupyterlab/rendermime';
 import type { IDisposable } from '@lumino/disposable';
 
+import { called } from '../actions.ts';
 import type { Machines } from '../machines.ts';
 import { Pace } from '../model/pace.ts';
 import type { Store } from '../model/store.ts';
@@ -16,7 +17,7 @@ import { Place, type Present, type Standing, type Ways } from './standing.ts';
 
 /** Milliseconds between two looks at all cells. */
 const PAUSE = 150;
-const NOTHING: Drawn = { state: 'current', mark: false, forks: false, branch: '' };
+const NOTHING: Drawn = { state: 'current', mark: false, forks: false, branch: '', branchName: '' };
 const NO_WAYS: Ways = { before: null, after: null };
 
 export class View implements IDisposable {
@@ -141,12 +142,14 @@ export class View implements IDisposable {
       return NOTHING;
     }
     const standing = outputsOf(cell).length ? this.standing(cell) : null;
+    const branch = standing?.state !== 'current' && this.store?.phase === 'running' ? standing?.branch : null;
     const ways = this.store?.machine?.travelling === false ? NO_WAYS : this.ways(cell);
     return {
       state: standing?.state ?? 'current',
       mark: !!(ways.before ?? ways.after),
       forks: displays(cell).some(one => MIME in one.data),
-      branch: standing?.branch && this.store?.phase === 'running' ? standing.branch.id : ''
+      branch: branch?.id ?? '',
+      branchName: branch ? called(branch, this.words.trans) : ''
     };
   }
 }
