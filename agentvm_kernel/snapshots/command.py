@@ -307,7 +307,7 @@ def _values(one: Stored | Damaged) -> dict[str, Any]:
     values: dict[str, Any] = {"id": one.id, "parent": one.parent, "label": _label(one), "size": one.size}
     if isinstance(one, Damaged):
         return values | {"damage": one.reason}
-    return values | {"written": one.written} | one.notes.model_dump(exclude={"label"})
+    return values | {"written": one.written} | one.notes.model_dump(exclude={"label", "way"})
 
 
 def _first_line(code: str) -> str:

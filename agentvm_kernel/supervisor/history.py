@@ -17,7 +17,7 @@ from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events import SnapshotCreated, SnapshotRelabelled, SnapshotsRemoved
 from agentvm_kernel.observe.fields import MOST
 from agentvm_kernel.observe.metrics import Metrics
-from agentvm_kernel.snapshots.notes import Notes
+from agentvm_kernel.snapshots.notes import LONGEST_WAY, Leg, Notes, Way
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.snapshots.tree import Tree, check_free, new_id
@@ -91,9 +91,10 @@ class History:
         tree = lease.terms.tree
         async with lease.turn:
             snapshots = await self._call(tree.snapshots)
+            current, vm, way = lease.current, lease.vm.id, lease.way
         return SnapshotTree(
-            notebook=tree.id, current=lease.current, snapshots=tuple(describe(stored) for stored in snapshots),
-            quota=self._store.quota, used=await self._call(lambda: self._store.used),
+            notebook=tree.id, current=current, snapshots=tuple(describe(stored) for stored in snapshots),
+            quota=self._store.quota, used=await self._call(lambda: self._store.used), vm=vm, way=way,
         )  # fmt: skip
 
     async def snapshot(self, lease: Lease, request: SnapshotRequest) -> SnapshotInfo:
@@ -154,7 +155,10 @@ class History:
         if lease.is_stopped():
             raise SnapshotError("The VM is stopped because of an anomaly.", "%vm resume lets it run on.")
         vm, tree, began = lease.vm, lease.terms.tree, time.monotonic()
-        notes = Notes(label=request.label, text=request.text, kind=request.kind, busy=request.busy, cell=request.cell)
+        notes = Notes(
+            label=request.label, text=request.text, kind=request.kind, busy=request.busy, cell=request.cell,
+            way=_way(lease, request),
+        )  # fmt: skip
         if request.label:
             await self._call(lambda: check_free(request.label, tree.contents()))
         before, name = vm.snapshot, new_id()
@@ -294,6 +298,12 @@ def unpin(terms: Terms, snapshot: Snapshot) -> None:
     """Note that a VM of a lease does not descend from a snapshot any more."""
     if snapshot.parent is not None:
         terms.tree.unpin(snapshot.id)
+
+
+def _way(lease: Lease, request: SnapshotRequest) -> Way:
+    """Return which runs a snapshot of a lease's VM has behind it; a cell that it freezes is none of them."""
+    run = request.cell.run - 1 if request.busy else request.cell.run
+    return (*lease.way, Leg(vm=lease.vm.id, run=max(0, run)))[-LONGEST_WAY:]
 
 
 def describe(stored: Stored) -> SnapshotInfo:

@@ -11,6 +11,7 @@ from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events import LinkRefused, ResourceLimitExceeded
 from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.observe.metrics import Metrics
+from agentvm_kernel.snapshots.notes import Way
 from agentvm_kernel.supervisor.admission import Slot
 from agentvm_kernel.supervisor.executions import Executions
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork
@@ -44,6 +45,7 @@ class Lease:
     Attributes:
         terms: What stays the same.
         vm: The VM that it has now.
+        way: Which runs lay behind that VM when it began.
         granted: What the session was told of it.
         forks: Clones of the VM, by number.
         forking: Who makes them: the last that was asked to.
@@ -104,9 +106,9 @@ class Lease:
         """What the audit log says of it in every event."""
         return {"vm": self.vm.id, "lease": self.terms.id, "notebook": self.terms.session}
 
-    def take(self, vm: VM, granted: Granted) -> None:
-        """Have this VM from now on."""
-        self.vm, self.granted = vm, granted
+    def take(self, vm: VM, granted: Granted, way: Way = ()) -> None:
+        """Have this VM, with these runs behind it, from now on."""
+        self.vm, self.granted, self.way = vm, granted, way
         self._guest_reason = ""
         vm.on_event = self._on_guest_event
 

@@ -11,7 +11,7 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.link.endpoint import UnixEndpoint, VsockEndpoint
 from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.profiles import Limits
-from agentvm_kernel.snapshots.notes import Cell, Kind
+from agentvm_kernel.snapshots.notes import Cell, Kind, Way
 
 API_VERSION = 1
 
@@ -257,6 +257,8 @@ class SnapshotTree(Message):
         snapshots: All of the tree.
         quota: Bytes that a user's snapshots may take together.
         used: Bytes that they take now.
+        vm: The VM's id.
+        way: Which runs lay behind the VM when it began; all that ran in it since are its own.
     """
 
     notebook: str
@@ -264,6 +266,8 @@ class SnapshotTree(Message):
     snapshots: tuple[SnapshotInfo, ...]
     quota: int
     used: int
+    vm: str = ""
+    way: Way = ()
 
 
 class LabelRequest(Message):

@@ -273,7 +273,10 @@ class FakeSupervisor:
 
     async def _tree(self, request: web.Request) -> web.Response:
         lease = self._leases[request.match_info["lease"]]
-        tree = SnapshotTree(notebook="fake", current=lease.current, snapshots=tuple(lease.taken), quota=1 << 30, used=0)
+        tree = SnapshotTree(
+            notebook="fake", current=lease.current, snapshots=tuple(lease.taken), quota=1 << 30, used=0,
+            vm=f"local-{lease.guest.epoch}",
+        )  # fmt: skip
         return _answer(tree)
 
     async def _snapshot(self, request: web.Request) -> web.Response:

@@ -130,6 +130,8 @@ def test_nothing_that_ends_a_line_gets_through(broken: str) -> None:
         (ForkBody, {"count": 1, "code": "1", "timeout": 0}),
         (AdoptBody, {"fork": "max"}),
         (AdoptBody, {"fork": 0}),
+        (AdoptBody, {"fork": 1, "of": 0}),
+        (AdoptBody, {"fork": 1, "of": "1"}),
         (NetworkBody, {}),
         (NetworkBody, {"allow": ["a.example b.example"]}),
         (NetworkBody, {"allow": ["127.0.0.1"]}),

@@ -69,6 +69,7 @@ async def test_a_snapshot_is_taken_planned_for_and_gone_back_to(bed: ServerBed, 
     first = tree["snapshots"][0]["id"]
     assert tree["current"] == done.body["snapshot"] == first
     assert (await bed.ask("GET", f"/kernels/{kernel}")).body["snapshot"] == first
+    assert (tree["vm"], tree["way"]) == ("local-1", [])
 
     await bed.run(kernel, "lost = 1")
     plan = (await bed.ask("POST", f"/kernels/{kernel}/rollback/plan", {"to": first})).body
@@ -135,7 +136,13 @@ async def test_forks_run_code_and_one_is_adopted(bed: ServerBed, kernel: str) ->
     assert "fork 2 printed:" in done.body["text"]
     assert [one["output_type"] for one in done.body["outputs"]] == ["display_data"]
     assert "<table>" in done.body["outputs"][0]["data"]["text/html"]
-    adopted = await bed.ask("POST", f"/kernels/{kernel}/adopt", {"fork": 2})
+    side_by_side = done.body["outputs"][0]["data"]["application/vnd.agentvm.forks+json"]
+    texts = [[output.get("text") for output in fork["outputs"]] for fork in side_by_side["forks"]]
+    assert texts == [["printed\n", None]] * 2
+    run = side_by_side["run"]
+    refused = await bed.ask("POST", f"/kernels/{kernel}/adopt", {"fork": 2, "of": run + 1})
+    assert (refused.body["status"], refused.body["error"]["code"]) == ("error", "usage"), refused
+    adopted = await bed.ask("POST", f"/kernels/{kernel}/adopt", {"fork": 2, "of": run})
     assert (adopted.body["status"], adopted.body["snapshot"]) == ("ok", "f" * 12), adopted
     assert int(await value(bed, kernel, "mine")) > 1
 

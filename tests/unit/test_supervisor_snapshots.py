@@ -17,6 +17,7 @@ from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 from agentvm_kernel import settings
 from agentvm_kernel.errors import ApiError, DiskFullError, RequestError, SupervisorError
 from agentvm_kernel.settings import Settings, SnapshotSettings
+from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.snapshots.pins import is_used
 from agentvm_kernel.supervisor import bases, catalogue, forks, history
 from agentvm_kernel.supervisor.answers import Forks
@@ -229,6 +230,52 @@ async def test_plan_says_what_would_be_left(session: Session) -> None:
     assert plan.seconds >= 0
     await session.client.rollback(session.id, "a")
     assert (await session.client.plan_rollback(session.id, "c")).left == ()
+
+
+async def ran(session: Session, run: int, label: str, *, busy: bool = False) -> None:
+    await session.client.snapshot(session.id, SnapshotRequest(label=label, cell=Cell(run=run), busy=busy))
+
+
+async def way(session: Session) -> list[tuple[str, int]]:
+    tree = await session.client.snapshots(session.id)
+    assert tree.vm == session.lease.vm.id
+    return [(leg.vm, leg.run) for leg in tree.way]
+
+
+async def test_the_way_to_the_present_names_the_runs_of_each_vm_on_it(session: Session) -> None:
+    first = session.lease.vm.id
+    assert await way(session) == []
+    await ran(session, 2, "a")
+    await ran(session, 5, "b")
+    assert await way(session) == []
+    await session.client.rollback(session.id, "a")
+    second = session.lease.vm.id
+    assert await way(session) == [(first, 2)]
+    await ran(session, 7, "c")
+    await session.client.rollback(session.id, "b")
+    assert await way(session) == [(first, 5)]
+    await session.client.rollback(session.id, "c")
+    assert await way(session) == [(first, 2), (second, 7)]
+
+
+async def test_a_run_that_a_snapshot_froze_is_not_behind_it(session: Session) -> None:
+    first = session.lease.vm.id
+    await ran(session, 4, "frozen", busy=True)
+    await session.client.rollback(session.id, "frozen")
+    assert await way(session) == [(first, 3)]
+
+
+async def test_the_way_is_known_though_what_lies_on_it_was_removed(session: Session) -> None:
+    first = session.lease.vm.id
+    await ran(session, 1, "a")
+    await session.client.rollback(session.id, "a")
+    second = session.lease.vm.id
+    await ran(session, 2, "b")
+    await session.client.rollback(session.id, "b")
+    tree = session.lease.terms.tree
+    await asyncio.to_thread(tree.remove, (await asyncio.to_thread(tree.find, "a")).id)
+    await session.client.rollback(session.id, "b")
+    assert await way(session) == [(first, 1), (second, 2)]
 
 
 async def test_snapshot_not_waited_for_is_there_in_the_end(session: Session) -> None:
@@ -469,6 +516,18 @@ async def test_adopted_fork_becomes_the_vm_and_the_others_end(session: Session) 
     assert session.lease.forks == {}
     assert session.used() == {replaced.snapshot.id}
     assert (await session.snapshot()).written == 256
+
+
+async def test_an_adopted_fork_has_behind_it_what_the_vm_had_that_it_was_cloned_from(session: Session) -> None:
+    first = session.lease.vm.id
+    request = ForkRequest(count=1, cell=Cell(run=3))
+    async with session.client.forks(session.id, request) as events:
+        async for event in events:
+            if isinstance(event, ForkGranted):
+                await session.client.rest_fork(session.id, 1)
+    await session.client.adopt(session.id, 1)
+    assert session.lease.vm.id != first
+    assert await way(session) == [(first, 3)]
 
 
 async def test_only_a_resting_fork_can_be_adopted(session: Session) -> None:

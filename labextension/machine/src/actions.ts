@@ -64,6 +64,20 @@ export class Actions {
     }
   }
 
+  /**
+   * Goes on in a fork; whether that was done.
+   *
+   * @param run Number of the run that made it: where others were made since, none is adopted.
+   */
+  async adopt(store: Store, fork: number, run: number): Promise<boolean> {
+    const what = this.trans.__('What has happened in the machine since the forks were made is left behind.');
+    if (!(await this.question(this.trans.__('Go on in fork %1?', fork), what, this.trans.__('Adopt'), true))) {
+      return false;
+    }
+    const name = this.trans.__('adopting a fork');
+    return (await this.act(store, name, () => this.api.adopt(store.kernel, fork, run))).status === 'ok';
+  }
+
   async label(store: Store, snapshot: Snapshot): Promise<void> {
     const body = new SnapshotForm(this.trans, snapshot.label);
     if (await this.question(this.trans.__('Label a snapshot'), body, this.trans.__('Set label'))) {

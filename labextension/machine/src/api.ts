@@ -2,6 +2,7 @@
 
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
+import { Signal } from '@lumino/signaling';
 
 import { Refusal, type Source } from './model/store.ts';
 import type { Blocked, Comparison, Connection, Done, Host, Machine, Plan, Snapshot, Tree } from './model/wire.ts';
@@ -17,6 +18,8 @@ export interface Forking {
 export type Forked = Done & { outputs: unknown[] };
 
 export class Api implements Source {
+  /** Tells of forks that this page had made, with what they showed. */
+  readonly forked = new Signal<Api, { kernel: string; outputs: readonly unknown[] }>(this);
   private readonly settings: ServerConnection.ISettings;
 
   constructor(settings: ServerConnection.ISettings) {
@@ -72,12 +75,15 @@ export class Api implements Source {
     return this.ask('POST', at(kernel, 'rollback'), { to });
   }
 
-  fork(kernel: string, forking: Forking): Promise<Forked> {
-    return this.ask('POST', at(kernel, 'fork'), forking);
+  async fork(kernel: string, forking: Forking): Promise<Forked> {
+    const done = await this.ask<Forked>('POST', at(kernel, 'fork'), forking);
+    this.forked.emit({ kernel, outputs: done.outputs ?? [] });
+    return done;
   }
 
-  adopt(kernel: string, fork: number): Promise<Done> {
-    return this.ask('POST', at(kernel, 'adopt'), { fork });
+  /** Adopts a fork that a run of that number made, if it is of the last that were made. */
+  adopt(kernel: string, fork: number, run: number): Promise<Done> {
+    return this.ask('POST', at(kernel, 'adopt'), { fork, of: run });
   }
 
   network(kernel: string, change: { allow?: string[]; deny?: string[] }): Promise<Done> {

@@ -12,6 +12,7 @@ import { addCommands, OPEN } from './commands.ts';
 import { Front } from './front.ts';
 import { icon } from './icon.ts';
 import { Machines } from './machines.ts';
+import { notebook } from './notebook/index.ts';
 import { Panel } from './panel/panel.tsx';
 import { Status } from './status.tsx';
 import { IMachines } from './tokens.ts';
@@ -74,4 +75,4 @@ async function addStatus(bar: IStatusBar, item: Status, registry: ISettingRegist
   apply();
 }
 
-export default [machines, panel];
+export default [machines, panel, notebook];
