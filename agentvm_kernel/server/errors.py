@@ -48,6 +48,7 @@ _STATUS: Final = STATUS | {
     "no_kernel": 404,
     "foreign_kernel": 409,
     "not_running": 409,
+    "compare": 409,
     "busy": 429,
     "supervisor": 503,
     "slow": 504,

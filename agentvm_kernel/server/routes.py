@@ -15,6 +15,7 @@ from typing import Any, Final, get_type_hints
 
 from pydantic import BaseModel
 
+from agentvm_kernel.compare.comparison import Comparison
 from agentvm_kernel.errors import RequestError
 from agentvm_kernel.server import lines
 from agentvm_kernel.server.bodies import (
@@ -37,6 +38,7 @@ from agentvm_kernel.server.views import Blocked, Connections, Done, Freed, Host,
 from agentvm_kernel.supervisor.messages import Removed, SnapshotInfo, SnapshotTree
 
 _NEWEST: Final = 200
+_PRESENT: Final = "present"
 _SNAPSHOT: Final = re.compile(r"[0-9a-f]{12}", re.ASCII)
 
 
@@ -154,6 +156,13 @@ async def prune(call: Call, body: PruneBody) -> Removed:
     return await (await call.services.supervision.client()).prune(lease, body.keep)
 
 
+async def compare(call: Call) -> Comparison:
+    """Tell what differs between two snapshots, or a snapshot and the present, as their guests claim."""
+    one = call.snapshot("one")
+    other = _PRESENT if call.parameters["other"] == _PRESENT else call.snapshot("other")
+    return await call.services.supervision.compare(await call.lease(), one, other)
+
+
 async def plan_rollback(call: Call, body: ToBody) -> Plan:
     """Tell what a rollback would do."""
     lease = await call.lease()
@@ -246,6 +255,7 @@ ROUTES: Final = (
     Route("POST", f"{_KERNEL}/snapshots/prune", prune),
     Route("PATCH", f"{_KERNEL}/snapshots/{{snapshot}}", relabel),
     Route("DELETE", f"{_KERNEL}/snapshots/{{snapshot}}", remove),
+    Route("GET", f"{_KERNEL}/snapshots/{{one}}/compare/{{other}}", compare),
     Route("POST", f"{_KERNEL}/rollback/plan", plan_rollback),
     Route("POST", f"{_KERNEL}/rollback", roll_back),
     Route("POST", f"{_KERNEL}/fork", fork),

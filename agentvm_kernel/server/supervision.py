@@ -8,6 +8,8 @@ import sys
 from typing import Final
 
 from agentvm_kernel import __version__
+from agentvm_kernel.compare.comparer import Comparer
+from agentvm_kernel.compare.comparison import Comparison
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import HostError, NoLeaseError, SupervisorError
@@ -32,6 +34,7 @@ class Supervision:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._client: SupervisorClient | None = None
+        self._comparer: Comparer | None = None
 
     async def client(self) -> SupervisorClient:
         """Return the one client; it connects anew to each supervisor."""
@@ -41,7 +44,7 @@ class Supervision:
 
     async def close(self) -> None:
         """Close the client; whoever follows something is told that it is over."""
-        client, self._client = self._client, None
+        client, self._client, self._comparer = self._client, None, None
         if client is not None:
             await client.__aexit__(None, None, None)
 
@@ -70,14 +73,16 @@ class Supervision:
         client = await self.client()
         status = await client.status()
         lease = _lease(status, kernel)
-        vm = next((one for one in (await client.vms()).vms if one.id == lease.vm), None)
+        vms, network, blocked, stats = await asyncio.gather(
+            client.vms(), client.network(lease.lease), self.blocked(lease.lease), self._stats(lease)
+        )
+        vm = next((one for one in vms.vms if one.id == lease.vm), None)
         return Machine(
             state="running", vm=lease.vm, profile=lease.profile, image=lease.flavour, digest=lease.image,
             accelerator=status.accelerator, age=vm.age if vm else 0.0, vcpus=lease.vcpus, memory_mib=lease.memory_mib,
-            disk_gb=lease.disk_gb, executing=bool(vm and vm.executing), snapshot=lease.snapshot,
-            travelling=vm.travelling if vm else None,
-            network=Network.of(await client.network(lease.lease)), limits=lease.limits,
-            blocked=(await self.blocked(lease.lease)).count, stats=await self._stats(lease),
+            disk_gb=lease.disk_gb, executing=bool(vm and vm.executing), snapshot=vm.snapshot if vm else lease.snapshot,
+            travelling=vm.travelling if vm else None, network=Network.of(network), limits=lease.limits,
+            blocked=blocked.count, stats=stats,
         )  # fmt: skip
 
     async def _stats(self, lease: LeaseInfo) -> Stats | None:
@@ -115,6 +120,18 @@ class Supervision:
                 if isinstance(one.event, OutputBlocked) and one.event.lease == lease
             )
         )  # fmt: skip
+
+    async def compare(self, lease: str, one: str, other: str) -> Comparison:
+        """Return what differs between two snapshots, as their guests claim; what they hold is remembered.
+
+        Args:
+            lease: The lease's id.
+            one: Id of the one.
+            other: Id of the other, or ``present``.
+        """
+        if self._comparer is None:
+            self._comparer = Comparer(await self.client())
+        return await self._comparer.compare(lease, one, other)
 
     async def host(self, *, examine: bool) -> Host:
         """Return what is known of the host.

@@ -76,6 +76,7 @@ class Watch:
         Args:
             kernels: Which.
         """
+        self._left()  # whoever is not looked at any more is told of no longer, however long others are
         until = asyncio.get_running_loop().time() + PATIENCE
         for kernel in kernels:
             self._until[kernel.id] = until

@@ -121,5 +121,7 @@ class SnapshotStore:
             if dry_run:
                 return plan
             gone = set(carry_out(self._shelf, plan))
+            if gone.issuperset(one.id for one in plan.gone):
+                return plan
             freed = sum(contents.size for contents in trees) - self._shelf.used()
             return replace(plan, gone=tuple(one for one in plan.gone if one.id in gone), freed=freed)

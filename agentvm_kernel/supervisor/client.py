@@ -207,6 +207,17 @@ class SupervisorClient:
         async with self._stream("POST", f"{_path(lease)}/forks", request, patient=True) as response:
             yield Forks(response)
 
+    @asynccontextmanager
+    async def clone(self, lease: str, snapshot: str) -> AsyncIterator[Forks]:
+        """Clone a snapshot to look into it; the clone has no network, and ends when the context is left.
+
+        Args:
+            lease: The lease's id.
+            snapshot: The snapshot's id.
+        """
+        async with self._stream("POST", f"{_snapshot_path(lease, snapshot)}/clone", patient=True) as response:
+            yield Forks(response)
+
     async def rest_fork(self, lease: str, fork: int) -> None:
         """Pause a fork whose work is done; it is kept, to be adopted, until the next forks or the lease's end."""
         await read_body(await self._request("POST", f"{_path(lease)}/forks/{fork}/rest", patient=True))

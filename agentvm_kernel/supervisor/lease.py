@@ -28,12 +28,14 @@ class Fork:
         vm: The VM.
         slot: Its right to be.
         is_resting: Its work is done; it is paused and waits to be adopted.
+        is_lent: It is a clone of an older snapshot, without a network, that somebody looks into.
         settled: Set once it rests or was told to end.
     """
 
     vm: VM
     slot: Slot
     is_resting: bool = False
+    is_lent: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 

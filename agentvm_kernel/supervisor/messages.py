@@ -436,6 +436,7 @@ class VMInfo(Message):
         network_received: Bytes that it has received.
         executing: A cell runs in it, as its session says.
         travelling: A snapshot is taken after every cell, as its session says.
+        snapshot: Id of the newest snapshot that a leased one descends from; empty for the golden one.
         claimed: What the guest says of itself, for which nobody vouches; ``None`` if it has said nothing. All else is
             measured on the host.
     """
@@ -461,6 +462,7 @@ class VMInfo(Message):
     network_received: int = 0
     executing: bool = False
     travelling: bool = False
+    snapshot: str = ""
     claimed: Claims | None = None
 
 

@@ -28,6 +28,7 @@ from agentvm_kernel.observe.events import LeaseReleased
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor import openapi
 from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords, news_adapter
+from agentvm_kernel.supervisor.clones import lend
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.forks import Forks, rest
 from agentvm_kernel.supervisor.lease import Lease
@@ -269,6 +270,11 @@ async def fork_vm(call: Call, wanted: ForkRequest, emit: Emit) -> None:
     await Forks(call.supervisor, call.lease, wanted, emit).serve()
 
 
+async def lend_clone(call: Call, emit: Emit) -> None:
+    """Clone a snapshot to look into it, without a network: the clone, its end; to close the connection ends it."""
+    await lend(call.supervisor, call.lease, call.parameters["snapshot"], emit)
+
+
 async def rest_fork(call: Call) -> None:
     """Pause a fork whose work is done, so that it can be adopted."""
     await rest(call.lease, call.fork)
@@ -319,6 +325,7 @@ ROUTES: Final = (
     Route("PATCH", _SNAPSHOT, label_snapshot, (NoLeaseError, NoSnapshotError, *_OF_THE_STORE, LabelTakenError)),
     Route("DELETE", _SNAPSHOT, remove_snapshot, (NoLeaseError, NoSnapshotError, *_OF_THE_STORE)),
     Route("POST", f"{_LEASE}/snapshots/prune", prune_snapshots, (NoLeaseError, *_OF_THE_STORE)),
+    Route("POST", f"{_SNAPSHOT}/clone", lend_clone, (NoLeaseError,), fork_event_adapter),
     Route("POST", f"{_LEASE}/rollback/plan", plan_rollback, (*_OF_A_LEASE, NoSnapshotError, SnapshotError)),
     Route("POST", f"{_LEASE}/rollback", roll_back, (*_OF_A_LEASE, NoSnapshotError, SnapshotError)),
     Route("POST", f"{_LEASE}/forks", fork_vm, _OF_A_LEASE, fork_event_adapter),

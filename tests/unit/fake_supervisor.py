@@ -100,6 +100,8 @@ class FakeSupervisor:
         self.leases = 0
         self.vms = 0
         self.asked: list[str] = []
+        self.lets_go_back = asyncio.Event()
+        self.lets_go_back.set()
         self.made: list[Connection] = []
         self.recorded: list[Record] = []
         self._listeners: set[asyncio.Queue[AuditNews]] = set()
@@ -163,6 +165,10 @@ class FakeSupervisor:
         for listener in self._listeners:
             listener.put_nowait(AuditNews(time=time.time(), event=event, missed=missed))
 
+    def falls_silent(self) -> None:
+        """Tell nobody any more what happens."""
+        self._listeners = _Nobody()
+
     def _about(self, name: str) -> dict[str, str]:
         return {"lease": name, "vm": f"local-{self._leases[name].guest.epoch}"}
 
@@ -170,7 +176,7 @@ class FakeSupervisor:
         vms = [
             VMInfo(
                 id=f"local-{one.guest.epoch}", state="leased", lease=name, owner=one.wanted.owner, vcpus=1,
-                memory_mib=512, pid=one.guest.pid, age=12.5, travelling=one.is_travelling,
+                memory_mib=512, pid=one.guest.pid, age=12.5, travelling=one.is_travelling, snapshot=one.current,
             )
             for name, one in self._leases.items()
         ]  # fmt: skip
@@ -320,6 +326,7 @@ class FakeSupervisor:
     async def _rollback(self, request: web.Request) -> web.Response:
         name = request.match_info["lease"]
         wanted = RollbackRequest.model_validate_json(await request.read())
+        await self.lets_go_back.wait()
         target = self._leases[name].find(wanted.to)
         return await self._replace(name, target, await self._fresh())
 
@@ -406,6 +413,13 @@ async def _accepted() -> None:
 
 def _answer(message: Message) -> web.Response:
     return web.Response(text=message.model_dump_json(), content_type="application/json")
+
+
+class _Nobody(set[asyncio.Queue[AuditNews]]):
+    """Stays empty."""
+
+    def add(self, _: asyncio.Queue[AuditNews]) -> None:
+        pass
 
 
 async def _open(request: web.Request) -> web.StreamResponse:

@@ -69,6 +69,7 @@ async def test_a_snapshot_is_taken_planned_for_and_gone_back_to(bed: ServerBed, 
     first = tree["snapshots"][0]["id"]
     assert tree["current"] == done.body["snapshot"] == first
     assert (tree["vm"], tree["way"]) == ("local-1", [])
+    assert (await bed.ask("GET", f"/kernels/{kernel}")).body["snapshot"] == first
 
     await bed.run(kernel, "lost = 1")
     plan = (await bed.ask("POST", f"/kernels/{kernel}/rollback/plan", {"to": first})).body
@@ -79,17 +80,22 @@ async def test_a_snapshot_is_taken_planned_for_and_gone_back_to(bed: ServerBed, 
 
 
 async def test_what_fails_is_told_with_code_and_remedy_and_cells_behind_it_run_on(bed: ServerBed, kernel: str) -> None:
-    await bed.ask("POST", f"/kernels/{kernel}/snapshots", {"label": "here"})
-    first, cell, second = await asyncio.gather(
-        bed.ask("POST", f"/kernels/{kernel}/rollback", {"to": "nowhere"}),
-        bed.run(kernel, "after = 1"),
-        bed.ask("POST", f"/kernels/{kernel}/adopt", {"fork": 64}),
-    )
-    assert (first.status, first.body["status"], first.body["error"]["code"]) == (200, "error", "snapshot"), first
-    assert first.body["error"]["message"] == "There is no snapshot nowhere."
-    assert cell["content"]["status"] == "ok"
-    assert (second.status, second.body["status"]) == (200, "error")
-    assert (await bed.run(kernel, "after"))["content"]["status"] == "ok"
+    bed.supervisor.lets_go_back.clear()
+    bed.supervisor.asked.clear()
+    failing = asyncio.create_task(bed.ask("POST", f"/kernels/{kernel}/rollback", {"to": "nowhere"}))
+    await bed.until(lambda: any(one.endswith("/rollback") for one in bed.supervisor.asked))
+    client = bed.client(kernel)
+    client.start_channels(hb=False)
+    cell = client.execute("after = 1")
+    client.shell_channel.send(client.session.msg("usage_request", {}))
+    assert (await client.get_shell_msg(timeout=60))["msg_type"] == "usage_reply"  # the cell has come, and waits
+    bed.supervisor.lets_go_back.set()
+    answer = await failing
+    assert (answer.status, answer.body["status"], answer.body["error"]["code"]) == (200, "error", "snapshot"), answer
+    assert answer.body["error"]["message"] == "There is no snapshot nowhere."
+    reply = await client.get_shell_msg(timeout=60)
+    assert (reply["parent_header"]["msg_id"], reply["content"]["status"]) == (cell, "ok")
+    client.stop_channels()
 
 
 async def test_snapshots_are_named_removed_and_pruned(bed: ServerBed, kernel: str) -> None:
@@ -111,6 +117,10 @@ async def test_snapshots_are_named_removed_and_pruned(bed: ServerBed, kernel: st
         for verb, body in (("PATCH", {"label": ""}), ("DELETE", None)):
             if (answer := await bed.ask(verb, f"/kernels/{kernel}/snapshots/{wrong}", body)).status != 405:
                 assert (answer.status, answer.body["code"]) == (400, "request"), answer
+        compared = await bed.ask("GET", f"/kernels/{kernel}/snapshots/{taken[1]}/compare/{wrong}")
+        assert (compared.status, compared.body["code"]) == (400, "request"), compared
+    nothing = await bed.ask("GET", f"/kernels/{kernel}/snapshots/{taken[1]}/compare/{'0' * 12}")
+    assert (nothing.status, nothing.body["code"]) == (404, "no_snapshot")
 
 
 async def test_typing_does_not_advance_the_notebooks_count(bed: ServerBed, kernel: str) -> None:

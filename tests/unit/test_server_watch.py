@@ -102,11 +102,32 @@ async def test_nothing_is_told_of_a_kernel_at_which_nobody_looks(paths: Paths) -
         await page.close()
 
 
+async def test_a_kernel_is_forgotten_though_another_is_looked_at(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    page = Page(paths)
+
+    def forgotten() -> bool:
+        page.watch.look([kernel("b")])
+        return "a" not in page.watch._until
+
+    async with FakeSupervisor(paths) as supervisor, leased(paths, "a") as a, leased(paths, "b") as b:
+        page.watch.look([kernel("a")])
+        await within(lambda: "stats" in page.kinds("a"))
+        await within(forgotten)
+        page.told.clear()
+        for lease in (a, b):
+            supervisor.happens(OutputBlocked(reason=Reason.SCRIPT, vm="v", lease=lease))
+        await within(lambda: "blocked" in page.kinds("b"))
+        assert page.kinds("a") == []
+        await page.close()
+
+
 async def test_a_supervisor_that_goes_away_is_told_and_the_next_one_is_followed(paths: Paths) -> None:
     page = Page(paths)
     page.watch.look([kernel("a")])
-    async with FakeSupervisor(paths), leased(paths, "a"):
+    async with FakeSupervisor(paths) as supervisor, leased(paths, "a"):
         await within(lambda: {"stats", "machine"} <= set(page.kinds("a")))
+        supervisor.falls_silent()  # as one that is killed
     await within(lambda: "gone" in page.kinds("a"))
     page.told.clear()
     with pytest.raises(SupervisorError):

@@ -35,6 +35,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotInfo,
     SnapshotRequest,
 )
+from agentvm_kernel.supervisor.network_messages import NetworkRequest
 from agentvm_kernel.vm.chain import LONG, LONGEST
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.delta import PAGE
@@ -704,7 +705,10 @@ async def test_snapshots_are_labelled_removed_and_pruned_and_everybody_is_told(s
     taken = []
     for page in range(6):
         session.machine.guest.touch(page, value=page + 1)
-        taken.append(await session.snapshot("kept" if page == 1 else ""))
+        taken.append(await session.snapshot("kept" if page == 4 else ""))
+    async with client.lease(LeaseRequest(notebook="other.ipynb")) as other:
+        others = (await first_grant(other)).lease
+        kept = [(await client.snapshot(others, SnapshotRequest())).id for _ in range(2)]
     async with client.events(lease) as events, asyncio.timeout(30):
         labelled = await client.relabel(lease, taken[0].id, "first", "the beginning")
         assert (labelled.label, labelled.text) == ("first", "the beginning")
@@ -713,19 +717,21 @@ async def test_snapshots_are_labelled_removed_and_pruned_and_everybody_is_told(s
         removed = await client.remove(lease, taken[2].id)
         assert removed.removed == (taken[2].id,)
         assert removed.freed == used - (await client.snapshots(lease)).used > 0
-        # Three have no label; of them one is to stay, and the newest, which the VM descends from, is in use anyway.
-        pruned = await client.prune(lease, 1)
-        assert pruned.removed == (taken[3].id, taken[4].id)
-        assert (await client.prune(lease, 0)).removed == ()
+        # Three have no label.
+        assert (await client.prune(lease, 3)).removed == ()
+        assert (await client.prune(lease, 2)).removed == (taken[1].id,)
+        # The newest, which the VM descends from, is in use.
+        assert (await client.prune(lease, 0)).removed == (taken[3].id,)
         await client.relabel(lease, taken[0].id, "")
-        heard = [(await anext(events)).event.fields() for _ in range(5)]
-    assert [one["event"] for one in heard] == [
-        "snapshot_relabelled", "snapshot_relabelled", "snapshots_removed", "snapshots_removed", "snapshot_relabelled",
+        heard = [(await anext(events)).event.fields() for _ in range(6)]
+    assert [(one["event"], one.get("snapshots")) for one in heard] == [
+        ("snapshot_relabelled", None), ("snapshot_relabelled", None), ("snapshots_removed", [taken[2].id]),
+        ("snapshots_removed", [taken[1].id]), ("snapshots_removed", [taken[3].id]), ("snapshot_relabelled", None),
     ]  # fmt: skip
-    assert heard[3]["snapshots"] == [taken[3].id, taken[4].id]
+    assert [one.id for one in session.supervisor.store.tree("other.ipynb").snapshots()] == kept
     tree = await client.snapshots(lease)
     assert [(one.id, one.label, one.parent) for one in tree.snapshots] == [
-        (taken[0].id, "", ""), (taken[1].id, "kept", taken[0].id), (taken[5].id, "", taken[1].id),
+        (taken[0].id, "", ""), (taken[4].id, "kept", taken[0].id), (taken[5].id, "", taken[4].id),
     ]  # fmt: skip
     await client.rollback(lease, taken[5].id)
     assert [byte_of(session.machine, page) for page in range(6)] == [1, 2, 3, 4, 5, 6]
@@ -757,3 +763,67 @@ async def test_what_is_in_use_taken_or_invalid_stays_as_it_is(session: Session) 
     assert [(one.id, one.label) for one in (await client.snapshots(lease)).snapshots][:2] == [
         (first.id, "a"), (second.id, ""),
     ]  # fmt: skip
+
+
+async def test_a_clone_is_lent_without_a_network_until_nobody_wants_it_any_more(session: Session) -> None:
+    session.machine.guest.touch(1, value=7)
+    old = await session.snapshot("old")
+    session.machine.guest.touch(1, value=9)
+    new = await session.snapshot()
+    async with session.client.clone(session.id, old.id) as events:
+        granted = await anext(one async for one in events if isinstance(one, ForkGranted))
+        clone = session.hypervisor.of(granted.granted.pid)
+        assert clone is not session.machine
+        assert byte_of(clone, 1) == 7
+        assert clone.ops[0] | {"network": "none", "randomness": "keep"} == clone.ops[0]
+        assert session.used() == {old.id, new.id}
+        assert (granted.granted.snapshot, session.lease.current) == (old.id, new.id)
+        # It is no fork: it is neither kept nor adopted, and gets no network when the notebook's is changed.
+        for ask in (session.client.rest_fork, session.client.adopt):
+            with pytest.raises(ApiError) as caught:
+                await ask(session.id, granted.fork)
+            assert caught.value.code == "no_fork"
+        for mode in ("isolated", "filtered"):
+            await session.client.set_network(session.id, NetworkRequest(mode=mode))
+        assert {request.get("network") for request in session.machine.ops} >= {"filtered"}
+        assert {request.get("network") for request in clone.ops} <= {None, "none"}
+    await until_gone(clone)
+    assert session.used() == {new.id}
+    assert session.supervisor.admission.out == 1
+    assert not session.lease.forks
+
+
+async def test_clones_are_lent_side_by_side_and_end_with_their_machine_or_the_lease(session: Session) -> None:
+    old = await session.snapshot("old")
+    async with session.client.clone(session.id, old.id) as one, session.client.clone(session.id, old.id) as two:
+        grants = [await anext(event async for event in each if isinstance(event, ForkGranted)) for each in (one, two)]
+        assert grants[0].fork != grants[1].fork
+        session.hypervisor.of(grants[0].granted.pid).die("QEMU was killed by SIGKILL")
+        ended = await anext(one)
+        assert isinstance(ended, ForkEnded)
+        await session.supervisor.release(session.lease)
+        async with asyncio.timeout(30):
+            assert [event.event async for event in two] == ["fork_ended"]
+        await until_gone(session.hypervisor.of(grants[1].granted.pid))
+
+
+async def test_what_cannot_be_cloned_is_told_and_leaves_nothing_behind(session: Session) -> None:
+    old, new = await session.snapshot("old"), await session.snapshot()
+    session.hypervisor.faults.add("load")
+    for snapshot, code in (("0" * 12, "no_snapshot"), (old.id, "hypervisor")):
+        async with session.client.clone(session.id, snapshot) as events:
+            ended = [event async for event in events if isinstance(event, ForkEnded)]
+            assert [(event.fork, event.code) for event in ended] == [(0, code)]
+    assert session.used() == {new.id}
+    assert session.supervisor.admission.out == 1
+
+
+async def test_a_listing_of_vms_says_from_which_snapshot_each_goes_on(session: Session) -> None:
+    async def listed() -> str:
+        return next(vm.snapshot for vm in (await session.client.vms()).vms if vm.lease == session.id)
+
+    assert await listed() == ""
+    first, second = await session.snapshot(), await session.snapshot()
+    assert await listed() == second.id
+    await session.client.rollback(session.id, first.id)
+    assert await listed() == first.id
