@@ -199,8 +199,14 @@ def visit(
             yield found
 
 
+def is_ready(button: Locator) -> None:
+    """Return when a button of a toolbar can be pressed."""
+    expect(button).to_be_visible(timeout=PATIENCE)
+    expect(button).not_to_have_attribute("aria-disabled", "true", timeout=PATIENCE)
+
+
 def test_the_button_takes_a_snapshot(visit: Visit) -> None:
-    expect(visit.button).to_be_enabled(timeout=PATIENCE)
+    is_ready(visit.button)
     visit.picture("button")
     visit.button.click()
     expect(visit.button).to_have_class(re.compile("avm-mod-done"), timeout=PATIENCE)
@@ -453,7 +459,7 @@ def test_notebook_7_has_the_button(visit: Visit) -> None:
     try:
         page.goto(f"{visit.server.url}/notebooks/first.ipynb?token={visit.server.token}")
         button = page.locator("[data-command='agentvm:snapshot']").first
-        expect(button).to_be_enabled(timeout=PATIENCE)
+        is_ready(button)
         button.click()
         expect(button).to_have_class(re.compile("avm-mod-done"), timeout=PATIENCE)
         visit.picture("notebook7", page)

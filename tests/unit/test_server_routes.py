@@ -68,8 +68,8 @@ async def test_a_snapshot_is_taken_planned_for_and_gone_back_to(bed: ServerBed, 
     assert [(one["label"], one["text"]) for one in tree["snapshots"]] == [("first", TEXT)]
     first = tree["snapshots"][0]["id"]
     assert tree["current"] == done.body["snapshot"] == first
-    assert (await bed.ask("GET", f"/kernels/{kernel}")).body["snapshot"] == first
     assert (tree["vm"], tree["way"]) == ("local-1", [])
+    assert (await bed.ask("GET", f"/kernels/{kernel}")).body["snapshot"] == first
 
     await bed.run(kernel, "lost = 1")
     plan = (await bed.ask("POST", f"/kernels/{kernel}/rollback/plan", {"to": first})).body

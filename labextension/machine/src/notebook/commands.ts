@@ -81,8 +81,16 @@ export class Commands {
     for (const command of [SNAPSHOT, BEFORE, AFTER, SHOW_FORKS]) {
       palette?.addItem({ command, category: CATEGORY });
     }
-    const ofCell = (): void => [BEFORE, AFTER, SHOW_FORKS].forEach(id => this.app.commands.notifyCommandChanged(id));
-    this.tracker.activeCellChanged.connect(ofCell);
+    this.tracker.activeCellChanged.connect(() => this.notify(BEFORE, AFTER, SHOW_FORKS));
+    let before = '';
+    this.shared.changed.connect(() => {
+      const { store } = this.shared;
+      const now = `${store?.kernel} ${store?.phase} ${store?.doing} ${store?.tree?.current}`;
+      if (now !== before) {
+        before = now;
+        this.notify(SNAPSHOT, BEFORE, AFTER, SHOW_FORKS);
+      }
+    });
   }
 
   /** Opens the menu of a cell's mark. */
@@ -158,7 +166,7 @@ export class Commands {
   private show(condition: '' | 'busy' | 'done' | 'failed'): void {
     const number = ++this.count;
     this.condition = condition;
-    this.app.commands.notifyCommandChanged(SNAPSHOT);
+    this.notify(SNAPSHOT);
     if (condition === 'done' || condition === 'failed') {
       setTimeout(() => {
         if (number === this.count) {
@@ -198,6 +206,10 @@ export class Commands {
     });
   }
 
+  private notify(...commands: string[]): void {
+    commands.forEach(command => this.app.commands.notifyCommandChanged(command));
+  }
+
   private way(way: 'before' | 'after'): Snapshot | null {
     const cell = this.tracker.activeCell;
     return cell ? (this.viewOf(cell)?.ways(cell)[way] ?? null) : null;
@@ -212,7 +224,9 @@ export class Commands {
   private activate(cell: Cell): void {
     const notebook = this.viewOf(cell)?.notebook;
     if (notebook) {
-      this.app.shell.activateById(notebook.id);
+      if (this.tracker.currentWidget !== notebook) {
+        this.app.shell.activateById(notebook.id);
+      }
       notebook.content.activeCellIndex = notebook.content.widgets.indexOf(cell);
       notebook.content.deselectAll();
     }
