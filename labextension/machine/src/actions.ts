@@ -196,7 +196,8 @@ export class Actions {
     const cancel = Dialog.cancelButton({ label: this.trans.__('Cancel') });
     const buttons = [cancel, button];
     // The Enter key alone shall lose nothing.
-    const { button: chosen } = await showDialog({ title, body, buttons, defaultButton: isGrave ? 0 : 1 });
+    const defaultButton = isGrave ? 0 : 1;
+    const { button: chosen } = await showDialog({ title, body, buttons, defaultButton, focusNodeSelector: 'input' });
     return chosen.accept;
   }
 }
