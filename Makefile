@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What is built for browsers is built of these.
+FRONT_ENDS := $(shell find labextension -type f -not -path "*/node_modules/*" -not -path "*/lib/*" -not -path "*/built/*" -not -path "*/tests/*")
 
 .PHONY: help quickstart test setup packages lint unit vm nested image clean
 
@@ -32,7 +34,7 @@ setup: packages $(VENV)/.installed
 packages:
 	@sh agentvm_kernel/host/packages.sh
 
-$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard kernelspec/* labextension/*/*.json labextension/*/src/*)
+$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard kernelspec/*) $(FRONT_ENDS)
 	@echo "Installing the Python packages into $(VENV) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
@@ -59,4 +61,4 @@ nested: setup  ## Real vhost-vsock, here or one level down.
 	@$(BIN)/python -m pytest tests/nested
 
 clean:  ## Remove what was installed and built in this folder.
-	rm -rf $(VENV) agentvm_kernel/widgets/static labextension/*/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) agentvm_kernel/widgets/static labextension/*/node_modules labextension/*/lib labextension/*/built build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from agentvm_kernel import __version__
 from agentvm_kernel.bench import Benchmark
+from agentvm_kernel.compare.command import diff
 from agentvm_kernel.config import Paths
 from agentvm_kernel.config_command import config_app
 from agentvm_kernel.egress.secret_command import secret_app
@@ -48,6 +49,7 @@ app.command()(run)
 app.command()(supervisor)
 app.command()(status)
 app.command()(metrics)
+snapshot_app.command()(diff)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Flavour = Annotated[str, typer.Argument(help="minimal or standard.")]

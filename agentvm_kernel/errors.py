@@ -134,6 +134,12 @@ class NoForkError(SnapshotError):
     code = "no_fork"
 
 
+class CompareError(AgentVMError):
+    """Two snapshots could not be compared."""
+
+    code = "compare"
+
+
 class LabelTakenError(SnapshotError):
     """Another snapshot of the notebook has that label."""
 

@@ -12,6 +12,7 @@ from agentvm_kernel.firewall.html import clean_html, has_too_much_style
 from agentvm_kernel.firewall.images import TYPES, clean_picture, clean_svg
 from agentvm_kernel.firewall.latex import clean_latex
 from agentvm_kernel.firewall.markdown import clean_markdown
+from agentvm_kernel.firewall.names import HOST_MIME
 from agentvm_kernel.firewall.plots import (
     clean_geojson,
     clean_json,
@@ -63,6 +64,7 @@ def clean_bundle(data: object, metadata: object, context: Context) -> tuple[Bund
         context.block(Reason.MALFORMED, "an output without data")
         return None
     about = metadata if isinstance(metadata, dict) else {}
+    data = _guests(data, context)
     if context.mode is Mode.TRUSTED:
         return data, about
     if len(data) > _MOST_TYPES:
@@ -84,6 +86,15 @@ def clean_bundle(data: object, metadata: object, context: Context) -> tuple[Bund
     if shown:
         kept["text/html"] = shown
     return (kept, told) if kept or not data else None
+
+
+def _guests(data: Bundle, context: Context) -> Bundle:
+    """Return what is left of a bundle without the types that are the host's."""
+    forged = [mime for mime in data if mime.strip().lower().startswith(HOST_MIME)]
+    if not forged:
+        return data
+    context.block(Reason.MIME, "output of a type that only the host shows")
+    return {mime: value for mime, value in data.items() if mime not in forged}
 
 
 def _cleaned(mime: str, value: object, context: Context) -> object | None:

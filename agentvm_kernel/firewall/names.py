@@ -16,6 +16,9 @@ SCOPE_PREFIX: Final = "agentvm-scope-"
 HOST_PREFIX: Final = "agentvm-"
 """Of the ids of comms that the host owns: nothing of the guest's bears it, or refers to what does."""
 
+HOST_MIME: Final = "application/vnd.agentvm."
+"""Beginning of the MIME types that are the host's own: nothing of the guest's has one, whatever is allowed."""
+
 _SHARED: Final = frozenset({"dataframe"})
 """Classes that front ends style for everyone's tables and attach no behaviour to."""
 

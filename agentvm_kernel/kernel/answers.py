@@ -37,7 +37,7 @@ class Answers:
         self._place = place
         self.execution_count = 0
 
-    def stamp(self, request: Request, **more: str) -> dict[str, object]:
+    def stamp(self, request: Request, **more: object) -> dict[str, object]:
         """Return what the host knows about a run, for its reply's metadata."""
         # JupyterLab records when a cell started by this, as ipykernel has it.
         facts = {"facts": request.facts.metadata()} if request.facts else {}
@@ -150,7 +150,7 @@ class Answers:
             content = {"status": "error", **content}
             if request.is_execute:
                 content |= {"execution_count": self.execution_count, "user_expressions": {}, "payload": []}
-            metadata = self.stamp(request) if request.run else {}
+            metadata = self.stamp(request, **_described(error)) if request.run else {}
             self.reply(request, _EMPTY_REPLIES.get(request.message.msg_type, content), metadata=metadata)
         request.settle(replied=True)
         await self.idle(request)
@@ -160,6 +160,13 @@ class Answers:
         if not request.silent:
             content: dict[str, object] = {"code": request.code, "execution_count": self.execution_count}
             await self.publish("execute_input", content, request)
+
+
+def _described(error: AgentVMError | KeyboardInterrupt) -> dict[str, object]:
+    """Return an error as programs tell it from others."""
+    if isinstance(error, KeyboardInterrupt):
+        return {}
+    return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
 
 
 def error_content(error: AgentVMError | KeyboardInterrupt, *, remedy: bool) -> dict[str, object]:

@@ -13,9 +13,11 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from agentvm_kernel.errors import AgentVMError, LinkError
+from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.endings import best_reason, never, watched
 from agentvm_kernel.kernel.guest import Agent, Link, Stream
 from agentvm_kernel.kernel.jsoncheck import PARSE_LIMIT, is_plain, parse_object
+from agentvm_kernel.kernel.outputs import Output, Outputs
 from agentvm_kernel.kernel.wire import GuestMessage, WireError, check_guest
 from agentvm_kernel.link.limits import Limits
 
@@ -69,7 +71,9 @@ class CellResult:
         stderr: The same for stderr.
         result: The last expression's value as text; empty without one.
         error: The exception.
-        displays: Rich outputs that were displayed and are not kept.
+        displays: Rich outputs that were displayed.
+        outputs: All that it showed, as the firewall let it through; empty unless that was asked for.
+        blocked: How much the firewall did not let through, by reason.
         dropped: Bytes of output that are not kept.
         count: The guest's execution count.
         seconds: From the request to the end, as measured on the host.
@@ -82,6 +86,8 @@ class CellResult:
     result: str = ""
     error: CellError | None = None
     displays: int = 0
+    outputs: tuple[Output, ...] = ()
+    blocked: dict[Reason, int] = field(default_factory=dict)
     dropped: int = 0
     count: int | None = None
     seconds: float = 0.0
@@ -128,11 +134,14 @@ class _Cell:
     """A cell while it runs.
 
     Attributes:
+        limits: Bounds of its output.
+        outputs: Keeps what it shows, if that is wanted.
         over: Done when both its reply and its last output are there.
         flooded: Done when it has put out too much.
     """
 
     limits: OutputLimits
+    outputs: Outputs | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     over: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     flooded: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -166,6 +175,8 @@ class _Cell:
             self.over.set_result(None)
 
     def _take_output(self, message: GuestMessage) -> None:
+        if self.outputs is not None:
+            self.outputs.take(message)
         content = self._parse(message)
         if message.msg_type == "status":
             self._idle = self._idle or content.get("execution_state") == "idle"
@@ -207,6 +218,8 @@ class _Cell:
             result=str(self._result),
             error=error,
             displays=self._displays,
+            outputs=self.outputs.shown() if self.outputs else (),
+            blocked=dict(self.outputs.firewall.blocked) if self.outputs else {},
             dropped=self._dropped + sum(text.dropped for text in (self._stdout, self._stderr, self._result)),
             count=count if isinstance(count, int) and not isinstance(count, bool) else None,
             seconds=asyncio.get_running_loop().time() - self.began,
@@ -229,15 +242,18 @@ class Runner:
         self._agent = agent
         self._ended = ended
 
-    async def run(self, code: str, *, timeout: float, limits: OutputLimits = OutputLimits()) -> CellResult:
+    async def run(
+        self, code: str, *, timeout: float, limits: OutputLimits = OutputLimits(), outputs: Outputs | None = None
+    ) -> CellResult:
         """Run a cell to its end; whatever becomes of it is a result.
 
         Args:
             code: The cell.
             timeout: Seconds until it is interrupted.
             limits: Bounds of its output.
+            outputs: Keeps what it shows.
         """
-        cell = _Cell(limits)
+        cell = _Cell(limits, outputs)
         work = (self._send(cell.id, code), self._read("shell", cell), self._read("iopub", cell))
         async with watched(*work) as broken:
             ends = (self._ended, *broken)

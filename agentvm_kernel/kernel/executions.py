@@ -150,7 +150,7 @@ def reported(report: Callable[[Execution], None], begun: Execution) -> Callable[
         changes = {
             "happened": _OUTCOMES[result.status], "code": "", "limits": _LIMITS.get(result.status, ()),
             "seconds": result.seconds, "count": _count(result.count), "error": clean(error[:_TEXT]),
-            "reason": clean(result.reason[:_TEXT]),
+            "reason": clean(result.reason[:_TEXT]), "blocked": result.blocked,
         }  # fmt: skip
         report(begun.model_copy(update=changes))
 

@@ -9,17 +9,23 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, ApiError, SupervisorError, VMEndedError
+from agentvm_kernel.firewall.policy import Policy
 from agentvm_kernel.kernel.execution import CellResult, running
 from agentvm_kernel.kernel.executions import cell_begins, reported
 from agentvm_kernel.kernel.forkpoint import ForkEvent, ForkSupervisor
 from agentvm_kernel.kernel.guest import Connect
 from agentvm_kernel.kernel.info import Usage
+from agentvm_kernel.kernel.outputs import Outputs
 from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Granted
 
 log = logging.getLogger("agentvm.forks")
 
 _KEPT: Final = frozenset({"ok", "error"})
+_DEFAULT: Final = Policy()
+_SHOWN: Final = 256 << 10
+_ALL_SHOWN: Final = 2 << 20
+"""Bytes of what one fork, and all of them, show that are kept: the notebook's file gets them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ async def run_forks(
     timeout: float,
     on_progress: OnProgress = lambda _progress: None,
     report: Callable[[Execution], None] = lambda _: None,
+    policy: Policy = _DEFAULT,
 ) -> list[ForkResult]:
     """Run a cell in clones of a leased VM, and keep those in which it ended by itself.
 
@@ -85,6 +92,7 @@ async def run_forks(
         timeout: Seconds that it may take in each of them; waiting for a place to run does not count.
         on_progress: Called whenever something has changed.
         report: Tells the supervisor's audit log what runs, and how it ended; must not block.
+        policy: What may be shown of their output.
 
     Returns:
         What came of each, by number.
@@ -92,7 +100,7 @@ async def run_forks(
     Raises:
         AgentVMError: there could be no forks at all, or the supervisor went away.
     """
-    forking = _Forking(supervisor, lease, connect, request.count, on_progress, report)
+    forking = _Forking(supervisor, lease, connect, request.count, on_progress, report, policy)
     async with supervisor.forks(lease, request) as events:
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -124,6 +132,7 @@ class _Forking:
         count: int,
         on_progress: OnProgress,
         report: Callable[[Execution], None],
+        policy: Policy,
     ) -> None:
         self.results: dict[int, ForkResult] = {}
         self.complete = asyncio.Event()
@@ -133,6 +142,7 @@ class _Forking:
         self._count = count
         self._on_progress = on_progress
         self._report_execution = report
+        self._policy = policy
         self._stage = ""
         self._lost: dict[int, asyncio.Future[AgentVMError]] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -197,7 +207,8 @@ class _Forking:
             link = await self._connect(granted.link, key=bytes.fromhex(granted.key), epoch=granted.epoch)
             try:
                 async with running(link, asyncio.shield(lost)) as runner:
-                    cell = await runner.run(code, timeout=timeout)
+                    kept = Outputs(self._policy, min(_SHOWN, _ALL_SHOWN // self._count))
+                    cell = await runner.run(code, timeout=timeout, outputs=kept)
             finally:
                 await link.close()
         except AgentVMError as error:

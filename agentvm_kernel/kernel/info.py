@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel import __version__
+from agentvm_kernel.kernel.machine import Machine, State
 from agentvm_kernel.observe.process import read_usage
 from agentvm_kernel.supervisor.messages import Granted
 
@@ -89,3 +90,15 @@ class Usage:
         content["cpu_count"] = granted.vcpus if granted else psutil.cpu_count(logical=True)
         content["host_virtual_memory"] = dict(psutil.virtual_memory()._asdict())
         return content
+
+
+def condition(machine: Machine) -> dict[str, str]:
+    """Return how the notebook's VM is, for programs: its state's name, what is going on or why there is none, a remedy.
+
+    Args:
+        machine: The VM.
+    """
+    if machine.state is State.ENDED and machine.error is not None:
+        return {"state": machine.state.value, "text": machine.error.message, "hint": machine.error.hint}
+    text = f"{machine.task}: {machine.stage}" if machine.stage else machine.task
+    return {"state": machine.state.value, "text": text, "hint": ""}

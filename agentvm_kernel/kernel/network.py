@@ -164,6 +164,16 @@ class NotebookNetwork:
         self._running = self._running.model_copy(update={"output": output})
         self._soon()
 
+    async def travelling(self, on: bool) -> None:
+        """Tell the supervisor whether a snapshot is taken after every cell; it is known on return, as a rule.
+
+        Args:
+            on: Whether it is.
+        """
+        self._running = self._running.model_copy(update={"travelling": on})
+        self._wake()
+        await self.told()
+
     async def told(self) -> None:
         """Wait until the supervisor knows all, but not for long. Called before the VM is given back."""
         if self._reports:

@@ -23,7 +23,7 @@ from agentvm_kernel.kernel.guestside import GuestSide
 from agentvm_kernel.kernel.host import snapshot_request
 from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.hostside import HostSide
-from agentvm_kernel.kernel.info import Usage, kernel_info
+from agentvm_kernel.kernel.info import Usage, condition, kernel_info
 from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.kernel.machine import Machine, State
 from agentvm_kernel.kernel.magic import Magic, Magics
@@ -144,7 +144,8 @@ class Router:
                 self._spawn(self._shutdown(request))
             case "usage_request":
                 guest = self._machine.guest
-                await self._answers.answer(request, self._usage.reply(guest.granted if guest else None))
+                content = self._usage.reply(guest.granted if guest else None)
+                await self._answers.answer(request, content | {"agentvm": condition(self._machine)})
             case "connect_request":
                 ports = {f"{name}_port": port for name, port in self._sockets.addresses.ports.items()}
                 await self._answers.answer(request, {"status": "ok", **ports})

@@ -53,12 +53,14 @@ class Timeline:
         snapshot: Id of the snapshot that the VM descends from; empty for the image's own.
         travelling: Whether a snapshot is taken after every cell.
         unseen: It is, but there has been none yet of the state that the VM is in.
-        scores: Results of the last forks that can be adopted and gave a number, by fork.
+        forked: Number of the run that made the last forks; 0 if there are none to adopt.
+        scores: Their results, of those that can be adopted and gave a number, by fork.
     """
 
     def __init__(self) -> None:
         self.comms = Comms()
         self.snapshot = ""
+        self.forked = 0
         self.scores: dict[int, float] = {}
         self.travelling = self.unseen = False
         self._runs = 0

@@ -12,6 +12,7 @@ from typing import Final, Literal, cast
 from agentvm_kernel.kernel.execution import LINK_LIMITS
 from agentvm_kernel.kernel.forks import ForkProgress, ForkResult, run_forks
 from agentvm_kernel.kernel.host import Host
+from agentvm_kernel.magics import columns
 from agentvm_kernel.magics.call import Call, UsageError
 from agentvm_kernel.magics.outcome import draw
 from agentvm_kernel.supervisor.messages import ForkRequest
@@ -40,7 +41,7 @@ _MOST_SECONDS: Final = 86_400
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 
 
-async def run(call: Call, host: Host) -> Mapping[str, str]:
+async def run(call: Call, host: Host) -> Mapping[str, object]:
     """Carry out a call.
 
     Raises:
@@ -60,8 +61,8 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
         count=count, randomness=cast("Literal['diverge', 'common']", randomness), cell=host.timeline.cell
     )
     results = await _forked(host, request, call.body, timeout)
-    host.timeline.scores = scores(results)
-    return draw(results)
+    host.timeline.forked, host.timeline.scores = host.request.run, scores(results)
+    return {**draw(results), columns.MIME: columns.bundle(results, host.request.run)}
 
 
 def scores(results: Iterable[ForkResult]) -> dict[int, float]:
@@ -95,6 +96,7 @@ async def _forked(host: Host, request: ForkRequest, code: str, timeout: float) -
             timeout=timeout,
             on_progress=show,
             report=machine.network.report,
+            policy=machine.firewall.policy,
         )
     )
 

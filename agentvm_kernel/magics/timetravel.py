@@ -37,9 +37,11 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
         case ("on",):
             info = await host.snapshot(kind="auto")
             timeline.travelling = True
+            await host.machine.network.travelling(True)
             line = f"Time travel is on: a snapshot after every cell, beginning with {show.name(info)}."
         case ("off",):
             timeline.travelling = timeline.unseen = False
+            await host.machine.network.travelling(False)
             line = "Time travel is off; the snapshots are still there."
         case _:
             raise call.wrong(_VALID)

@@ -13,6 +13,7 @@ from typing import Final
 from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.observe.journal import Entry, Journal
+from agentvm_kernel.observe.listener import Listener
 from agentvm_kernel.observe.reading import Wanted, newest
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class AuditLog:
         self._taken = self._written = self._lost = 0
         self._is_urgent = self._is_closing = self._is_over = False
         self._thread: threading.Thread | None = None
+        self._listeners: set[Listener] = set()
         for event in self._journal.found:
             self.record(event)
 
@@ -59,11 +61,14 @@ class AuditLog:
 
     def record(self, event: Event) -> None:
         """Append an event; it is safe on disk a moment later. Where it cannot be written, the next one says so."""
+        now = self._clock()
         with self._changed:
+            for listener in self._listeners:
+                listener.put(now, event)
             if len(self._waiting) >= _WAITING or self._is_closing or self._is_over:
                 self._lost += 1
                 return
-            self._waiting.append(Entry(self._clock(), event, self._lost))
+            self._waiting.append(Entry(now, event, self._lost))
             self._taken += 1
             self._lost = 0
             if self._thread is None:
@@ -89,11 +94,30 @@ class AuditLog:
         self.flush()
         return newest(self.folder, Wanted(notebook=notebook), number)
 
+    def listen(self, lease: str = "") -> Listener:
+        """Return what is recorded from now on, until the log is closed; it need not be safe on disk yet.
+
+        Args:
+            lease: Only what names this lease; empty for everything.
+        """
+        listener = Listener(lease, self._leave)
+        with self._changed:
+            if self._is_closing:
+                listener.close()
+            self._listeners.add(listener)
+        return listener
+
+    def _leave(self, listener: Listener) -> None:
+        with self._changed:
+            self._listeners.discard(listener)
+
     def close(self) -> None:
         """Write what waits, and close the files; blocks. What is recorded later is lost."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
+            for listener in self._listeners:
+                listener.close()
         if self._thread is not None:
             self._thread.join()
         self._journal.close()

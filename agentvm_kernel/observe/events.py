@@ -8,7 +8,19 @@ from typing import Annotated, Final, Literal, get_args
 from pydantic import Field, TypeAdapter
 
 from agentvm_kernel.firewall.reasons import Reason
-from agentvm_kernel.observe.fields import Accelerator, Claimed, Code, Count, Digest, Event, Hosts, Long, Seconds, Text
+from agentvm_kernel.observe.fields import (
+    Accelerator,
+    Claimed,
+    Code,
+    Count,
+    Digest,
+    Event,
+    Hosts,
+    Long,
+    Seconds,
+    Some,
+    Text,
+)
 
 
 class OfVM(Event):
@@ -153,6 +165,36 @@ class SnapshotRestored(OfLease):
     snapshot: Text
     before: Text = ""
     tree: Text = ""
+
+
+class SnapshotRelabelled(OfLease):
+    """A snapshot got another label or text.
+
+    Attributes:
+        snapshot: The snapshot.
+        tree: The notebook's tree of snapshots.
+        label: Its label from now on; empty for none.
+    """
+
+    event: Literal["snapshot_relabelled"] = "snapshot_relabelled"
+    snapshot: Text
+    tree: Text = ""
+    label: Text = ""
+
+
+class SnapshotsRemoved(OfLease):
+    """Snapshots were removed because a session asked for that.
+
+    Attributes:
+        snapshots: The first of them.
+        tree: The notebook's tree of snapshots.
+        count: How many there were.
+    """
+
+    event: Literal["snapshots_removed"] = "snapshots_removed"
+    snapshots: Some
+    tree: Text = ""
+    count: Count
 
 
 class SnapshotsRepaired(Event):
@@ -514,6 +556,8 @@ AnyEvent = Annotated[
     | LeaseReleased
     | SnapshotCreated
     | SnapshotRestored
+    | SnapshotRelabelled
+    | SnapshotsRemoved
     | SnapshotsRepaired
     | ExecutionStarted
     | ExecutionCompleted

@@ -11,6 +11,8 @@ MAX_TEXT: Final = 512
 MAX_PATH: Final = 4096
 MAX_CODE: Final = 8192
 _MOST_HOSTS: Final = 50
+MOST: Final = 50
+"""Things of a kind that one event names."""
 _ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -78,6 +80,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Accelerator = Literal["kvm", "tcg", ""]
+Some = Annotated[tuple[Text, ...], Field(max_length=MOST)]
 Hosts = Annotated[tuple[Text, ...], Field(max_length=_MOST_HOSTS + 1)]
 
 

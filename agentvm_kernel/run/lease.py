@@ -57,7 +57,7 @@ async def leased(
         AgentVMError: it cannot be had; or it ended within the context, with the best reason there is.
     """
     async with SupervisorClient(paths) as client, client.lease(request) as lease:
-        granted = await _granted(lease, on_progress)
+        granted = await grant_of(lease, on_progress)
         async with watched(lease_end(lease, on_blocked=on_blocked)) as (lost,):
             try:
                 link = await connect(
@@ -78,7 +78,16 @@ async def leased(
                 raise _reason(error, lost) from error
 
 
-async def _granted(lease: Lease, on_progress: OnProgress) -> Granted:
+async def grant_of(lease: Lease, on_progress: OnProgress) -> Granted:
+    """Wait for a lease's VM.
+
+    Args:
+        lease: The lease.
+        on_progress: Called with each stage of the way there and, where it is known, the share of it that is done.
+
+    Raises:
+        AgentVMError: it cannot be had.
+    """
     async for event in lease:
         match event:
             case Granted():

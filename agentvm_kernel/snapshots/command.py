@@ -36,7 +36,12 @@ _DURATION = re.compile(r"([0-9]{1,6})([smhdw])")
 _SHORTEST_PREFIX = 4
 
 
-def _store(*, changing: bool = False) -> SnapshotStore:
+def open_store(*, changing: bool = False) -> SnapshotStore:
+    """Return the user's snapshots.
+
+    Args:
+        changing: They are to be changed, not only looked at.
+    """
     paths = Paths.of_user()
     settings = load_settings(paths)
     owner = None
@@ -60,7 +65,7 @@ def count_built_on(image: str) -> int:
     Args:
         image: Its digest.
     """
-    return sum(one.snapshot.manifest.image == image for tree in _store().trees() for one in tree.snapshots())
+    return sum(one.snapshot.manifest.image == image for tree in open_store().trees() for one in tree.snapshots())
 
 
 def _trees(store: SnapshotStore, notebook: str) -> list[Tree]:
@@ -99,6 +104,21 @@ def _find(store: SnapshotStore, reference: str, notebook: str) -> tuple[Tree, St
     return found[0]
 
 
+def find_sound(store: SnapshotStore, reference: str, notebook: str) -> tuple[Tree, Stored]:
+    """Return the one snapshot that is meant, with its tree.
+
+    Args:
+        store: All snapshots.
+        reference: Label, id, or at least 4 digits of its beginning.
+        notebook: Name of its notebook; empty for any.
+
+    Raises:
+        SnapshotError: there is none, or more than one, or it is damaged.
+    """
+    tree, one = _find(store, reference, notebook)
+    return tree, _sound(one)
+
+
 def _label(one: Stored | Damaged) -> str:
     return one.notes.label if isinstance(one, Stored) else one.label
 
@@ -112,7 +132,7 @@ def _sound(one: Stored | Damaged) -> Stored:
 @snapshot_app.command("list")
 def list_snapshots(notebook: _Notebook = "", as_json: _Json = False) -> None:
     """List the snapshots, the oldest first."""
-    store = _store()
+    store = open_store()
     trees = _trees(store, notebook)
     if as_json:
         print(
@@ -149,7 +169,7 @@ def _table(tree: Tree) -> Table:
 @snapshot_app.command()
 def show(reference: _Ref, notebook: _Notebook = "", as_json: _Json = False) -> None:
     """Show one snapshot."""
-    tree, one = _find(_store(), reference, notebook)
+    tree, one = _find(open_store(), reference, notebook)
     values = _values(one) | {"notebook": tree.notebook, "children": tree.contents().children(one.id)}
     if isinstance(one, Stored):
         manifest = one.snapshot.manifest
@@ -177,7 +197,7 @@ def label(
     notebook: _Notebook = "",
 ) -> None:
     """Give a snapshot another label; one with a label is never pruned."""
-    tree, one = _find(_store(changing=True), reference, notebook)
+    tree, one = _find(open_store(changing=True), reference, notebook)
     tree.relabel(one.id, name, text)
     print(f"{one.id} has the label {name}." if name else f"{one.id} has no label.")
 
@@ -187,7 +207,7 @@ def remove(
     references: Annotated[list[str], typer.Argument(metavar="REF...", help="Labels or ids.")], notebook: _Notebook = ""
 ) -> None:
     """Remove snapshots; what descends from them stays as it is."""
-    store = _store(changing=True)
+    store = open_store(changing=True)
     for reference in references:
         tree, one = _find(store, reference, notebook)
         tree.remove(one.id)
@@ -207,7 +227,7 @@ def prune(
             "Say what is to go: --keep N, --older-than TIME, or both.", "`--keep 0` is all without a label."
         )
     before = time.time() - _seconds(older_than) if older_than else float("inf")
-    store = _store(changing=True)
+    store = open_store(changing=True)
     trees = {tree.id: tree.contents() for tree in _trees(store, notebook)}
     unlabelled = [[one.id for one in contents.sound if not one.notes.label] for contents in trees.values()]
     kept = {name for names in unlabelled for name in names[::-1][: keep or 0]}
@@ -228,7 +248,7 @@ def verify(
     as_json: _Json = False,
 ) -> None:
     """Read snapshots and compare them with their digests; exit 1 if one is damaged."""
-    store = _store()
+    store = open_store()
     if references:
         chosen = [_find(store, reference, notebook) for reference in references]
     else:
@@ -250,9 +270,9 @@ def export_one(
     """Write a snapshot and what it descends from into a file. It holds all that was in the VM's memory: secrets too."""
     from agentvm_kernel.snapshots.exporting import export_snapshot  # noqa: PLC0415 - not needed by other commands
 
-    store = _store()
-    tree, one = _find(store, reference, notebook)
-    written = export_snapshot(store, tree, _sound(one).id, file)
+    store = open_store()
+    tree, one = find_sound(store, reference, notebook)
+    written = export_snapshot(store, tree, one.id, file)
     size = readable_size(file.stat().st_size)
     print(f"{file}: {len(written)} snapshots, {size}. It needs the golden snapshot {written[0].snapshot.golden.id}.")
 
@@ -264,7 +284,7 @@ def import_file(file: Annotated[Path, typer.Argument(help="What export wrote.")]
     The file is checked, but the state of the virtual devices in it is read by QEMU: a snapshot from somebody else is
     only as safe as the sandbox that QEMU and its guest run in.
     """
-    store = _store(changing=True)
+    store = open_store(changing=True)
     for one in store.import_archive(file, notebook):
         _out.print(Text(f"Imported {one.id} {plain(one.notes.label)}".rstrip()))
     _err.print(
@@ -287,7 +307,7 @@ def _values(one: Stored | Damaged) -> dict[str, Any]:
     values: dict[str, Any] = {"id": one.id, "parent": one.parent, "label": _label(one), "size": one.size}
     if isinstance(one, Damaged):
         return values | {"damage": one.reason}
-    return values | {"written": one.written} | one.notes.model_dump(exclude={"label"})
+    return values | {"written": one.written} | one.notes.model_dump(exclude={"label", "way"})
 
 
 def _first_line(code: str) -> str:

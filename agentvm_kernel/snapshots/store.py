@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -117,6 +118,10 @@ class SnapshotStore:
         with storing(self._shelf.folder), self._shelf.locked():
             trees = [self._shelf.read(tree) for tree in self._shelf.trees()]
             plan = plan_removal(trees, prunable(trees, wanted), lambda _freed: False)
-            if not dry_run:
-                carry_out(self._shelf, plan)
-            return plan
+            if dry_run:
+                return plan
+            gone = set(carry_out(self._shelf, plan))
+            if gone.issuperset(one.id for one in plan.gone):
+                return plan
+            freed = sum(contents.size for contents in trees) - self._shelf.used()
+            return replace(plan, gone=tuple(one for one in plan.gone if one.id in gone), freed=freed)

@@ -7,7 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agentvm_kernel.errors import LabelTakenError, NoSnapshotError, SnapshotError
@@ -161,11 +161,14 @@ class Tree:
         finally:
             self.unpin(snapshot.id)
 
-    def remove(self, snapshot: str) -> None:
+    def remove(self, snapshot: str) -> int:
         """Remove a snapshot; what descends from it stays as it is.
 
         Args:
             snapshot: Its id; also of a damaged one.
+
+        Returns:
+            The bytes that this gives.
 
         Raises:
             SnapshotError: it is in use, several others descend from it, or it is damaged and others descend from it.
@@ -175,7 +178,7 @@ class Tree:
             damaged = [one for one in contents.damaged if one.id == snapshot]
             if damaged:
                 self._remove_damaged(damaged[0], contents)
-                return
+                return damaged[0].size
             stored = find(contents, snapshot)
             if is_used(stored.snapshot.folder):
                 raise SnapshotError(f"The snapshot {stored.id} is in use by a running VM.", "End that VM first.")
@@ -185,6 +188,7 @@ class Tree:
                     f"The snapshot {snapshot} cannot be removed: it, or what descends from it, is damaged or in use.",
                     "See `agentvm snapshot verify`.",
                 )
+            return max(0, contents.size - self._shelf.read(self.id).size)
 
     def _remove_damaged(self, damaged: Damaged, contents: Contents) -> None:
         if children := contents.children(damaged.id):
@@ -197,13 +201,16 @@ class Tree:
         self._shelf.disk.remove_tree(doomed)
         self._shelf.sweep_tree(self.id)
 
-    def relabel(self, snapshot: str, label: str, text: str | None = None) -> None:
+    def relabel(self, snapshot: str, label: str, text: str | None = None) -> Stored:
         """Give a snapshot another label and text.
 
         Args:
             snapshot: Its id.
             label: Its label from now on; empty for none.
             text: What the user says of it; ``None`` leaves that.
+
+        Returns:
+            The snapshot with them.
 
         Raises:
             SnapshotError: there is no such snapshot, or the label is taken or invalid.
@@ -214,7 +221,9 @@ class Tree:
             if label != stored.notes.label:
                 check_free(label, contents)
             values = stored.notes.model_dump() | {"label": label} | ({} if text is None else {"text": text})
-            self._shelf.write_notes(stored.snapshot.folder, Notes.model_validate(values))
+            notes = Notes.model_validate(values)
+            self._shelf.write_notes(stored.snapshot.folder, notes)
+            return replace(stored, notes=notes)
 
     def pin(self, snapshot: str) -> None:
         """Count one more use of a snapshot: it is not removed, nor merged into another, as long as it is in use.

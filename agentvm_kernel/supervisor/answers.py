@@ -12,6 +12,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import ApiError, SupervisorError
+from agentvm_kernel.observe.chain import MAX_LINE
+from agentvm_kernel.supervisor.audit_messages import AuditNews, news_adapter
 from agentvm_kernel.supervisor.messages import (
     ForkEnded,
     ForkGranted,
@@ -36,10 +38,13 @@ class _Events(Generic[_Event]):
     Args:
         response: The open response.
         adapter: Reads one event.
+        longest: Bytes that one may have.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, adapter: TypeAdapter[_Event]) -> None:
-        self._lines = _lines(response)
+    def __init__(
+        self, response: aiohttp.ClientResponse, adapter: TypeAdapter[_Event], longest: int = _MAX_LINE
+    ) -> None:
+        self._lines = _lines(response, longest)
         self._adapter = adapter
 
     def __aiter__(self) -> Self:
@@ -95,6 +100,17 @@ class Stats(_Events[VMStats]):
         super().__init__(response, stats_adapter)
 
 
+class AuditEvents(_Events[AuditNews]):
+    """What goes into the audit log, as it happens.
+
+    Args:
+        response: The open response.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        super().__init__(response, news_adapter, MAX_LINE)
+
+
 class Forks(_Events[Progress | ForkGranted | ForkEnded]):
     """Forks while they run: progress, each fork as it becomes ready, and the end of one whose VM is gone.
 
@@ -106,7 +122,7 @@ class Forks(_Events[Progress | ForkGranted | ForkEnded]):
         super().__init__(response, fork_event_adapter)
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _lines(response: aiohttp.ClientResponse, longest: int) -> AsyncIterator[bytes]:
     """Yield the lines of a response that are not blank (blank ones are keep-alives)."""
     pending = b""
     async for chunk in response.content.iter_any():
@@ -114,7 +130,7 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         for line in lines:
             if line.strip():
                 yield line
-        if len(pending) > _MAX_LINE:
+        if len(pending) > longest:
             raise ValueError("a line of the answer is too long")
 
 

@@ -16,15 +16,18 @@ from pydantic import BaseModel, ValidationError
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import NoLeaseError, SupervisorError
 from agentvm_kernel.profiles import Limits
-from agentvm_kernel.supervisor.answers import Connections, Forks, Lease, Stats, read_body, read_refusal
+from agentvm_kernel.supervisor.answers import AuditEvents, Connections, Forks, Lease, Stats, read_body, read_refusal
 from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.launch import start_supervisor
 from agentvm_kernel.supervisor.messages import (
     ForkRequest,
+    LabelRequest,
     LeaseRequest,
     LimitsRequest,
     Message,
     PoolInfo,
+    PruneRequest,
+    Removed,
     Replaced,
     Resumed,
     RollbackPlan,
@@ -39,7 +42,7 @@ from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.supervisor.status import Reloaded, Status
 from agentvm_kernel.validation import checked
 
-__all__ = ["Connections", "Forks", "Lease", "Stats", "SupervisorClient"]
+__all__ = ["AuditEvents", "Connections", "Forks", "Lease", "Stats", "SupervisorClient"]
 
 _BASE: Final = "http://supervisor"
 _LEASES: Final = "/v1/leases/"
@@ -67,6 +70,7 @@ class SupervisorClient:
         self._paths = paths
         self._start = start
         self._http: aiohttp.ClientSession | None = None
+        self._streams: set[aiohttp.ClientResponse] = set()
 
     async def __aenter__(self) -> Self:
         """Open the client; connects nowhere yet."""
@@ -77,7 +81,10 @@ class SupervisorClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close every connection; leases end with theirs."""
+        """Close every connection; leases end with theirs, and who still reads a stream is told that it is over."""
+        # aiohttp lets go of a body when it closes the connection below it, and who waits for more would wait for ever.
+        for response in list(self._streams):
+            _hang_up(response)
         if self._http is not None:
             await self._http.close()
 
@@ -128,11 +135,8 @@ class SupervisorClient:
     @asynccontextmanager
     async def lease(self, request: LeaseRequest) -> AsyncIterator[Lease]:
         """Ask for a VM and hold it within the context."""
-        response = await self._request("POST", "/v1/leases", request)
-        try:
+        async with self._stream("POST", "/v1/leases", request) as response:
             yield Lease(response)
-        finally:
-            _hang_up(response)
 
     async def snapshots(self, lease: str) -> SnapshotTree:
         """Return the snapshots of a lease's notebook.
@@ -145,6 +149,37 @@ class SupervisorClient:
     async def snapshot(self, lease: str, request: SnapshotRequest) -> SnapshotInfo:
         """Snapshot a lease's VM."""
         return await self._ask(SnapshotInfo, "POST", f"{_path(lease)}/snapshots", request, patient=True)
+
+    async def relabel(self, lease: str, snapshot: str, label: str, text: str | None = None) -> SnapshotInfo:
+        """Give a snapshot another label.
+
+        Args:
+            lease: The lease's id.
+            snapshot: The snapshot's id.
+            label: Its label from now on; empty for none.
+            text: What the user says of it; ``None`` leaves that.
+        """
+        request = checked(LabelRequest, label=label, text=text)
+        return await self._ask(SnapshotInfo, "PATCH", _snapshot_path(lease, snapshot), request)
+
+    async def remove(self, lease: str, snapshot: str) -> Removed:
+        """Remove a snapshot; what descends from it stays as it is.
+
+        Args:
+            lease: The lease's id.
+            snapshot: The snapshot's id.
+        """
+        return await self._ask(Removed, "DELETE", _snapshot_path(lease, snapshot), patient=True)
+
+    async def prune(self, lease: str, keep: int) -> Removed:
+        """Remove the notebook's oldest snapshots that have no label and are not in use.
+
+        Args:
+            lease: The lease's id.
+            keep: How many of the newest without a label stay.
+        """
+        request = checked(PruneRequest, keep=keep)
+        return await self._ask(Removed, "POST", f"{_path(lease)}/snapshots/prune", request, patient=True)
 
     async def plan_rollback(self, lease: str, to: str) -> RollbackPlan:
         """Return what a rollback would do.
@@ -169,11 +204,19 @@ class SupervisorClient:
     @asynccontextmanager
     async def forks(self, lease: str, request: ForkRequest) -> AsyncIterator[Forks]:
         """Fork a lease's VM; on leaving the context all forks end that do not rest."""
-        response = await self._request("POST", f"{_path(lease)}/forks", request, patient=True)
-        try:
+        async with self._stream("POST", f"{_path(lease)}/forks", request, patient=True) as response:
             yield Forks(response)
-        finally:
-            _hang_up(response)
+
+    @asynccontextmanager
+    async def clone(self, lease: str, snapshot: str) -> AsyncIterator[Forks]:
+        """Clone a snapshot to look into it; the clone has no network, and ends when the context is left.
+
+        Args:
+            lease: The lease's id.
+            snapshot: The snapshot's id.
+        """
+        async with self._stream("POST", f"{_snapshot_path(lease, snapshot)}/clone", patient=True) as response:
+            yield Forks(response)
 
     async def rest_fork(self, lease: str, fork: int) -> None:
         """Pause a fork whose work is done; it is kept, to be adopted, until the next forks or the lease's end."""
@@ -220,6 +263,16 @@ class SupervisorClient:
         """
         return await self._ask(AuditRecords, "GET", f"{_path(lease)}/audit?last={last}")
 
+    @asynccontextmanager
+    async def events(self, lease: str = "") -> AsyncIterator[AuditEvents]:
+        """Tell what goes into the audit log from now on, until the context is left.
+
+        Args:
+            lease: The lease's id: only what is recorded about it, until it is over; empty for everything.
+        """
+        async with self._stream("GET", f"{_path(lease) if lease else '/v1'}/events") as response:
+            yield AuditEvents(response)
+
     async def moved(self, lease: str, since: float) -> Moved:
         """Return what a lease's VM has moved, as far as its tally does not tell it.
 
@@ -238,11 +291,8 @@ class SupervisorClient:
             follow: Go on until the context is left.
         """
         path = f"{_path(lease)}/connections" if lease else "/v1/connections"
-        response = await self._request("GET", f"{path}?follow={int(follow)}")
-        try:
+        async with self._stream("GET", f"{path}?follow={int(follow)}") as response:
             yield Connections(response)
-        finally:
-            _hang_up(response)
 
     @asynccontextmanager
     async def stats(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[Stats]:
@@ -253,11 +303,8 @@ class SupervisorClient:
             follow: Go on until the context is left, or the lease ends.
         """
         path = f"{_path(lease)}/stats" if lease else "/v1/stats"
-        response = await self._request("GET", f"{path}?follow={int(follow)}")
-        try:
+        async with self._stream("GET", f"{path}?follow={int(follow)}") as response:
             yield Stats(response)
-        finally:
-            _hang_up(response)
 
     async def metrics(self) -> str:
         """Return the metrics as Prometheus reads them."""
@@ -277,6 +324,19 @@ class SupervisorClient:
             return answer.model_validate_json(body)
         except ValidationError as error:
             raise SupervisorError(f"The supervisor's answer is no {answer.__name__}: {error}") from error
+
+    @asynccontextmanager
+    async def _stream(
+        self, method: str, path: str, message: Message | None = None, *, patient: bool = False
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request whose answer stays open; it is hung up on leaving the context, or with the client."""
+        response = await self._request(method, path, message, patient=patient)
+        self._streams.add(response)
+        try:
+            yield response
+        finally:
+            self._streams.discard(response)
+            _hang_up(response)
 
     async def _request(
         self, method: str, path: str, message: Message | None = None, *, patient: bool = False
@@ -340,3 +400,7 @@ def _hang_up(response: aiohttp.ClientResponse) -> None:
 
 def _path(lease: str) -> str:
     return f"{_LEASES}{quote(lease, safe='')}"
+
+
+def _snapshot_path(lease: str, snapshot: str) -> str:
+    return f"{_path(lease)}/snapshots/{quote(snapshot, safe='')}"

@@ -327,7 +327,7 @@ class Supervisor:
         seconds = time.monotonic() - began
         self.metrics.restore(kind, seconds)
         granted = self._grant(lease.terms, vm, lease.limits, seconds * 1000)
-        lease.take(vm, granted)
+        lease.take(vm, granted, stored.notes.way)
         tree = lease.terms.tree.id
         self.audit.record(SnapshotRestored(**lease.subject, before=old.id, snapshot=stored.id, tree=tree))
         await asyncio.to_thread(unpin, lease.terms, old.snapshot)

@@ -171,7 +171,7 @@ async def rest(lease: Lease, number: int) -> None:
         HypervisorError: it is gone.
     """
     fork = lease.forks.get(number)
-    if fork is None:
+    if fork is None or fork.is_lent:
         raise NoForkError(f"There is no fork {number}.")
     await fork.vm.pause()
     fork.is_resting = True

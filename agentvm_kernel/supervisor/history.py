@@ -14,15 +14,23 @@ from typing import TypeVar
 
 from agentvm_kernel.errors import AgentVMError, SnapshotError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import SnapshotCreated
+from agentvm_kernel.observe.events import SnapshotCreated, SnapshotRelabelled, SnapshotsRemoved
+from agentvm_kernel.observe.fields import MOST
 from agentvm_kernel.observe.metrics import Metrics
-from agentvm_kernel.snapshots.notes import Notes
+from agentvm_kernel.snapshots.notes import LONGEST_WAY, Leg, Notes, Way
 from agentvm_kernel.snapshots.reading import Stored
 from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.snapshots.tree import Tree, check_free, new_id
 from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo, SnapshotRequest, SnapshotTree
+from agentvm_kernel.supervisor.messages import (
+    LabelRequest,
+    Removed,
+    RollbackPlan,
+    SnapshotInfo,
+    SnapshotRequest,
+    SnapshotTree,
+)
 from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.vm.capture import Capture, Capturer
 from agentvm_kernel.vm.chain import LONGEST, keep_short
@@ -83,9 +91,10 @@ class History:
         tree = lease.terms.tree
         async with lease.turn:
             snapshots = await self._call(tree.snapshots)
+            current, vm, way = lease.current, lease.vm.id, lease.way
         return SnapshotTree(
-            notebook=tree.id, current=lease.current, snapshots=tuple(describe(stored) for stored in snapshots),
-            quota=self._store.quota, used=await self._call(lambda: self._store.used),
+            notebook=tree.id, current=current, snapshots=tuple(describe(stored) for stored in snapshots),
+            quota=self._store.quota, used=await self._call(lambda: self._store.used), vm=vm, way=way,
         )  # fmt: skip
 
     async def snapshot(self, lease: Lease, request: SnapshotRequest) -> SnapshotInfo:
@@ -146,7 +155,10 @@ class History:
         if lease.is_stopped():
             raise SnapshotError("The VM is stopped because of an anomaly.", "%vm resume lets it run on.")
         vm, tree, began = lease.vm, lease.terms.tree, time.monotonic()
-        notes = Notes(label=request.label, text=request.text, kind=request.kind, busy=request.busy, cell=request.cell)
+        notes = Notes(
+            label=request.label, text=request.text, kind=request.kind, busy=request.busy, cell=request.cell,
+            way=_way(lease, request),
+        )  # fmt: skip
         if request.label:
             await self._call(lambda: check_free(request.label, tree.contents()))
         before, name = vm.snapshot, new_id()
@@ -186,6 +198,65 @@ class History:
         # Found anew: another notebook's pruning may have merged what lies before it, and renamed files.
         with self._store.frozen():
             vm.descend(tree.find(name).snapshot)
+
+    async def relabel(self, lease: Lease, snapshot: str, request: LabelRequest) -> SnapshotInfo:
+        """Give a snapshot of a lease's notebook another label.
+
+        Args:
+            lease: The lease.
+            snapshot: The snapshot's id.
+            request: The label.
+
+        Raises:
+            SnapshotError: there is no such snapshot, or the label is taken or invalid.
+        """
+        tree = lease.terms.tree
+        info = describe(await self._call(tree.relabel, snapshot, request.label, request.text))
+        self._audit.record(SnapshotRelabelled(**lease.subject, snapshot=info.id, tree=tree.id, label=info.label))
+        return info
+
+    async def remove(self, lease: Lease, snapshot: str) -> Removed:
+        """Remove a snapshot of a lease's notebook; what descends from it stays as it is.
+
+        Args:
+            lease: The lease.
+            snapshot: The snapshot's id; also of a damaged one.
+
+        Raises:
+            SnapshotError: there is no such snapshot, it is in use, or several others descend from it.
+        """
+        if snapshot == lease.current:
+            raise SnapshotError(
+                f"The snapshot {snapshot} is where the machine goes on from.",
+                "Take another one, or go back to another one, before it is removed.",
+            )
+        freed = await self._call(lease.terms.tree.remove, snapshot)
+        return self._removed(lease, (snapshot,), freed)
+
+    async def prune(self, lease: Lease, keep: int) -> Removed:
+        """Remove the oldest snapshots of a lease's notebook that have no label and are not in use.
+
+        Args:
+            lease: The lease.
+            keep: How many of the newest without a label stay.
+
+        Raises:
+            SnapshotError: the store cannot be written.
+        """
+        tree = lease.terms.tree
+        unlabelled = [one.id for one in await self._call(tree.snapshots) if not one.notes.label]
+        old = frozenset(unlabelled[: max(0, len(unlabelled) - keep)])
+        plan = await self._call(self._store.prune, lambda one: one.id in old)
+        return self._removed(lease, tuple(one.id for one in plan.gone), max(0, plan.freed))
+
+    def _removed(self, lease: Lease, snapshots: tuple[str, ...], freed: int) -> Removed:
+        if snapshots:
+            self._audit.record(
+                SnapshotsRemoved(
+                    **lease.subject, snapshots=snapshots[:MOST], tree=lease.terms.tree.id, count=len(snapshots)
+                )
+            )
+        return Removed(removed=snapshots, freed=freed)
 
     async def plan(self, lease: Lease, to: str) -> RollbackPlan:
         """Say what a rollback would do."""
@@ -227,6 +298,12 @@ def unpin(terms: Terms, snapshot: Snapshot) -> None:
     """Note that a VM of a lease does not descend from a snapshot any more."""
     if snapshot.parent is not None:
         terms.tree.unpin(snapshot.id)
+
+
+def _way(lease: Lease, request: SnapshotRequest) -> Way:
+    """Return which runs a snapshot of a lease's VM has behind it; a cell that it freezes is none of them."""
+    run = request.cell.run - 1 if request.busy else request.cell.run
+    return (*lease.way, Leg(vm=lease.vm.id, run=max(0, run)))[-LONGEST_WAY:]
 
 
 def describe(stored: Stored) -> SnapshotInfo:

@@ -11,6 +11,7 @@ from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events import LinkRefused, ResourceLimitExceeded
 from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.observe.metrics import Metrics
+from agentvm_kernel.snapshots.notes import Way
 from agentvm_kernel.supervisor.admission import Slot
 from agentvm_kernel.supervisor.executions import Executions
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork
@@ -27,12 +28,14 @@ class Fork:
         vm: The VM.
         slot: Its right to be.
         is_resting: Its work is done; it is paused and waits to be adopted.
+        is_lent: It is a clone of an older snapshot, without a network, that somebody looks into.
         settled: Set once it rests or was told to end.
     """
 
     vm: VM
     slot: Slot
     is_resting: bool = False
+    is_lent: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -42,6 +45,7 @@ class Lease:
     Attributes:
         terms: What stays the same.
         vm: The VM that it has now.
+        way: Which runs lay behind that VM when it began.
         granted: What the session was told of it.
         forks: Clones of the VM, by number.
         forking: Who makes them: the last that was asked to.
@@ -54,6 +58,7 @@ class Lease:
         network: What it may reach.
         executions: What ran in it, and how it ended.
         output: Bytes that its cells have put out, as its session says.
+        is_travelling: A snapshot is taken after every cell, as its session says.
         is_stopped: Says whether its VM is stopped because of an anomaly.
     """
 
@@ -83,6 +88,7 @@ class Lease:
         self.failure: AgentVMError | None = None
         self._metrics = metrics
         self.output = 0
+        self.is_travelling = False
         self.is_stopped: Callable[[], bool] = lambda: False
         self._audit = audit
         self._guest_reason = ""
@@ -100,9 +106,9 @@ class Lease:
         """What the audit log says of it in every event."""
         return {"vm": self.vm.id, "lease": self.terms.id, "notebook": self.terms.session}
 
-    def take(self, vm: VM, granted: Granted) -> None:
-        """Have this VM from now on."""
-        self.vm, self.granted = vm, granted
+    def take(self, vm: VM, granted: Granted, way: Way = ()) -> None:
+        """Have this VM, with these runs behind it, from now on."""
+        self.vm, self.granted, self.way = vm, granted, way
         self._guest_reason = ""
         vm.on_event = self._on_guest_event
 

@@ -11,7 +11,7 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.link.endpoint import UnixEndpoint, VsockEndpoint
 from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.profiles import Limits
-from agentvm_kernel.snapshots.notes import Cell, Kind
+from agentvm_kernel.snapshots.notes import Cell, Kind, Way
 
 API_VERSION = 1
 
@@ -257,6 +257,8 @@ class SnapshotTree(Message):
         snapshots: All of the tree.
         quota: Bytes that a user's snapshots may take together.
         used: Bytes that they take now.
+        vm: The VM's id.
+        way: Which runs lay behind the VM when it began; all that ran in it since are its own.
     """
 
     notebook: str
@@ -264,6 +266,42 @@ class SnapshotTree(Message):
     snapshots: tuple[SnapshotInfo, ...]
     quota: int
     used: int
+    vm: str = ""
+    way: Way = ()
+
+
+class LabelRequest(Message):
+    """Give a snapshot another label.
+
+    Attributes:
+        label: Its label from now on; empty for none.
+        text: What the user says of it; ``None`` leaves that.
+    """
+
+    label: Label
+    text: str | None = Field(default=None, max_length=2000)
+
+
+class PruneRequest(Message):
+    """Remove snapshots that have no label and are not in use, the oldest first.
+
+    Attributes:
+        keep: How many of the newest of them stay.
+    """
+
+    keep: int = Field(ge=0, le=1_000_000)
+
+
+class Removed(Message):
+    """Snapshots were removed.
+
+    Attributes:
+        removed: Their ids, the oldest first.
+        freed: Bytes that this gave.
+    """
+
+    removed: tuple[str, ...]
+    freed: int
 
 
 class RollbackRequest(Message):
@@ -397,6 +435,8 @@ class VMInfo(Message):
         network_sent: Bytes that it has sent through the gateway.
         network_received: Bytes that it has received.
         executing: A cell runs in it, as its session says.
+        travelling: A snapshot is taken after every cell, as its session says.
+        snapshot: Id of the newest snapshot that a leased one descends from; empty for the golden one.
         claimed: What the guest says of itself, for which nobody vouches; ``None`` if it has said nothing. All else is
             measured on the host.
     """
@@ -421,6 +461,8 @@ class VMInfo(Message):
     network_sent: int = 0
     network_received: int = 0
     executing: bool = False
+    travelling: bool = False
+    snapshot: str = ""
     claimed: Claims | None = None
 
 

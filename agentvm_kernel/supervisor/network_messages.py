@@ -55,6 +55,7 @@ class CellRequest(Message):
         executions: What began and what ended since the last of these requests, in order, for the audit log.
         unsaid: How many such reports are missing because they could not be made in time.
         output: Bytes that the session's cells have put out so far, as their kernel process counts them.
+        travelling: A snapshot is taken after every cell.
     """
 
     cell: Cell = Cell()
@@ -62,6 +63,7 @@ class CellRequest(Message):
     executions: Annotated[tuple[Execution, ...], Field(max_length=MOST_EXECUTIONS)] = ()
     unsaid: int = Field(default=0, ge=0)
     output: int = Field(default=0, ge=0)
+    travelling: bool = False
 
 
 class RuleInfo(Message):

@@ -158,11 +158,12 @@ class Operator:
 
 def _describe(one: Present, sample: Sample | None, claims: Claims | None) -> VMInfo:
     machine, terms = one.machine, one.lease.terms if one.lease is not None else None
-    hardware = machine.spec.hardware
+    hardware, held = machine.spec.hardware, one.lease if one.state == "leased" else None
     info = VMInfo(
         id=one.id, state=one.state, lease=one.lease_id, owner=terms.request.owner if terms else "",
         notebook=terms.request.notebook if terms else "", profile=terms.profile if terms else "",
         vcpus=hardware.vcpus, memory_mib=hardware.memory_mib, pid=machine.pid, claimed=claims,
+        travelling=bool(held and held.is_travelling), snapshot=held.current if held else "",
     )  # fmt: skip
     if sample is None:  # it has just ended
         return info

@@ -19,6 +19,7 @@ from agentvm_kernel.supervisor.messages import Message
 PARAMETERS: Final = {
     "lease": ("[^/]+", "Id of the lease, from its grant."),
     "fork": ("[0-9]{1,9}", "Number of the fork, from 1."),
+    "snapshot": ("[0-9a-f]{12}", "Id of the snapshot."),
     "vm": ("[^/]+", "Id of the VM."),
 }
 """What may stand in braces in a path: a regular expression and what it means."""

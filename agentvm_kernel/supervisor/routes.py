@@ -24,9 +24,11 @@ from agentvm_kernel.errors import (
     VMEndedError,
     host_error,
 )
+from agentvm_kernel.observe.events import LeaseReleased
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor import openapi
-from agentvm_kernel.supervisor.audit_messages import AuditRecords
+from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords, news_adapter
+from agentvm_kernel.supervisor.clones import lend
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.forks import Forks, rest
 from agentvm_kernel.supervisor.lease import Lease
@@ -34,9 +36,12 @@ from agentvm_kernel.supervisor.lease_network import NetworkLockedError, NoNetwor
 from agentvm_kernel.supervisor.messages import (
     Ended,
     ForkRequest,
+    LabelRequest,
     LeaseRequest,
     LimitsRequest,
     PoolInfo,
+    PruneRequest,
+    Removed,
     Replaced,
     Resumed,
     RollbackPlan,
@@ -164,6 +169,7 @@ async def set_cell(call: Call, wanted: CellRequest) -> None:
     lease.executions.take(wanted)
     lease.network.set_cell(wanted)
     lease.output = wanted.output
+    lease.is_travelling = wanted.travelling
 
 
 async def list_audit(call: Call) -> AuditRecords:
@@ -173,6 +179,25 @@ async def list_audit(call: Call) -> AuditRecords:
         raise RequestError(f"last is {last!a:.40}; valid is a number from 1 to 999.")
     audit, notebook = call.supervisor.audit, call.lease.terms.session
     return AuditRecords(records=tuple(await asyncio.to_thread(audit.newest, notebook, int(last))))
+
+
+async def follow_events(call: Call, emit: Emit) -> None:
+    """Tell what is recorded about a lease from now on, a line each, until it is over."""
+    await _follow(call, emit, call.lease.terms.id)
+
+
+async def follow_all_events(call: Call, emit: Emit) -> None:
+    """Tell what goes into the audit log from now on, a line each, until the supervisor leaves."""
+    await _follow(call, emit, "")
+
+
+async def _follow(call: Call, emit: Emit, lease: str) -> None:
+    with call.supervisor.audit.listen(lease) as listener:
+        async for time, event, missed in listener:
+            emit(AuditNews.model_construct(time=time, event=event, missed=missed))
+            if isinstance(event, LeaseReleased) and event.lease == lease:
+                return
+            await emit.sent()
 
 
 async def list_connections(call: Call, emit: Emit) -> None:
@@ -213,6 +238,21 @@ async def take_snapshot(call: Call, wanted: SnapshotRequest) -> SnapshotInfo:
     return await call.supervisor.history.snapshot(call.lease, wanted)
 
 
+async def label_snapshot(call: Call, wanted: LabelRequest) -> SnapshotInfo:
+    """Give a snapshot another label."""
+    return await asyncio.shield(call.supervisor.history.relabel(call.lease, call.parameters["snapshot"], wanted))
+
+
+async def remove_snapshot(call: Call) -> Removed:
+    """Remove a snapshot; what descends from it stays as it is."""
+    return await asyncio.shield(call.supervisor.history.remove(call.lease, call.parameters["snapshot"]))
+
+
+async def prune_snapshots(call: Call, wanted: PruneRequest) -> Removed:
+    """Remove the oldest of a notebook's snapshots that have no label and are not in use."""
+    return await asyncio.shield(call.supervisor.history.prune(call.lease, wanted.keep))
+
+
 async def plan_rollback(call: Call, wanted: RollbackRequest) -> RollbackPlan:
     """Tell what a rollback would do."""
     plan = await call.supervisor.history.plan(call.lease, wanted.to)
@@ -228,6 +268,11 @@ async def roll_back(call: Call, wanted: RollbackRequest) -> Replaced:
 async def fork_vm(call: Call, wanted: ForkRequest, emit: Emit) -> None:
     """Clone a lease's VM: progress, each fork, its end; to close the connection ends those that do not rest."""
     await Forks(call.supervisor, call.lease, wanted, emit).serve()
+
+
+async def lend_clone(call: Call, emit: Emit) -> None:
+    """Clone a snapshot to look into it, without a network: the clone, its end; to close the connection ends it."""
+    await lend(call.supervisor, call.lease, call.parameters["snapshot"], emit)
 
 
 async def rest_fork(call: Call) -> None:
@@ -246,6 +291,7 @@ async def adopt_fork(call: Call) -> Replaced:
 
 
 _LEASE: Final = "/v1/leases/{lease}"
+_SNAPSHOT: Final = "/v1/leases/{lease}/snapshots/{snapshot}"
 _FORK: Final = "/v1/leases/{lease}/forks/{fork}"
 
 ROUTES: Final = (
@@ -267,6 +313,8 @@ ROUTES: Final = (
     Route("PUT", f"{_LEASE}/cassette", play_cassette, (NoLeaseError, CassetteError)),
     Route("PUT", f"{_LEASE}/cell", set_cell, (NoLeaseError, *_OF_THE_NETWORK)),
     Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last",)),
+    Route("GET", f"{_LEASE}/events", follow_events, (NoLeaseError,), news_adapter),
+    Route("GET", "/v1/events", follow_all_events, (), news_adapter),
     Route("GET", f"{_LEASE}/connections", list_connections, (NoLeaseError,), connection_adapter, ("follow",)),
     Route("GET", "/v1/connections", list_all_connections, (), connection_adapter, ("follow",)),
     Route("GET", f"{_LEASE}/moved", get_moved, (NoLeaseError,), query=("since",)),
@@ -274,6 +322,10 @@ ROUTES: Final = (
     Route("GET", "/v1/stats", list_all_stats, (), stats_adapter, ("follow",)),
     Route("GET", f"{_LEASE}/snapshots", list_snapshots, (NoLeaseError,)),
     Route("POST", f"{_LEASE}/snapshots", take_snapshot, (*_OF_A_LEASE, *_OF_THE_STORE, LabelTakenError)),
+    Route("PATCH", _SNAPSHOT, label_snapshot, (NoLeaseError, NoSnapshotError, *_OF_THE_STORE, LabelTakenError)),
+    Route("DELETE", _SNAPSHOT, remove_snapshot, (NoLeaseError, NoSnapshotError, *_OF_THE_STORE)),
+    Route("POST", f"{_LEASE}/snapshots/prune", prune_snapshots, (NoLeaseError, *_OF_THE_STORE)),
+    Route("POST", f"{_SNAPSHOT}/clone", lend_clone, (NoLeaseError,), fork_event_adapter),
     Route("POST", f"{_LEASE}/rollback/plan", plan_rollback, (*_OF_A_LEASE, NoSnapshotError, SnapshotError)),
     Route("POST", f"{_LEASE}/rollback", roll_back, (*_OF_A_LEASE, NoSnapshotError, SnapshotError)),
     Route("POST", f"{_LEASE}/forks", fork_vm, _OF_A_LEASE, fork_event_adapter),

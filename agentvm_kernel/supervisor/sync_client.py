@@ -11,13 +11,14 @@ from agentvm_kernel.blocking import LoopThread
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.profiles import Limits
-from agentvm_kernel.supervisor.audit_messages import AuditRecords
+from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import (
     LeaseEvent,
     LeaseRequest,
     LimitsRequest,
     PoolInfo,
+    Removed,
     Replaced,
     Resumed,
     RollbackPlan,
@@ -123,6 +124,12 @@ class SyncSupervisorClient:
         return self._thread.call(self._client.audit(lease, last))
 
     @contextmanager
+    def events(self, lease: str = "") -> Iterator[Iterator[AuditNews]]:
+        """See `SupervisorClient`."""
+        with self._entered(self._client.events(lease)) as events:
+            yield self._events(events)
+
+    @contextmanager
     def connections(self, lease: str = "", *, follow: bool = False) -> Iterator[Iterator[Connection]]:
         """See `SupervisorClient`."""
         with self._entered(self._client.connections(lease, follow=follow)) as events:
@@ -145,6 +152,18 @@ class SyncSupervisorClient:
     def snapshot(self, lease: str, request: SnapshotRequest) -> SnapshotInfo:
         """See `SupervisorClient`."""
         return self._thread.call(self._client.snapshot(lease, request))
+
+    def relabel(self, lease: str, snapshot: str, label: str, text: str | None = None) -> SnapshotInfo:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.relabel(lease, snapshot, label, text))
+
+    def remove(self, lease: str, snapshot: str) -> Removed:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.remove(lease, snapshot))
+
+    def prune(self, lease: str, keep: int) -> Removed:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.prune(lease, keep))
 
     def plan_rollback(self, lease: str, to: str) -> RollbackPlan:
         """See `SupervisorClient`."""

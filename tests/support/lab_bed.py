@@ -73,13 +73,13 @@ def jupyter(folder: Path, environment: Mapping[str, str]) -> Iterator[Jupyter]:
     """Run a Jupyter server with JupyterLab, Notebook and nbclassic; it and its kernels end with the context.
 
     Args:
-        folder: An empty folder for all that it writes.
+        folder: A folder for all that it writes: an empty one, or an earlier server's.
         environment: What its kernels need besides the environment of this process.
     """
     notebooks, log = folder / "notebooks", folder / "server.log"
     settings = folder / "settings"
-    notebooks.mkdir()
-    settings.mkdir()
+    notebooks.mkdir(exist_ok=True)
+    settings.mkdir(exist_ok=True)
     (settings / "overrides.json").write_text(json.dumps(_SETTINGS))
     own = {f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     own["IPYTHONDIR"] = str(folder / "ipython")

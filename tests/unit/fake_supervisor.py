@@ -15,6 +15,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,24 +24,42 @@ from aiohttp import web
 from local_guest import LocalGuest, local_guest
 
 from agentvm_kernel.config import Paths
+from agentvm_kernel.egress.record import Connection
+from agentvm_kernel.observe.chain import Record
+from agentvm_kernel.observe.events import (
+    LeaseAcquired,
+    LeaseReleased,
+    SnapshotCreated,
+    SnapshotRelabelled,
+    SnapshotRestored,
+    SnapshotsRemoved,
+)
+from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.profiles import Limits
+from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords
 from agentvm_kernel.supervisor.messages import (
     Ended,
     ForkGranted,
     ForkRequest,
     Granted,
+    LabelRequest,
     LeaseRequest,
     LimitsRequest,
     Message,
     Progress,
+    PruneRequest,
+    Removed,
     Replaced,
     RollbackPlan,
     RollbackRequest,
     SnapshotInfo,
     SnapshotRequest,
     SnapshotTree,
+    VMInfo,
+    VMList,
 )
 from agentvm_kernel.supervisor.network_messages import CellRequest, NetworkInfo, NetworkRequest, RuleInfo
+from agentvm_kernel.supervisor.stats_messages import VMStats
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
 
 
@@ -53,6 +72,7 @@ class FakeLease:
     stack: AsyncExitStack
     current: str = ""
     limits: Limits = field(default_factory=Limits)
+    is_travelling: bool = False
     network: NetworkRequest = field(default_factory=NetworkRequest)
     taken: list[SnapshotInfo] = field(default_factory=list)
     forks: dict[int, tuple[LocalGuest, AsyncExitStack]] = field(default_factory=dict)
@@ -79,17 +99,29 @@ class FakeSupervisor:
         self.refuse = refuse
         self.leases = 0
         self.vms = 0
+        self.asked: list[str] = []
+        self.lets_go_back = asyncio.Event()
+        self.lets_go_back.set()
+        self.made: list[Connection] = []
+        self.recorded: list[Record] = []
+        self._listeners: set[asyncio.Queue[AuditNews]] = set()
         self._leases: dict[str, FakeLease] = {}
         self._spare: asyncio.Task[tuple[LocalGuest, AsyncExitStack]] | None = None
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> FakeSupervisor:
-        app = web.Application()
+        app = web.Application(middlewares=[self._note])
         lease = "/v1/leases/{lease}"
         app.add_routes(
             [
                 web.get("/v1/status", self._status),
+                web.get("/v1/vms", self._vms),
+                web.get("/v1/stats", self._stats),
+                web.get("/v1/events", self._events),
                 web.post("/v1/leases", self._lease),
+                web.get(f"{lease}/stats", self._stats),
+                web.get(f"{lease}/connections", self._connections),
+                web.get(f"{lease}/audit", self._audit),
                 web.get(f"{lease}/limits", self._limits),
                 web.put(f"{lease}/limits", self._limits),
                 web.put(f"{lease}/cell", self._cell),
@@ -97,6 +129,9 @@ class FakeSupervisor:
                 web.put(f"{lease}/network", self._network),
                 web.get(f"{lease}/snapshots", self._tree),
                 web.post(f"{lease}/snapshots", self._snapshot),
+                web.post(f"{lease}/snapshots/prune", self._prune),
+                web.patch(f"{lease}/snapshots/{{snapshot}}", self._relabel),
+                web.delete(f"{lease}/snapshots/{{snapshot}}", self._remove),
                 web.post(f"{lease}/rollback/plan", self._plan),
                 web.post(f"{lease}/rollback", self._rollback),
                 web.post(f"{lease}/forks", self._forks),
@@ -120,8 +155,70 @@ class FakeSupervisor:
             _, stack = await self._spare
             await stack.aclose()
 
+    @web.middleware
+    async def _note(self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]):  # type: ignore[no-untyped-def]
+        self.asked.append(f"{request.method} {request.path}")
+        return await handler(request)
+
+    def happens(self, event: Event, missed: int = 0) -> None:
+        """Tell who listens to the audit log."""
+        for listener in self._listeners:
+            listener.put_nowait(AuditNews(time=time.time(), event=event, missed=missed))
+
+    def falls_silent(self) -> None:
+        """Tell nobody any more what happens."""
+        self._listeners = _Nobody()
+
+    def _about(self, name: str) -> dict[str, str]:
+        return {"lease": name, "vm": f"local-{self._leases[name].guest.epoch}"}
+
+    async def _vms(self, _: web.Request) -> web.Response:
+        vms = [
+            VMInfo(
+                id=f"local-{one.guest.epoch}", state="leased", lease=name, owner=one.wanted.owner, vcpus=1,
+                memory_mib=512, pid=one.guest.pid, age=12.5, travelling=one.is_travelling, snapshot=one.current,
+            )
+            for name, one in self._leases.items()
+        ]  # fmt: skip
+        return _answer(VMList(vms=tuple(vms)))
+
+    async def _stats(self, request: web.Request) -> web.StreamResponse:
+        """Measure each lease's guest, thirty times a second where that is followed."""
+        response = await _open(request)
+        while True:
+            for name, one in self._leases.items():
+                if request.match_info.get("lease", name) == name:
+                    await _say(response, _measured(name, one))
+            if request.query.get("follow") != "1":
+                return response
+            await asyncio.sleep(0.033)
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        response = await _open(request)
+        news: asyncio.Queue[AuditNews] = asyncio.Queue()
+        self._listeners.add(news)
+        try:
+            while True:
+                await _say(response, await news.get())
+        finally:
+            self._listeners.discard(news)
+
+    async def _connections(self, request: web.Request) -> web.StreamResponse:
+        response = await _open(request)
+        for one in self.made:
+            await response.write(one.model_dump_json().encode() + b"\n")
+        return response
+
+    async def _audit(self, _: web.Request) -> web.Response:
+        return _answer(AuditRecords(records=tuple(self.recorded)))
+
     async def _status(self, _: web.Request) -> web.Response:
-        leases = [LeaseInfo.of(self._granted(name, one.guest), one.wanted) for name, one in self._leases.items()]
+        """Tell of leases what was granted, as the real one does: what has changed since is told elsewhere."""
+        granted = {name: self._granted(name, one.guest) for name, one in self._leases.items()}
+        leases = [
+            LeaseInfo.of(one.model_copy(update={"limits": Limits(), "snapshot": ""}), self._leases[name].wanted)
+            for name, one in granted.items()
+        ]
         return _answer(
             Status(version="fake", pid=os.getpid(), uptime=1.0, libvirt="", accelerator="tcg", leases=tuple(leases))
         )
@@ -142,6 +239,7 @@ class FakeSupervisor:
         guest, stack = await self._fresh()
         name, lease = f"lease-{number}", FakeLease(wanted, guest, stack)
         self._leases[name] = lease
+        self.happens(LeaseAcquired(owner=wanted.owner, **self._about(name)))
         try:
             await _say(response, self._granted(name, lease.guest))
             gone = None
@@ -150,6 +248,7 @@ class FakeSupervisor:
                 await _ended(gone.pid)
             await _say(response, Ended(code="vm_ended", reason="The virtual machine powered off."))
         finally:
+            self.happens(LeaseReleased(owner=wanted.owner, **self._about(name)))
             del self._leases[name]
             for _, fork in lease.forks.values():
                 await fork.aclose()
@@ -164,7 +263,8 @@ class FakeSupervisor:
         return web.Response(text=lease.limits.model_dump_json(), content_type="application/json")
 
     async def _cell(self, request: web.Request) -> web.Response:
-        CellRequest.model_validate_json(await request.read())
+        told = CellRequest.model_validate_json(await request.read())
+        self._leases[request.match_info["lease"]].is_travelling = told.travelling
         return web.Response(text="{}", content_type="application/json")
 
     async def _network(self, request: web.Request) -> web.Response:
@@ -178,7 +278,10 @@ class FakeSupervisor:
 
     async def _tree(self, request: web.Request) -> web.Response:
         lease = self._leases[request.match_info["lease"]]
-        tree = SnapshotTree(notebook="fake", current=lease.current, snapshots=tuple(lease.taken), quota=1 << 30, used=0)
+        tree = SnapshotTree(
+            notebook="fake", current=lease.current, snapshots=tuple(lease.taken), quota=1 << 30, used=0,
+            vm=f"local-{lease.guest.epoch}",
+        )  # fmt: skip
         return _answer(tree)
 
     async def _snapshot(self, request: web.Request) -> web.Response:
@@ -192,7 +295,33 @@ class FakeSupervisor:
         )
         lease.taken.append(info)
         lease.current = info.id
+        self.happens(SnapshotCreated(snapshot=info.id, **self._about(request.match_info["lease"])))
         return _answer(info)
+
+    async def _relabel(self, request: web.Request) -> web.Response:
+        name, wanted = request.match_info["lease"], LabelRequest.model_validate_json(await request.read())
+        lease = self._leases[name]
+        info = lease.find(request.match_info["snapshot"]).model_copy(update={"label": wanted.label})
+        lease.taken = [info if one.id == info.id else one for one in lease.taken]
+        self.happens(SnapshotRelabelled(snapshot=info.id, **self._about(name)))
+        return _answer(info)
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        lease = self._leases[request.match_info["lease"]]
+        return self._removed(request, [lease.find(request.match_info["snapshot"])])
+
+    async def _prune(self, request: web.Request) -> web.Response:
+        lease = self._leases[request.match_info["lease"]]
+        keep = PruneRequest.model_validate_json(await request.read()).keep
+        found = [one for one in lease.taken if not one.label and one.id != lease.current]
+        return self._removed(request, found[: max(0, len(found) - keep)])
+
+    def _removed(self, request: web.Request, found: list[SnapshotInfo]) -> web.Response:
+        name, ids = request.match_info["lease"], tuple(one.id for one in found)
+        lease = self._leases[name]
+        lease.taken = [one for one in lease.taken if one.id not in ids]
+        self.happens(SnapshotsRemoved(snapshots=ids, count=len(ids), **self._about(name)))
+        return _answer(Removed(removed=ids, freed=len(ids)))
 
     async def _plan(self, request: web.Request) -> web.Response:
         lease = self._leases[request.match_info["lease"]]
@@ -202,6 +331,7 @@ class FakeSupervisor:
     async def _rollback(self, request: web.Request) -> web.Response:
         name = request.match_info["lease"]
         wanted = RollbackRequest.model_validate_json(await request.read())
+        await self.lets_go_back.wait()
         target = self._leases[name].find(wanted.to)
         return await self._replace(name, target, await self._fresh())
 
@@ -211,6 +341,7 @@ class FakeSupervisor:
         lease.guest, lease.stack = new
         lease.current = target.id
         await old.aclose()
+        self.happens(SnapshotRestored(snapshot=target.id, **self._about(name)))
         return _answer(Replaced(granted=self._granted(name, lease.guest), snapshot=target, seconds=0.1))
 
     async def _forks(self, request: web.Request) -> web.StreamResponse:
@@ -287,6 +418,26 @@ async def _accepted() -> None:
 
 def _answer(message: Message) -> web.Response:
     return web.Response(text=message.model_dump_json(), content_type="application/json")
+
+
+class _Nobody(set[asyncio.Queue[AuditNews]]):
+    """Stays empty."""
+
+    def add(self, _: asyncio.Queue[AuditNews]) -> None:
+        pass
+
+
+async def _open(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    return response
+
+
+def _measured(name: str, lease: FakeLease) -> VMStats:
+    whole = set(VMStats.model_fields) - {"vm", "lease", "state", "time", "executing", "stale"}
+    values = dict.fromkeys(whole, 7) | {"executing": False, "stale": False, "time": time.time()}
+    return VMStats.model_validate({"vm": f"local-{lease.guest.epoch}", "lease": name, "state": "leased", **values})
 
 
 async def _say(response: web.StreamResponse, event: Message) -> None:

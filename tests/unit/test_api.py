@@ -97,7 +97,8 @@ async def test_the_description_is_served_and_every_route_answers_as_described(as
     assert (status, document) == (200, describe(ROUTES))
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            for names in ({"lease": "nobody", "fork": 1, "vm": "vm-0"}, {"lease": lease, "fork": 1, "vm": "vm-0"}):
+            others = {"fork": 1, "vm": "vm-0", "snapshot": "0" * 12}
+            for names in ({"lease": "nobody"} | others, {"lease": lease} | others):
                 is_refused = "requestBody" in operation or (names["lease"] == "nobody" and "{lease}" in path)
                 if "application/x-ndjson" in operation["responses"]["200"]["content"] and not is_refused:
                     continue
@@ -128,6 +129,11 @@ async def test_the_description_is_served_and_every_route_answers_as_described(as
         ("GET", "/v1/leases/none/snapshots", None, 404, "no_lease", "no lease 'none'"),
         ("GET", "/v1/leases/{lease}/%2E%2E", None, 404, "no_route", "nothing at"),
         ("POST", "/v1/leases/{lease}/rollback", b'{"to": "nowhere"}', 404, "no_snapshot", "nowhere"),
+        ("DELETE", "/v1/leases/{lease}/snapshots/000000000000", None, 404, "no_snapshot", "000000000000"),
+        ("DELETE", "/v1/leases/{lease}/snapshots/clean", None, 404, "no_route", "nothing at"),
+        ("PATCH", "/v1/leases/{lease}/snapshots/000000000000", b"{}", 400, "request", "label is missing"),
+        ("POST", "/v1/leases/{lease}/snapshots/prune", b"{}", 400, "request", "keep is missing"),
+        ("POST", "/v1/leases/{lease}/snapshots/prune", b'{"keep": -1}', 400, "request", "keep is -1"),
         ("POST", "/v1/leases/{lease}/forks/9/adopt", None, 404, "no_fork", "fork 9"),
         ("POST", "/v1/leases/{lease}/forks/x/adopt", None, 404, "no_route", "nothing at"),
         ("PUT", "/v1/leases/{lease}/limits", b'{"changes": {"cpus": 1}}', 400, "limit", "cpus"),

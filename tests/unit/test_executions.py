@@ -140,3 +140,11 @@ async def test_the_number_of_days_is_read_again(bed: Bed) -> None:
     bed.supervisor.paths.config.write_text("[audit]\ndays = 3\n")
     assert "audit" in (await bed.client.reload()).changed
     assert bed.supervisor.audit.days == 3
+
+
+async def test_a_listing_of_vms_says_whose_session_travels_in_time(bed: Bed) -> None:
+    for travelling in (True, False):
+        await bed.client.set_cell(bed.granted.lease, CellRequest(travelling=travelling))
+        listed = {vm.id: vm.travelling for vm in (await bed.client.vms()).vms}
+        assert listed[bed.granted.vm] is travelling
+        assert not any(on for vm, on in listed.items() if vm != bed.granted.vm)

@@ -431,3 +431,12 @@ def test_html_with_more_style_than_is_looked_through_is_framed() -> None:
     strict = Said(mode=Mode.STRICT)
     assert strict.shown({"text/html": html}) == {"text/html": "<p>text</p>"}
     assert strict.reasons == {Reason.SIZE: 1}
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_types_of_the_hosts_own_cannot_be_said_by_a_guest(mode: Mode) -> None:
+    mime = "application/vnd.agentvm.forks+json"
+    said = Said(mode=mode, mime_types=(mime,))
+    for name in (mime, mime.upper(), f" {mime}"):
+        assert said.shown({name: {"run": 1, "forks": []}, "text/plain": "x"}) == {"text/plain": "x"}
+    assert said.reasons == {Reason.MIME: 3}

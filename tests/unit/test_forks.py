@@ -12,12 +12,14 @@ import pytest
 from local_guest import LocalGuest, local_guest
 
 from agentvm_kernel.errors import ApiError, SnapshotError, SupervisorError
+from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel import execution
 from agentvm_kernel.kernel.execution import LINK_LIMITS
 from agentvm_kernel.kernel.forkpoint import ForkEvent
 from agentvm_kernel.kernel.forks import ForkProgress, ForkResult, run_forks
 from agentvm_kernel.link.connection import Link, connect
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
+from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Granted, Progress
 
 CONNECT = partial(connect, limits=LINK_LIMITS)
@@ -151,6 +153,22 @@ async def test_a_fork_that_fails_dies_hangs_or_floods_costs_only_itself(monkeypa
     assert results[2].cell.reason == "The Python process in the VM ended with exit code 3."
     assert seen[0] == ForkProgress("saving the virtual machine", 0, 0, 6)
     assert seen[-1] == ForkProgress("saving the virtual machine", 0, 6, 6)
+
+
+async def test_what_forks_show_is_kept_as_the_firewall_lets_it_through_and_what_is_not_is_told() -> None:
+    told: list[Execution] = []
+    code = NUMBER + "from IPython.display import display\ndisplay({'application/vnd.agentvm.forks+json': n, "
+    code += "'text/html': f'<b onclick=x>{n}</b>'}, raw=True)\nprint('p', n)"
+    async with FakeSupervisor() as supervisor:
+        request = ForkRequest(count=2)
+        results = await run_forks(supervisor, "l1", CONNECT, request, code, timeout=60, report=told.append)
+    for result in results:
+        display, printed = result.cell.outputs
+        assert display["data"] == {"text/html": f"<b>{result.fork}</b>"}
+        assert printed["text"] == f"p {result.fork}\n"
+        assert result.cell.blocked[Reason.MIME] == 1
+    ends = [one for one in told if one.happened == "completed"]
+    assert [one.blocked[Reason.MIME] for one in ends] == [1, 1]
 
 
 async def test_forks_that_have_to_wait_run_as_others_are_done() -> None:

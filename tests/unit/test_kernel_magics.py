@@ -59,6 +59,13 @@ async def test_status_is_measured_and_warns_of_software_emulation(tmp_path: Path
     assert reply["metadata"]["agentvm"]["run"] == 1
 
 
+async def test_the_reply_to_a_magic_that_failed_has_the_error_for_programs(tmp_path: Path) -> None:
+    _, reply = await run_magic(tmp_path, "%limits cpu=0")
+    error = reply["metadata"]["agentvm"]["error"]
+    assert (error["code"], error["hint"]) == ("limit", "Valid is at least 0.05 cores, at most 1024 cores.")
+    assert error["message"].startswith("cpu cannot be 0")
+
+
 async def test_status_names_hardware_virtualisation(tmp_path: Path) -> None:
     said, _ = await run_magic(tmp_path, "%vm status", accelerator="kvm")
     assert "KVM" in said[2]["content"]["data"]["text/html"]

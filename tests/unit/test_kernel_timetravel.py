@@ -313,3 +313,12 @@ def test_only_so_many_runs_and_snapshots_are_remembered(monkeypatch: pytest.Monk
     line.cell.model_dump_json()
     line.go_back("unknown")
     assert line.lost("unknown") == []
+
+
+async def test_the_supervisor_is_told_whether_time_travel_is_on(tmp_path: Path) -> None:
+    async with travelling(tmp_path) as (kernel, client, guest):
+        assert kernel.supervisor.cells[-1].travelling
+        await whole(client, guest, "x = 1")
+        assert kernel.supervisor.cells[-1].travelling
+        await told(client, guest, "%timetravel off")
+        assert not kernel.supervisor.cells[-1].travelling

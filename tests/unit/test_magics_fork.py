@@ -83,9 +83,34 @@ async def test_forks_run_the_lines_below_and_their_results_are_a_table(tmp_path:
     assert lines[1].endswith("r1")
     assert lines[3:5] == ["fork 1 printed:", "printed r1"]
     assert lines[-1] == "%adopt K makes fork K the notebook's VM; K may be 1, 2."
+    (display,) = [one["content"]["data"] for one in said if one["msg_type"] == "display_data"]
+    side_by_side = display["application/vnd.agentvm.forks+json"]
+    assert side_by_side["run"] == 2
+    assert [(fork["fork"], fork["status"], fork["kept"]) for fork in side_by_side["forks"]] == [
+        (1, "ok", True),
+        (2, "ok", True),
+    ]
+    assert side_by_side["forks"][1]["blocked"] == 0
+    assert side_by_side["forks"][1]["outputs"] == [
+        {"output_type": "stream", "name": "stdout", "text": "printed r2\n"},
+        {"output_type": "execute_result", "execution_count": 1, "data": {"text/plain": "r2"}, "metadata": {}},
+    ]
     assert reply["metadata"]["agentvm"] == {"run": 2, "vm": "vm-1", "snapshot": POINT, "facts": ANY}
     assert {"forks 2 common", "rest 1", "rest 2"} <= set(kernel.supervisor.asked)
     assert not kernel.supervisor.forking
+
+
+async def test_only_a_fork_of_the_run_that_is_named_is_adopted(tmp_path: Path) -> None:
+    async with forking(tmp_path, "%%fork 1\nx") as (kernel, client, guest, msg_id):
+        await answer(await grant(kernel, 1), "1")
+        await replied(client, msg_id)
+        assert "forks of run 1 are gone" in await told(client, guest, "%adopt 1 --of 1")
+        assert not [asked for asked in kernel.supervisor.asked if asked.startswith("adopt")]
+        await kernel.supervisor.snapshot("lease-1", SNAPSHOT)
+        adopted = client.execute("%adopt 1 --of 2")
+        await guest.execute()
+        assert (await replied(client, adopted))["content"]["status"] == "ok"
+        assert "forks of run 2 are gone" in await told(client, ScriptedGuest(kernel.links[-1]), "%adopt 1 --of 2")
 
 
 async def test_the_vm_is_held_until_the_first_fork_is_there_and_no_longer(tmp_path: Path) -> None:

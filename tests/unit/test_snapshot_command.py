@@ -14,6 +14,8 @@ from fake_snapshots import GOLDEN, golden_finder, golden_of, make_golden, memory
 from typer.testing import CliRunner
 
 from agentvm_kernel import cli
+from agentvm_kernel.compare import command as compare_command
+from agentvm_kernel.compare.comparison import Comparison
 from agentvm_kernel.errors import AgentVMError, ConfigError, SnapshotError
 from agentvm_kernel.image.store import Image, ImageStore
 from agentvm_kernel.snapshots.notes import Cell, Notes
@@ -241,3 +243,58 @@ def test_an_image_that_snapshots_build_on_is_not_removed_by_accident(
     assert removed == []
     assert CliRunner().invoke(cli.app, ["image", "rm", digest, "--force"]).exit_code == 0
     assert removed == [digest]
+
+
+def compared(**parts: dict[str, object]) -> Comparison:
+    nothing = {"added": [], "removed": [], "changed": [], "count": 0, "truncated": False}
+    names = ("files", "packages", "processes", "variables")
+    values = {name: nothing | parts.get(name, {}) for name in names}
+    return Comparison.model_validate({"a": "a" * 12, "b": "b" * 12} | values)
+
+
+def test_diff_asks_for_the_two_that_are_meant_and_shows_what_differs(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, str]] = []
+    found = compared(
+        files={
+            "added": [{"path": "/new [b]", "size": 5000}], "removed": [{"path": "/old", "size": 7}],
+            "changed": [{"path": "/both", "size_before": 1, "size_after": 2}], "count": 300, "truncated": True,
+        },
+        packages={
+            "added": [{"source": "debian", "name": "curl", "version": "8"}],
+            "changed": [{"source": "python", "name": "numpy", "before": "1", "after": "2"}], "count": 2,
+        },
+        processes={"added": ["sleep 9 (pid 7)"], "count": 1},
+    )  # fmt: skip
+
+    async def compare(notebook: str, a: str, b: str) -> Comparison:
+        asked.append((notebook, a, b))
+        return found
+
+    monkeypatch.setattr(compare_command, "_compare", compare)
+    lines = [line.split() for line in run("diff", "clean", "trained").stdout.splitlines()]
+    clean, _, trained, _ = tree.snapshots()
+    assert asked == [("work/notes.ipynb", clean.id, trained.id)]
+    assert lines == [
+        ["files:", "300", "changed,", "not", "all", "of", "them", "listed"],
+        ["what", "before", "after"], ["+", "/new", "[b]", "5", "kB"], ["-", "/old", "7", "B"],
+        ["~", "/both", "1", "B", "2", "B"],
+        ["packages:", "2", "changed"], ["what", "before", "after"], ["+", "curl", "(debian)", "8"],
+        ["~", "numpy", "1", "2"],
+        ["processes:", "1", "changed"], ["what", "before", "after"], ["+", "sleep", "9", "(pid", "7)"],
+        ["variables:", "nothing", "changed"],
+        ["As", "the", "guests", "say;", "nobody", "vouches", "for", "it."],
+    ]  # fmt: skip
+    assert run_json("diff", "clean", "trained", "--json") == found.model_dump(mode="json")
+
+
+def test_diff_is_of_one_notebook_and_of_sound_snapshots(tree: Tree, store: SnapshotStore, tmp_path: Path) -> None:
+    take(store.tree("other.ipynb"), golden_of(tmp_path), "foreign")
+    with pytest.raises(SnapshotError, match="different notebooks"):
+        run("diff", "clean", "foreign")
+    with pytest.raises(SnapshotError, match="no snapshot"):
+        run("diff", "clean", "nothing")
+    (tree.find("trained").snapshot.folder / "device-state").write_bytes(b"")
+    with pytest.raises(SnapshotError, match="damaged"):
+        run("diff", "clean", "trained")

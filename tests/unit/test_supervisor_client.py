@@ -319,3 +319,29 @@ async def test_a_supervisor_that_is_ready_but_deaf_is_an_error(
     async with SupervisorClient(paths) as client:
         with pytest.raises(SupervisorError, match="started but does not answer"):
             await client.status()
+
+
+async def test_a_client_that_is_closed_ends_the_streams_that_others_still_read(paths: Paths) -> None:
+    async def say_one_and_wait(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(Progress(stage="booting").model_dump_json().encode() + b"\n")
+        await asyncio.Event().wait()
+        return response
+
+    async with serving(paths, say_one_and_wait):
+        client = SupervisorClient(paths, start=False)
+        await client.__aenter__()
+        begun = asyncio.Event()
+
+        async def read() -> None:
+            async with client.lease(REQUEST) as lease:
+                async for _ in lease:
+                    begun.set()
+
+        reader = asyncio.create_task(read())
+        await begun.wait()
+        await client.__aexit__(None, None, None)
+        async with asyncio.timeout(20):
+            with pytest.raises(SupervisorError):
+                await reader

@@ -24,6 +24,7 @@ from agentvm_kernel.supervisor.messages import (
     Granted,
     Message,
     Progress,
+    Removed,
     Replaced,
     RollbackPlan,
     SnapshotInfo,
@@ -42,6 +43,7 @@ SNAPSHOT = SnapshotInfo(
 )  # fmt: skip
 TREE = SnapshotTree(notebook="n", current=SNAPSHOT.id, snapshots=(SNAPSHOT,), quota=100, used=10)
 PLAN = RollbackPlan(target=SNAPSHOT, left=(), seconds=2.0, written=4096)
+REMOVED = Removed(removed=(SNAPSHOT.id,), freed=5)
 REPLACED = Replaced(granted=GRANTED, snapshot=SNAPSHOT, seconds=0.2)
 
 Call = Callable[[SupervisorClient], Awaitable[object]]
@@ -95,6 +97,9 @@ async def serving(
             "/snapshots",
             SnapshotRequest(label="x", wait_stored=False).model_dump(mode="json"),
         ),
+        (lambda c: c.relabel("l1", "a/b", ""), SNAPSHOT, "PATCH", "/snapshots/a%2Fb", {"label": "", "text": None}),
+        (lambda c: c.remove("l1", "ab"), REMOVED, "DELETE", "/snapshots/ab", None),
+        (lambda c: c.prune("l1", 3), REMOVED, "POST", "/snapshots/prune", {"keep": 3}),
         (lambda c: c.plan_rollback("l1", "~2"), PLAN, "POST", "/rollback/plan", {"to": "~2"}),
         (lambda c: c.rollback("l1", ""), REPLACED, "POST", "/rollback", {"to": ""}),
         (lambda c: c.adopt("l1", 3), REPLACED, "POST", "/forks/3/adopt", None),

@@ -15,8 +15,9 @@ from kernel_harness import within
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 
 from agentvm_kernel import settings
-from agentvm_kernel.errors import ApiError, DiskFullError, SupervisorError
+from agentvm_kernel.errors import ApiError, DiskFullError, RequestError, SupervisorError
 from agentvm_kernel.settings import Settings, SnapshotSettings
+from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.snapshots.pins import is_used
 from agentvm_kernel.supervisor import bases, catalogue, forks, history
 from agentvm_kernel.supervisor.answers import Forks
@@ -34,6 +35,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotInfo,
     SnapshotRequest,
 )
+from agentvm_kernel.supervisor.network_messages import NetworkRequest
 from agentvm_kernel.vm.chain import LONG, LONGEST
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.delta import PAGE
@@ -228,6 +230,52 @@ async def test_plan_says_what_would_be_left(session: Session) -> None:
     assert plan.seconds >= 0
     await session.client.rollback(session.id, "a")
     assert (await session.client.plan_rollback(session.id, "c")).left == ()
+
+
+async def ran(session: Session, run: int, label: str, *, busy: bool = False) -> None:
+    await session.client.snapshot(session.id, SnapshotRequest(label=label, cell=Cell(run=run), busy=busy))
+
+
+async def way(session: Session) -> list[tuple[str, int]]:
+    tree = await session.client.snapshots(session.id)
+    assert tree.vm == session.lease.vm.id
+    return [(leg.vm, leg.run) for leg in tree.way]
+
+
+async def test_the_way_to_the_present_names_the_runs_of_each_vm_on_it(session: Session) -> None:
+    first = session.lease.vm.id
+    assert await way(session) == []
+    await ran(session, 2, "a")
+    await ran(session, 5, "b")
+    assert await way(session) == []
+    await session.client.rollback(session.id, "a")
+    second = session.lease.vm.id
+    assert await way(session) == [(first, 2)]
+    await ran(session, 7, "c")
+    await session.client.rollback(session.id, "b")
+    assert await way(session) == [(first, 5)]
+    await session.client.rollback(session.id, "c")
+    assert await way(session) == [(first, 2), (second, 7)]
+
+
+async def test_a_run_that_a_snapshot_froze_is_not_behind_it(session: Session) -> None:
+    first = session.lease.vm.id
+    await ran(session, 4, "frozen", busy=True)
+    await session.client.rollback(session.id, "frozen")
+    assert await way(session) == [(first, 3)]
+
+
+async def test_the_way_is_known_though_what_lies_on_it_was_removed(session: Session) -> None:
+    first = session.lease.vm.id
+    await ran(session, 1, "a")
+    await session.client.rollback(session.id, "a")
+    second = session.lease.vm.id
+    await ran(session, 2, "b")
+    await session.client.rollback(session.id, "b")
+    tree = session.lease.terms.tree
+    await asyncio.to_thread(tree.remove, (await asyncio.to_thread(tree.find, "a")).id)
+    await session.client.rollback(session.id, "b")
+    assert await way(session) == [(first, 1), (second, 2)]
 
 
 async def test_snapshot_not_waited_for_is_there_in_the_end(session: Session) -> None:
@@ -470,6 +518,18 @@ async def test_adopted_fork_becomes_the_vm_and_the_others_end(session: Session) 
     assert (await session.snapshot()).written == 256
 
 
+async def test_an_adopted_fork_has_behind_it_what_the_vm_had_that_it_was_cloned_from(session: Session) -> None:
+    first = session.lease.vm.id
+    request = ForkRequest(count=1, cell=Cell(run=3))
+    async with session.client.forks(session.id, request) as events:
+        async for event in events:
+            if isinstance(event, ForkGranted):
+                await session.client.rest_fork(session.id, 1)
+    await session.client.adopt(session.id, 1)
+    assert session.lease.vm.id != first
+    assert await way(session) == [(first, 3)]
+
+
 async def test_only_a_resting_fork_can_be_adopted(session: Session) -> None:
     machine = session.machine
     with pytest.raises(ApiError, match="no fork 1") as caught:
@@ -638,3 +698,132 @@ async def test_dead_blank_is_not_used(session: Session) -> None:
         machine.die("QEMU was killed by SIGKILL")
     await session.client.rollback(session.id, "a")
     assert session.machine not in dead
+
+
+async def test_snapshots_are_labelled_removed_and_pruned_and_everybody_is_told(session: Session) -> None:
+    client, lease = session.client, session.id
+    taken = []
+    for page in range(6):
+        session.machine.guest.touch(page, value=page + 1)
+        taken.append(await session.snapshot("kept" if page == 4 else ""))
+    async with client.lease(LeaseRequest(notebook="other.ipynb")) as other:
+        others = (await first_grant(other)).lease
+        kept = [(await client.snapshot(others, SnapshotRequest())).id for _ in range(2)]
+    async with client.events(lease) as events, asyncio.timeout(30):
+        labelled = await client.relabel(lease, taken[0].id, "first", "the beginning")
+        assert (labelled.label, labelled.text) == ("first", "the beginning")
+        assert (await client.relabel(lease, taken[0].id, "start")).text == "the beginning"
+        used = (await client.snapshots(lease)).used
+        removed = await client.remove(lease, taken[2].id)
+        assert removed.removed == (taken[2].id,)
+        assert removed.freed == used - (await client.snapshots(lease)).used > 0
+        # Three have no label.
+        assert (await client.prune(lease, 3)).removed == ()
+        assert (await client.prune(lease, 2)).removed == (taken[1].id,)
+        # The newest, which the VM descends from, is in use.
+        assert (await client.prune(lease, 0)).removed == (taken[3].id,)
+        await client.relabel(lease, taken[0].id, "")
+        heard = [(await anext(events)).event.fields() for _ in range(6)]
+    assert [(one["event"], one.get("snapshots")) for one in heard] == [
+        ("snapshot_relabelled", None), ("snapshot_relabelled", None), ("snapshots_removed", [taken[2].id]),
+        ("snapshots_removed", [taken[1].id]), ("snapshots_removed", [taken[3].id]), ("snapshot_relabelled", None),
+    ]  # fmt: skip
+    assert [one.id for one in session.supervisor.store.tree("other.ipynb").snapshots()] == kept
+    tree = await client.snapshots(lease)
+    assert [(one.id, one.label, one.parent) for one in tree.snapshots] == [
+        (taken[0].id, "", ""), (taken[4].id, "kept", taken[0].id), (taken[5].id, "", taken[4].id),
+    ]  # fmt: skip
+    await client.rollback(lease, taken[5].id)
+    assert [byte_of(session.machine, page) for page in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_is_in_use_taken_or_invalid_stays_as_it_is(session: Session) -> None:
+    client, lease = session.client, session.id
+    session.machine.guest.touch(1)
+    first = await session.snapshot("a")
+    session.machine.guest.touch(2)
+    second = await session.snapshot()
+    with pytest.raises(ApiError, match="goes on from") as caught:
+        await client.remove(lease, second.id)
+    assert caught.value.hint
+    async with session.forks(1) as forks:
+        await anext(one async for one in forks if isinstance(one, ForkGranted))
+        await client.rest_fork(lease, 1)
+    point = (await client.snapshots(lease)).current
+    await client.rollback(lease, "a")
+    with pytest.raises(ApiError, match="in use") as caught:
+        await client.remove(lease, point)
+    assert caught.value.code == "snapshot"
+    for label, code in (("a", "label_taken"), ("no label", "snapshot"), ("0" * 12, "snapshot")):
+        with pytest.raises(ApiError) as caught:
+            await client.relabel(lease, second.id, label)
+        assert caught.value.code == code
+    with pytest.raises(RequestError):
+        await client.relabel(lease, second.id, "x" * 65)
+    assert [(one.id, one.label) for one in (await client.snapshots(lease)).snapshots][:2] == [
+        (first.id, "a"), (second.id, ""),
+    ]  # fmt: skip
+
+
+async def test_a_clone_is_lent_without_a_network_until_nobody_wants_it_any_more(session: Session) -> None:
+    session.machine.guest.touch(1, value=7)
+    old = await session.snapshot("old")
+    session.machine.guest.touch(1, value=9)
+    new = await session.snapshot()
+    async with session.client.clone(session.id, old.id) as events:
+        granted = await anext(one async for one in events if isinstance(one, ForkGranted))
+        clone = session.hypervisor.of(granted.granted.pid)
+        assert clone is not session.machine
+        assert byte_of(clone, 1) == 7
+        assert clone.ops[0] | {"network": "none", "randomness": "keep"} == clone.ops[0]
+        assert session.used() == {old.id, new.id}
+        assert (granted.granted.snapshot, session.lease.current) == (old.id, new.id)
+        # It is no fork: it is neither kept nor adopted, and gets no network when the notebook's is changed.
+        for ask in (session.client.rest_fork, session.client.adopt):
+            with pytest.raises(ApiError) as caught:
+                await ask(session.id, granted.fork)
+            assert caught.value.code == "no_fork"
+        for mode in ("isolated", "filtered"):
+            await session.client.set_network(session.id, NetworkRequest(mode=mode))
+        assert {request.get("network") for request in session.machine.ops} >= {"filtered"}
+        assert {request.get("network") for request in clone.ops} <= {None, "none"}
+    await until_gone(clone)
+    assert session.used() == {new.id}
+    assert session.supervisor.admission.out == 1
+    assert not session.lease.forks
+
+
+async def test_clones_are_lent_side_by_side_and_end_with_their_machine_or_the_lease(session: Session) -> None:
+    old = await session.snapshot("old")
+    async with session.client.clone(session.id, old.id) as one, session.client.clone(session.id, old.id) as two:
+        grants = [await anext(event async for event in each if isinstance(event, ForkGranted)) for each in (one, two)]
+        assert grants[0].fork != grants[1].fork
+        session.hypervisor.of(grants[0].granted.pid).die("QEMU was killed by SIGKILL")
+        ended = await anext(one)
+        assert isinstance(ended, ForkEnded)
+        await session.supervisor.release(session.lease)
+        async with asyncio.timeout(30):
+            assert [event.event async for event in two] == ["fork_ended"]
+        await until_gone(session.hypervisor.of(grants[1].granted.pid))
+
+
+async def test_what_cannot_be_cloned_is_told_and_leaves_nothing_behind(session: Session) -> None:
+    old, new = await session.snapshot("old"), await session.snapshot()
+    session.hypervisor.faults.add("load")
+    for snapshot, code in (("0" * 12, "no_snapshot"), (old.id, "hypervisor")):
+        async with session.client.clone(session.id, snapshot) as events:
+            ended = [event async for event in events if isinstance(event, ForkEnded)]
+            assert [(event.fork, event.code) for event in ended] == [(0, code)]
+    assert session.used() == {new.id}
+    assert session.supervisor.admission.out == 1
+
+
+async def test_a_listing_of_vms_says_from_which_snapshot_each_goes_on(session: Session) -> None:
+    async def listed() -> str:
+        return next(vm.snapshot for vm in (await session.client.vms()).vms if vm.lease == session.id)
+
+    assert await listed() == ""
+    first, second = await session.snapshot(), await session.snapshot()
+    assert await listed() == second.id
+    await session.client.rollback(session.id, first.id)
+    assert await listed() == first.id

@@ -40,6 +40,10 @@ def test_a_lease_and_what_can_be_done_with_it(paths: Paths) -> None:
                 client.plan_rollback(lease, "nowhere")
             assert caught.value.code == "no_snapshot"
             assert client.snapshots(lease).snapshots == ()
+            assert client.prune(lease, 0).removed == ()
+            for refused in (client.remove, lambda lease, snapshot: client.relabel(lease, snapshot, "x")):
+                with pytest.raises(ApiError, match="no snapshot"):
+                    refused(lease, "0" * 12)
             (vm,) = [vm for vm in client.vms().vms if vm.lease == lease]
             client.kill(vm.id)
             ended = next(events)

@@ -1,0 +1,102 @@
+"""What the routes are carried out with: one of each for a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+from agentvm_kernel.config import Paths
+from agentvm_kernel.errors import AgentVMError, ApiError, NoLeaseError, SupervisorError
+from agentvm_kernel.server.errors import ForeignKernelError, NoKernelError, NotRunningError
+from agentvm_kernel.server.kernels import Kernel, Kernels, talking, unless_it_ends
+from agentvm_kernel.server.news import Herald
+from agentvm_kernel.server.supervision import Supervision
+from agentvm_kernel.server.typist import Typist
+from agentvm_kernel.server.views import MOST_TEXT, Machine
+from agentvm_kernel.server.watch import Watch
+
+_PATIENCE: Final = 10.0
+_REMEDY: Final = "Run %vm restart, or restart the kernel: that starts one."
+
+
+class Services:
+    """Everything that the routes need.
+
+    Args:
+        manager: The server's manager of kernels.
+        paths: The user's folders.
+        emit: Sends pages an event's data.
+
+    Attributes:
+        kernels: Finds kernels.
+        typist: Types into them.
+        supervision: Asks the supervisor.
+        herald: Tells pages.
+        watch: Has them told.
+    """
+
+    def __init__(self, manager: Any, paths: Paths, emit: Callable[[dict[str, object]], object]) -> None:
+        self.kernels = Kernels(manager)
+        self.typist = Typist()
+        self.supervision = Supervision(paths)
+        self.herald = Herald(emit)
+        self.watch = Watch(self.supervision, self.herald)
+
+    async def close(self) -> None:
+        """Leave nothing behind."""
+        await self.watch.close()
+        await self.supervision.close()
+
+    def look(self, kernels: Iterable[str]) -> None:
+        """Have pages told of kernels for a while.
+
+        Args:
+            kernels: Their ids; those that this server does not have, or that are not AgentVM's, are left out.
+        """
+        found: list[Kernel] = []
+        for one in kernels:
+            with suppress(NoKernelError, ForeignKernelError, NotRunningError):
+                found.append(self.kernels.find(one))
+        self.watch.look(found)
+
+    async def machine(self, kernel: Kernel) -> Machine:
+        """Return the VM under a notebook, or why there is none.
+
+        Args:
+            kernel: Its kernel.
+
+        Raises:
+            ApiError: the supervisor failed.
+        """
+        try:
+            return await self.supervision.machine(kernel)
+        except SupervisorError as error:
+            if isinstance(error, ApiError) and error.code != NoLeaseError.code:
+                raise
+            return await self._condition(kernel, error)
+
+    async def _condition(self, kernel: Kernel, error: SupervisorError) -> Machine:
+        """Return how the VM is that the supervisor does not know: the kernel process, not its guest, says that."""
+        try:
+            told = await unless_it_ends(kernel, _told(kernel), _PATIENCE)
+        except AgentVMError as ended:
+            return Machine(state="ended", text=f"{ended.message} {ended.hint}")
+        state = told.get("state")
+        if error.code != NoLeaseError.code and state != "starting":
+            return Machine(state="none", text=f"{error.message} {_REMEDY}")
+        text = " ".join(filter(None, (str(told.get("text", "")), str(told.get("hint", "")))))[:MOST_TEXT]
+        # It may have got one meanwhile; then pages are told, and ask again.
+        return Machine(state="ended" if state == "ended" else "starting", text=text)
+
+
+async def _told(kernel: Kernel) -> dict[str, Any]:
+    """Ask a kernel process, not its guest, how its VM is."""
+    async with talking(kernel) as client:
+        message = client.session.msg("usage_request", {})
+        client.control_channel.send(message)
+        while True:
+            answer = await client.get_control_msg(timeout=None)
+            if answer["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                told: dict[str, Any] = answer["content"].get("agentvm", {})
+                return told

@@ -1,0 +1,78 @@
+// The extension's parts, as JupyterLab and Notebook load them.
+
+import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { ICommandPalette } from '@jupyterlab/apputils';
+import { INotebookTracker } from '@jupyterlab/notebook';
+import { ISettingRegistry } from '@jupyterlab/settingregistry';
+import { IStatusBar } from '@jupyterlab/statusbar';
+import { ITranslator, nullTranslator } from '@jupyterlab/translation';
+
+import { Api } from './api.ts';
+import { addCommands, OPEN } from './commands.ts';
+import { Front } from './front.ts';
+import { icon } from './icon.ts';
+import { Machines } from './machines.ts';
+import { notebook } from './notebook/index.ts';
+import { Panel } from './panel/panel.tsx';
+import { Status } from './status.tsx';
+import { IMachines } from './tokens.ts';
+
+const machines: JupyterFrontEndPlugin<IMachines> = {
+  id: 'agentvm-kernel:machines',
+  description: 'Knows the virtual machines under the notebooks of this page.',
+  autoStart: true,
+  provides: IMachines,
+  // Notebook's pages without a notebook have no tracker.
+  optional: [INotebookTracker, ITranslator],
+  activate: (app: JupyterFrontEnd, tracker: INotebookTracker | null, translator: ITranslator | null): IMachines => {
+    const trans = (translator ?? nullTranslator).load('agentvm_kernel');
+    const api = new Api(app.serviceManager.serverSettings);
+    return new Front(tracker, new Machines(api, app.serviceManager), trans);
+  }
+};
+
+const panel: JupyterFrontEndPlugin<void> = {
+  id: 'agentvm-kernel:machine',
+  description: 'Shows and steers the virtual machine under the notebook in front.',
+  autoStart: true,
+  requires: [IMachines],
+  optional: [ICommandPalette, IStatusBar, ISettingRegistry],
+  activate: (
+    app: JupyterFrontEnd,
+    shared: IMachines,
+    palette: ICommandPalette | null,
+    statusBar: IStatusBar | null,
+    settings: ISettingRegistry | null
+  ): void => {
+    if (!shared.hasNotebooks) {
+      return;
+    }
+    const view = new Panel(shared, app.commands);
+    view.title.icon = icon;
+    view.title.caption = shared.trans.__('Virtual machine');
+    app.shell.add(view, 'right', { rank: 400, type: 'AgentVM' });
+    app.commands.addCommand(OPEN, {
+      label: shared.trans.__('Show the Virtual Machine'),
+      icon,
+      execute: () => app.shell.activateById(view.id),
+      describedBy: { args: { type: 'object', properties: {} } }
+    });
+    addCommands(app, shared, palette);
+    if (statusBar) {
+      void addStatus(statusBar, new Status(shared, () => void app.commands.execute(OPEN)), settings);
+    }
+  }
+};
+
+/** Shows the machine in the status bar, as long as the settings say so. */
+async function addStatus(bar: IStatusBar, item: Status, registry: ISettingRegistry | null): Promise<void> {
+  bar.registerStatusItem('agentvm-kernel:status', { item, align: 'left', rank: 10 });
+  const settings = await registry?.load(panel.id).catch((reason: unknown) => {
+    console.error('The settings of the virtual machine panel could not be read.', reason);
+  });
+  const apply = (): void => item.setHidden(settings?.get('statusBar').composite === false);
+  settings?.changed.connect(apply);
+  apply();
+}
+
+export default [machines, panel, notebook];
