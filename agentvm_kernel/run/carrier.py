@@ -17,8 +17,11 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+
+TYPE_CHECKING = False  # for type checkers it is true; the VM need not wait for typing
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Any
 
 PART = ".agentvm-part-"
 PART_SECONDS = 7 * 24 * 3600
@@ -381,7 +384,7 @@ def receive(target: str, kind: str, into: str) -> None:
     except (RefusedError, OSError, SystemExit):
         part.discard()
         raise
-    _say(line(digest=found))
+    _say(line(digest=found, path=target))
 
 
 def send(root: str, most: str, how: str, *words: str) -> None:

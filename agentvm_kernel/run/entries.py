@@ -148,6 +148,16 @@ class EntryStream:
             raise TransferError("What the VM sends is cut off.") from None
 
 
+class Arrived(End):
+    """The end of what was received.
+
+    Attributes:
+        path: What it has become.
+    """
+
+    path: Annotated[str, Field(max_length=4096)]
+
+
 _MANIFEST: Final = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")], tuple[_Size, _Digest]])
 
 
@@ -168,13 +178,13 @@ async def read_manifest(pieces: AsyncIterator[bytes]) -> dict[str, tuple[int, st
         raise _damaged() from None
 
 
-def read_end(said: bytes) -> End:
+def read_arrived(said: bytes) -> Arrived:
     """Read what a guest that has received says at last.
 
     Raises:
         TransferError: it is nothing of the kind.
     """
-    return _read(End, said)
+    return _read(Arrived, said)
 
 
 def _read(model: type[_Model], line: bytes) -> _Model:

@@ -21,7 +21,7 @@ from typing import Final
 from agentvm_kernel.errors import TransferError
 from agentvm_kernel.run import carrier
 from agentvm_kernel.run.carrier import Part, RefusedError, Source
-from agentvm_kernel.run.entries import EntryStream, read_end, read_manifest
+from agentvm_kernel.run.entries import EntryStream, read_arrived, read_manifest
 from agentvm_kernel.run.exec import Execution, Opener, execute, working
 from agentvm_kernel.run.unpack import USUAL, Bounds, OnProgress, Received, Unpacking, no_progress
 from agentvm_kernel.terminal import plain
@@ -60,6 +60,7 @@ class Sent:
         count: Files, folders and links.
         saved: Of the bytes, how many were there already.
         digest: SHA-256 of a file, or of a folder; see `carrier.digest`.
+        path: What it has become, as the guest says.
         left_out: Devices and named pipes, which are not copied.
     """
 
@@ -67,6 +68,7 @@ class Sent:
     count: int
     saved: int
     digest: str
+    path: str
     left_out: tuple[str, ...] = ()
 
 
@@ -110,10 +112,13 @@ async def put(
                 feeding.result()
             if failure:
                 raise failure
-    if read_end(said).digest != source.digest:
+    arrived = read_arrived(said)
+    if arrived.digest != source.digest:
         raise TransferError(f"{what}: what came is not what was sent.", "Copy it again.")
     others = tuple(path for path, status in source.members if carrier.is_other(status))
-    return Sent(source.size, len(source.members) - len(others), source.saved, source.digest, others)
+    return Sent(
+        source.size, len(source.members) - len(others), source.saved, source.digest, plain(arrived.path), others
+    )
 
 
 async def get(
@@ -164,7 +169,14 @@ async def mark(link: Opener) -> str:
     return os.fsdecode(said.strip())
 
 
-async def get_changed(link: Opener, folder: str, since: str, local: Path, bounds: Bounds = USUAL) -> Received:
+async def get_changed(
+    link: Opener,
+    folder: str,
+    since: str,
+    local: Path,
+    bounds: Bounds = USUAL,
+    on_progress: OnProgress = no_progress,
+) -> Received:
     """Copy what is new or changed in a VM's folder.
 
     Args:
@@ -173,14 +185,22 @@ async def get_changed(link: Opener, folder: str, since: str, local: Path, bounds
         since: What `mark` returned.
         local: The folder that it becomes; must not be there, or be empty.
         bounds: How much is taken.
+        on_progress: As for `get`.
 
     Returns:
         See `get`; so for what is raised, but nothing is kept for another attempt.
     """
-    return await _get_some(link, folder, ["changed", since], local, bounds)
+    return await _get_some(link, folder, ["changed", since], local, bounds, on_progress)
 
 
-async def get_named(link: Opener, folder: str, names: Sequence[str], local: Path, bounds: Bounds = USUAL) -> Received:
+async def get_named(
+    link: Opener,
+    folder: str,
+    names: Sequence[str],
+    local: Path,
+    bounds: Bounds = USUAL,
+    on_progress: OnProgress = no_progress,
+) -> Received:
     """Copy some of what is in a VM's folder.
 
     Args:
@@ -189,14 +209,17 @@ async def get_named(link: Opener, folder: str, names: Sequence[str], local: Path
         names: What is copied, as paths in it.
         local: The folder that it becomes; must not be there, or be empty.
         bounds: How much is taken.
+        on_progress: As for `get`.
 
     Returns:
         See `get_changed`.
     """
-    return await _get_some(link, folder, ["named", *names], local, bounds)
+    return await _get_some(link, folder, ["named", *names], local, bounds, on_progress)
 
 
-async def _get_some(link: Opener, folder: str, words: Sequence[str], local: Path, bounds: Bounds) -> Received:
+async def _get_some(
+    link: Opener, folder: str, words: Sequence[str], local: Path, bounds: Bounds, on_progress: OnProgress
+) -> Received:
     what = "The results cannot be copied out of the VM"
     argv = [*_PYTHON, "send", folder, str(bounds.count), *words]
     with _told(what):
@@ -204,7 +227,7 @@ async def _get_some(link: Opener, folder: str, words: Sequence[str], local: Path
             await program.close_stdin()
             with placed(local) as place:
                 place.mkdir()
-                return await Unpacking(place, bounds).run(EntryStream(program.output()))
+                return await Unpacking(place, bounds, on_progress=on_progress).run(EntryStream(program.output()))
 
 
 def _source(local: Path, bounds: Bounds) -> Source:
