@@ -39,6 +39,8 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotInfo,
     SnapshotRequest,
     SnapshotTree,
+    VMInfo,
+    VMList,
 )
 from agentvm_kernel.supervisor.network_messages import CellRequest, NetworkInfo, NetworkRequest, RuleInfo
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
@@ -89,6 +91,7 @@ class FakeSupervisor:
         app.add_routes(
             [
                 web.get("/v1/status", self._status),
+                web.get("/v1/vms", self._list_vms),
                 web.post("/v1/leases", self._lease),
                 web.get(f"{lease}/limits", self._limits),
                 web.put(f"{lease}/limits", self._limits),
@@ -125,6 +128,16 @@ class FakeSupervisor:
         return _answer(
             Status(version="fake", pid=os.getpid(), uptime=1.0, libvirt="", accelerator="tcg", leases=tuple(leases))
         )
+
+    async def _list_vms(self, _: web.Request) -> web.Response:
+        vms = [
+            VMInfo(
+                id=f"vm-of-{name}", state="leased", lease=name, owner=one.wanted.owner, notebook=one.wanted.notebook,
+                vcpus=1, memory_mib=1, pid=one.guest.pid,
+            )
+            for name, one in self._leases.items()
+        ]  # fmt: skip
+        return _answer(VMList(vms=tuple(vms)))
 
     async def _lease(self, request: web.Request) -> web.StreamResponse:
         wanted = LeaseRequest.model_validate_json(await request.read())
