@@ -7,12 +7,14 @@ shown) is left out and said.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from agentvm_kernel.errors import TransferError
 from agentvm_kernel.run.carrier import Part, RefusedError, digest
@@ -24,6 +26,7 @@ _MAX_DEPTH: Final = 100
 _MAX_LINKS: Final = 16 << 20
 _MAX_TOLD: Final = 20
 _MIB: Final = 1 << 20
+_BATCH: Final = 1 << 20
 
 OnProgress = Callable[[int, int], None]
 """Called with how many bytes are done, and how many there are."""
@@ -192,12 +195,11 @@ class Unpacking:
         else:
             summing = hashlib.sha256()
             flags |= os.O_CREAT | os.O_EXCL
-        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-            async for piece in content:
-                file.write(piece)
-                summing.update(piece)
-                self._tell(len(piece))
-            file.flush()
+        with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+            async with _Writer(file, summing) as writer:
+                async for piece in content:
+                    await writer.write(piece)
+                    self._tell(len(piece))
             os.fchmod(file.fileno(), entry.mode)
             os.utime(file.fileno(), ns=(entry.mtime, entry.mtime))
         return str(summing.hexdigest())
@@ -224,6 +226,49 @@ class Unpacking:
             raise TransferError("The VM sent too many links.")
         self._make_folder(path.parent)
         self._links.append((path, entry))
+
+
+class _Writer:
+    """Writes and hashes in a thread, while more is received.
+
+    Args:
+        file: Where to write.
+        summing: The hash.
+    """
+
+    def __init__(self, file: FileIO, summing: Any) -> None:
+        self._file = file
+        self._summing = summing
+        self._data = bytearray()
+        self._working: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def write(self, piece: bytes) -> None:
+        """Take a piece; waits if too much is on its way."""
+        self._data += piece
+        if len(self._data) >= _BATCH:
+            await self._settle()
+            data, self._data = self._data, bytearray()
+            self._working = asyncio.create_task(asyncio.to_thread(self._work, data))
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        """Write the rest, whatever has happened: what has come is what another attempt goes on with."""
+        await self._settle()
+        self._work(self._data)
+
+    async def _settle(self) -> None:
+        if (working := self._working) is not None:
+            await asyncio.wait([working])
+            self._working = None
+            working.result()
+
+    def _work(self, data: bytearray) -> None:
+        self._summing.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
 
 
 def _parts(path: str) -> tuple[str, ...]:
