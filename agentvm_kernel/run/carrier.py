@@ -206,14 +206,15 @@ class Part:
             os.makedirs(self._folder, 0o700, exist_ok=True)
             self._lock = _lock(self._folder)
         os.utime(self._folder)
+        for place in (self.content, self._earlier):
+            if os.path.islink(place):
+                os.unlink(place)  # whoever made the folder, what follows is to stay in it
         os.makedirs(self._earlier, 0o700, exist_ok=True)
         self._gather()
         for name in os.listdir(self._earlier):
-            with open(os.path.join(self._earlier, name), "rb", buffering=0) as file:
-                size, summing = os.fstat(file.fileno()).st_size, hashlib.sha256()
-                for piece in _read(file, size, name):
-                    summing.update(piece)
-            self.kept[name] = size, summing
+            place = os.path.join(self._earlier, name)
+            if stat.S_ISREG(os.lstat(place).st_mode):
+                self.kept[name] = _summed(place)
 
     def manifest(self) -> dict[str, tuple[int, str]]:
         """Return what is told to whoever sends."""
@@ -257,7 +258,7 @@ class Part:
 
     def _gather(self) -> None:
         """Collect the files that have come, under names that nothing else can be in the way of."""
-        if os.path.isfile(self.content):
+        if os.path.isfile(self.content):  # no link, see above
             self._keep(self.content, "")
         for at, _, names in os.walk(self.content):
             for name in names:
@@ -272,17 +273,30 @@ class Part:
         os.replace(place, os.path.join(self._earlier, key(path)))
 
 
+def _summed(place: str) -> tuple[int, Any]:
+    with open(place, "rb", buffering=0) as file:
+        size, summing = os.fstat(file.fileno()).st_size, hashlib.sha256()
+        for piece in _read(file, size, place):
+            summing.update(piece)
+    return size, summing
+
+
 def _lock(folder: str) -> int:
     """Return a descriptor that locks a folder; -1 if somebody removes it just now."""
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        status = os.fstat(held)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise RefusedError(f"others can write to {folder}")
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.exists(folder) and os.path.samestat(os.fstat(held), os.lstat(folder)):
-            return held
+        if os.path.exists(folder) and os.path.samestat(status, os.lstat(folder)):
+            held, locked = -1, held
+            return locked
     except BlockingIOError:
-        os.close(held)
         raise RefusedError("it is being copied there already") from None
-    os.close(held)
+    finally:
+        if held >= 0:
+            os.close(held)
     return -1
 
 
@@ -290,15 +304,14 @@ def _sweep(parent: str) -> None:
     """Remove what was left long ago by attempts that nobody went on with."""
     for name in os.listdir(parent):
         folder = os.path.join(parent, name)
-        if not name.startswith(PART) or time.time() - os.lstat(folder).st_mtime < PART_SECONDS:
-            continue
         try:
-            held = _lock(folder)
+            if name.startswith(PART) and time.time() - os.lstat(folder).st_mtime > PART_SECONDS:
+                held = _lock(folder)
+                if held >= 0:
+                    _remove(folder)
+                    os.close(held)
         except (RefusedError, OSError):
-            continue  # it is in use, or not ours
-        if held >= 0:
-            _remove(folder)
-            os.close(held)
+            continue  # it is in use, not ours, or gone
 
 
 def _remove(folder: str) -> None:

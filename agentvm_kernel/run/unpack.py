@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from agentvm_kernel.errors import TransferError
-from agentvm_kernel.run.carrier import Part, RefusedError, digest
+from agentvm_kernel.run.carrier import PART, Part, RefusedError, digest
 from agentvm_kernel.run.entries import Entry, EntryStream
 
 _MAX_PATH: Final = 4000
@@ -139,6 +139,8 @@ class Unpacking:
         path, name = self._root.joinpath(*parts), "/".join(parts)
         if not all(part.isprintable() for part in parts):
             self.received.leave_out(name, "a name that cannot be shown")
+        elif any(part.startswith(PART) for part in parts):
+            self.received.leave_out(name, "a name that copies have for themselves")
         elif entry.kind == "folder":
             self._make_folder(path)
             self._folders.append((path, entry))

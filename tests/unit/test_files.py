@@ -24,7 +24,7 @@ from agentvm_kernel.link.connection import Link, connect
 from agentvm_kernel.run.carrier import PART, PART_SECONDS, Part, line
 from agentvm_kernel.run.carrier import digest as digest_of
 from agentvm_kernel.run.files import Bounds, get, get_changed, get_named, mark, put
-from agentvm_kernel.run.unpack import OnProgress, no_progress
+from agentvm_kernel.run.unpack import OnProgress, _Writer, no_progress
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -423,6 +423,59 @@ async def test_one_place_is_copied_to_once_at_a_time(link: Link, large: Path, re
     assert (place / "x").read_bytes() == large.read_bytes()
 
 
+async def test_a_folder_that_others_can_write_to_is_not_gone_on_with(
+    link: Link, remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (remote / "x").write_text("content")
+    folder = Path(Part(str(tmp_path / "x")).content).parent
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(TransferError, match="others can write to"):
+        await get(link, str(remote / "x"), tmp_path / "x")
+    folder.chmod(0o700)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 12345)
+        with pytest.raises(TransferError, match="others can write to"):
+            await get(link, str(remote / "x"), tmp_path / "x")
+    await get(link, str(remote / "x"), tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+async def test_links_in_such_a_folder_lead_nowhere(link: Link, remote: Path, tmp_path: Path) -> None:
+    (remote / "x").write_text("content")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file").write_text("content")
+    (mine / "file").chmod(0o644)
+    for content, kept in ((mine / "file", mine), (mine, mine)):
+        folder = Path(Part(str(tmp_path / "x")).content).parent
+        folder.mkdir(0o700)
+        (folder / "content").symlink_to(content)
+        (folder / "kept").symlink_to(kept)
+        assert (await get(link, str(remote / "x"), tmp_path / "x")).saved == 0
+        assert not (tmp_path / "x").is_symlink()
+        assert [(path.name, stat.S_IMODE(path.stat().st_mode)) for path in mine.iterdir()] == [("file", 0o644)]
+    folder.mkdir(0o700)
+    (folder / "kept").mkdir()
+    (folder / "kept" / hashlib.sha256(b"").hexdigest()[:32]).symlink_to(mine / "file")
+    assert (await get(link, str(remote / "x"), tmp_path / "x")).saved == 0
+    assert (mine / "file").read_text() == "content"
+
+
+async def test_a_full_disk_here_is_told_and_nothing_stays(
+    link: Link, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_writer: object, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Writer, "_work", full)
+        with pytest.raises(TransferError, match="No space left on device") as caught:
+            await get(link, str(large), tmp_path / "place" / "x")
+    assert "Make room on this computer" in caught.value.hint
+    assert list((tmp_path / "place").iterdir()) == []
+
+
 async def test_parts_of_copies_are_not_copied(link: Link, large: Path, remote: Path, tmp_path: Path) -> None:
     shutil.copy(large, remote / "x")
     await interrupted(lambda stop: get(link, str(remote / "x"), tmp_path / "place" / "y", on_progress=stop))
@@ -725,6 +778,8 @@ async def test_a_flood_on_stderr_is_stopped(tmp_path: Path) -> None:
 
 
 async def test_names_that_cannot_be_shown_and_devices_are_left_out(tmp_path: Path) -> None:
-    made = sending(("\x1b[2J", b"1"), ("\udcff", b"22"), ("a\nb/c", b"3"), ("null", DEVICE), ("ok", b"4"))
+    made = sending(
+        ("\x1b[2J", b"1"), ("\udcff", b"22"), ("a\nb/c", b"3"), ("null", DEVICE), (f"{PART}x/kept", b"5"), ("ok", b"4")
+    )
     out = await take(tmp_path, Sender(made))
     assert [path.name for path in out.iterdir()] == ["ok"]
