@@ -289,15 +289,16 @@ def _lock(folder: str) -> int:
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise RefusedError(f"others can write to {folder}")
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.exists(folder) and os.path.samestat(status, os.lstat(folder)):
-            held, locked = -1, held
-            return locked
+        is_there = os.path.exists(folder) and os.path.samestat(status, os.lstat(folder))
     except BlockingIOError:
+        os.close(held)
         raise RefusedError("it is being copied there already") from None
-    finally:
-        if held >= 0:
-            os.close(held)
-    return -1
+    except (RefusedError, OSError):
+        os.close(held)
+        raise
+    if not is_there:
+        os.close(held)
+    return held if is_there else -1
 
 
 def _sweep(parent: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -21,7 +22,7 @@ from local_guest import LocalGuest, local_guest
 
 from agentvm_kernel.errors import AgentVMError, LinkClosedError, LinkError, TransferError
 from agentvm_kernel.link.connection import Link, connect
-from agentvm_kernel.run.carrier import PART, PART_SECONDS, Part, line
+from agentvm_kernel.run.carrier import PART, PART_SECONDS, Part, Receiver, RefusedError, line
 from agentvm_kernel.run.carrier import digest as digest_of
 from agentvm_kernel.run.files import Bounds, get, get_changed, get_named, mark, put
 from agentvm_kernel.run.unpack import OnProgress, _Writer, no_progress
@@ -741,6 +742,19 @@ async def test_a_copy_that_is_interrupted_before_anything_came_leaves_nothing(tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("sent", [b"content", b"another"])
+async def test_the_guests_end_refuses_what_is_not_what_was_sent(tmp_path: Path, sent: bytes) -> None:
+    part = Part(str(tmp_path / "x"))
+    part.open()
+    receiver, stream = Receiver(part), io.BytesIO(sending(("", b"content")).replace(b"content", sent))
+    if sent == b"content":
+        assert receiver.run(stream) == hashlib.sha256(sent).hexdigest()
+    else:
+        with pytest.raises(RefusedError, match="what came is not what was sent"):
+            receiver.run(stream)
+    part.discard()
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -749,7 +763,7 @@ async def test_a_copy_that_is_interrupted_before_anything_came_leaves_nothing(tm
         pytest.param(b'{"x":[1,"' + b"0" * 64 + b'"]}\n', id="no-key"),
         pytest.param(b'{"' + b"0" * 32 + b'":[-1,"' + b"0" * 64 + b'"]}\n', id="negative"),
         pytest.param(b"[" * 100_000 + b"\n", id="nested"),
-        pytest.param(b"{}\n" + line(digest="0" * 64), id="another-digest"),
+        pytest.param(b"{}\n" + line(digest="0" * 64, path="x"), id="another-digest"),
         pytest.param(b"{}\n{}", id="no-digest"),
         pytest.param(b" " * (17 << 20), id="endless"),
     ],
@@ -757,7 +771,8 @@ async def test_a_copy_that_is_interrupted_before_anything_came_leaves_nothing(tm
 async def test_a_guest_that_lies_about_what_it_has_is_an_error(tmp_path: Path, said: bytes) -> None:
     (tmp_path / "local").write_text("content")
     with pytest.raises(TransferError):
-        await put(Sender(said, piece=30_000), tmp_path / "local", "x")
+        # What it has comes before it is sent anything, so in a piece of its own.
+        await put(Sender(said, piece=3 if said.startswith(b"{}") else 30_000), tmp_path / "local", "x")
 
 
 async def test_what_a_program_says_is_shown_without_escape_sequences(tmp_path: Path) -> None:
