@@ -83,7 +83,7 @@ class Source:
         digest: See `digest`; known once they are sent.
 
     Raises:
-        RefusedError: there are too many.
+        RefusedError: there are too many, or it is neither file nor folder.
         OSError: something cannot be looked at.
     """
 
@@ -150,6 +150,8 @@ class Source:
     def _list(self, path: str) -> None:
         place = self._place(path)
         status = os.lstat(place) if path else os.stat(place)
+        if not path and is_other(status):
+            raise RefusedError(f"{place} is neither a file nor a folder")
         if self._since is None or status.st_ctime_ns > self._since:
             self.members.append((path, status))
             self.size += status.st_size if stat.S_ISREG(status.st_mode) else 0
