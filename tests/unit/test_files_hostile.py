@@ -243,6 +243,14 @@ async def test_a_guest_cannot_go_on_with_more_than_is_here(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_guest_cannot_go_on_behind_a_files_end(tmp_path: Path) -> None:
+    with pytest.raises(LinkClosedError):
+        await get(Sender(PLAIN[: PLAIN.index(b"tent")], ends=False), "x", tmp_path / "out")
+    with pytest.raises(TransferError, match="damaged"):
+        await get(Sender(changed(size=2, offset=3)), "x", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_a_copy_that_is_interrupted_before_anything_came_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(LinkClosedError):
         await get(Sender(PLAIN[:10], ends=False), "x", tmp_path / "out")
