@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(900)
 
 _MB = 10**6
 LARGE = size(200 * _MB, 1000 * _MB)
+INTERRUPTED = size(40 * _MB, 1000 * _MB)
 
 DESCRIBE = """
 import hashlib, json, os, stat, sys
@@ -51,11 +52,10 @@ async def session(vm_paths: Paths) -> AsyncIterator[AsyncSession]:
         yield leased
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    path = tmp_path / "large"
+def filled(path: Path, length: int) -> Path:
+    """A file with what cannot be guessed."""
     with path.open("wb") as file:
-        for _ in range(LARGE // _MB):
+        for _ in range(length // _MB):
             file.write(os.urandom(_MB))
     return path
 
@@ -101,7 +101,8 @@ def _described(root: Path) -> str:
     return subprocess.run([sys.executable, "-c", DESCRIBE, root], capture_output=True, check=True, text=True).stdout
 
 
-async def test_a_large_file_goes_in_and_out_by_hash(session: AsyncSession, large: Path, tmp_path: Path) -> None:
+async def test_a_large_file_goes_in_and_out_by_hash(session: AsyncSession, tmp_path: Path) -> None:
+    large = filled(tmp_path / "large", LARGE)
     sent = await session.put(large)
     assert sent.digest == sum_of(large)
     assert (await output(session, "sha256sum", "large")).split()[0] == sent.digest
@@ -111,8 +112,8 @@ async def test_a_large_file_goes_in_and_out_by_hash(session: AsyncSession, large
 
 
 async def test_a_full_disk_in_the_vm_is_told_and_nothing_stays(session: AsyncSession, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(os.urandom(60 * _MB))
-    leave = "free=$(df --output=avail -B1 . | tail -1); fallocate -l $((free - 30000000)) ballast"
+    (tmp_path / "file").write_bytes(os.urandom(40 * _MB))
+    leave = "free=$(df --output=avail -B1 . | tail -1); fallocate -l $((free - 20000000)) ballast"
     await output(session, "sh", "-c", leave)
     with pytest.raises(TransferError, match="No space left on device") as caught:
         await session.put(tmp_path / "file", "there/file")
@@ -133,7 +134,7 @@ async def test_too_much_is_refused_in_both_directions(session: AsyncSession, tmp
 
 
 async def test_after_a_rollback_a_push_begins_anew(session: AsyncSession, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(os.urandom(40 * _MB))
+    (tmp_path / "file").write_bytes(os.urandom(20 * _MB))
     await session.snapshot("before")
     await _interrupted_put(session, tmp_path / "file")
     assert ".agentvm-part-" in await output(session, "ls", "-A")
@@ -209,9 +210,8 @@ def said(cell: Cell) -> str:
     return str(cell.of("display_data")[-1]["data"]["text/plain"])
 
 
-def test_interrupted_cells_go_on_where_they_stopped(
-    vm_environment: Mapping[str, str], large: Path, tmp_path: Path
-) -> None:
+def test_interrupted_cells_go_on_where_they_stopped(vm_environment: Mapping[str, str], tmp_path: Path) -> None:
+    large = filled(tmp_path / "large", INTERRUPTED)
     with notebook(vm_environment) as book:
         assert book.run("1").status == "ok"
         _interrupt_midway(book, f"%push {large} copy")
@@ -228,15 +228,16 @@ def test_interrupted_cells_go_on_where_they_stopped(
 
 
 def test_what_a_killed_kernel_has_received_is_gone_on_with_from_another_vm(
-    vm_environment: Mapping[str, str], large: Path, tmp_path: Path
+    vm_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
+    large = filled(tmp_path / "large", INTERRUPTED)
     place = tmp_path / "place"
     with notebook(vm_environment) as book:
         _copied(book, f"%push {large} copy")
         book.client.execute(f"%pull copy {place}/back")
 
         def begun() -> bool:
-            return sum(path.stat().st_size for path in place.rglob("content")) > 10 * _MB
+            return sum(path.stat().st_size for path in place.rglob("content")) > INTERRUPTED // 10
 
         wait_until(begun, "something has come", SECONDS)
         os.kill(book.pid, signal.SIGKILL)
