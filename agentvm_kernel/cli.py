@@ -28,6 +28,7 @@ from agentvm_kernel.host import install_packages
 from agentvm_kernel.kernelspec_command import kernelspec_app
 from agentvm_kernel.observe.audit_command import audit_app
 from agentvm_kernel.run.command import run
+from agentvm_kernel.run.copy_command import cp
 from agentvm_kernel.snapshots.command import snapshot_app
 from agentvm_kernel.supervisor.command import pool_app, status, supervisor, vm_app
 from agentvm_kernel.supervisor.metrics_command import metrics
@@ -46,6 +47,7 @@ app.add_typer(kernelspec_app, name="kernelspec")
 app.add_typer(secret_app, name="secret")
 app.add_typer(audit_app, name="audit")
 app.command()(run)
+app.command()(cp)
 app.command()(supervisor)
 app.command()(status)
 app.command()(metrics)

@@ -33,9 +33,10 @@ from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.link.connection import connect
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.run.collect import ExecResult, OnOutput, collect
-from agentvm_kernel.run.files import Bounds, Received, get, put
+from agentvm_kernel.run.files import Bounds, Received, Sent, get, put
 from agentvm_kernel.run.reported import program_reported
-from agentvm_kernel.run.unpack import USUAL
+from agentvm_kernel.run.unpack import USUAL, no_progress
+from agentvm_kernel.run.unpack import OnProgress as OnCopied
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.execution_messages import Execution
@@ -50,7 +51,7 @@ from agentvm_kernel.supervisor.messages import (
 )
 from agentvm_kernel.validation import checked
 
-__all__ = ["AsyncSession", "Bounds", "CellResult", "ExecResult", "ForkResult", "Received"]
+__all__ = ["AsyncSession", "Bounds", "CellResult", "ExecResult", "ForkResult", "Received", "Sent"]
 
 _T = TypeVar("_T")
 
@@ -314,27 +315,41 @@ class AsyncSession:
                 done(result.code, result.timed_out)
             return result
 
-    async def put(self, local: Path | str, remote: str = "") -> None:
+    async def put(
+        self,
+        local: Path | str,
+        remote: str = "",
+        bounds: Bounds = USUAL,
+        on_progress: OnCopied = no_progress,
+    ) -> Sent:
         """Copy a file or a folder into the VM, whole or not at all.
 
         Args:
             local: What is copied.
             remote: What it becomes; a relative path begins at the user's home, one that ends with a slash gets the name
                 of what is copied added, and so does none. A file there is replaced, a folder is an error.
+            bounds: How much may be copied.
+            on_progress: Called with how many bytes are there, and how many there are.
+
+        Returns:
+            What was copied, with its SHA-256.
 
         Raises:
-            AgentVMError: it could not be copied, or the VM has ended.
+            AgentVMError: it could not be copied, is more than the bounds, or the VM has ended.
         """
         async with self._with_its_end():
-            await put(self._machine, Path(local), remote)
+            return await put(self._machine, Path(local), remote, bounds=bounds, on_progress=on_progress)
 
-    async def get(self, remote: str, local: Path | str, bounds: Bounds = USUAL) -> Received:
+    async def get(
+        self, remote: str, local: Path | str, bounds: Bounds = USUAL, on_progress: OnCopied = no_progress
+    ) -> Received:
         """Copy a file or a folder out of the VM, whole or not at all.
 
         Args:
             remote: What is copied; a relative path begins at the user's home.
             local: What it becomes. A file there is replaced, and so is an empty folder.
             bounds: How much is taken.
+            on_progress: Called with how many bytes have come, and how many there are as the guest claims.
 
         Returns:
             What came, and what was left out: links that lead out, devices, named pipes, names that cannot be shown.
@@ -343,7 +358,7 @@ class AsyncSession:
             AgentVMError: it could not be copied, is more than the bounds, or the VM has ended.
         """
         async with self._with_its_end():
-            return await get(self._machine, remote, Path(local), bounds)
+            return await get(self._machine, remote, Path(local), bounds, on_progress=on_progress)
 
     @asynccontextmanager
     async def _with_its_end(self) -> AsyncIterator[None]:

@@ -25,11 +25,12 @@ from agentvm_kernel.kernel.execution import CellResult
 from agentvm_kernel.kernel.forks import ForkResult, OnProgress
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.run.collect import ExecResult, OnOutput
-from agentvm_kernel.run.files import Bounds, Received
-from agentvm_kernel.run.unpack import USUAL
+from agentvm_kernel.run.files import Bounds, Received, Sent
+from agentvm_kernel.run.unpack import USUAL, no_progress
+from agentvm_kernel.run.unpack import OnProgress as OnCopied
 from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo, SnapshotTree
 
-__all__ = ["Bounds", "CellResult", "ExecResult", "ForkResult", "Received", "Session"]
+__all__ = ["Bounds", "CellResult", "ExecResult", "ForkResult", "Received", "Sent", "Session"]
 
 
 class Session:
@@ -220,10 +221,18 @@ class Session:
         work = self._session.exec(argv, cwd=cwd, env=env, stdin=stdin, timeout=timeout, on_output=on_output)
         return self._thread.call(work)
 
-    def put(self, local: Path | str, remote: str = "") -> None:
-        """Copy a file or a folder into the VM; see `AsyncSession.put`."""
-        self._thread.call(self._session.put(local, remote))
+    def put(
+        self,
+        local: Path | str,
+        remote: str = "",
+        bounds: Bounds = USUAL,
+        on_progress: OnCopied = no_progress,
+    ) -> Sent:
+        """Copy a file or a folder into the VM; see `AsyncSession.put`. Progress is told in another thread."""
+        return self._thread.call(self._session.put(local, remote, bounds, on_progress))
 
-    def get(self, remote: str, local: Path | str, bounds: Bounds = USUAL) -> Received:
-        """Copy a file or a folder out of the VM; see `AsyncSession.get`."""
-        return self._thread.call(self._session.get(remote, local, bounds))
+    def get(
+        self, remote: str, local: Path | str, bounds: Bounds = USUAL, on_progress: OnCopied = no_progress
+    ) -> Received:
+        """Copy a file or a folder out of the VM; see `AsyncSession.get`. Progress is told in another thread."""
+        return self._thread.call(self._session.get(remote, local, bounds, on_progress))

@@ -14,6 +14,7 @@ class Benchmark(enum.StrEnum):
     TIMETRAVEL = "timetravel"
     POOL = "pool"
     EGRESS = "egress"
+    FILES = "files"
     FIREWALL = "firewall"
     SAMPLING = "sampling"
     ANOMALIES = "anomalies"

@@ -45,7 +45,7 @@ _VALID: Final = "%limits, %limits NAME=VALUE … and %limits reset"
 _HEAD: Final = ("limit", "value", "from", "enforced by")
 _NUMBER: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([a-zA-Z]*)(/s)?", re.ASCII)
 _SECONDS: Final = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86400}
-_BYTES: Final = {
+BYTES: Final = {
     "B": 1,
     "kB": 10**3,
     "KB": 10**3,
@@ -84,9 +84,9 @@ def _size(mib: float) -> str:
 _TIME: Final = _Kind(_SECONDS, 1, "90s, 5min or 2h", lambda seconds: f"{seconds:g} s", whole=False)
 _CORES: Final = _Kind({"": 1}, 1, "1.5", lambda cores: f"{cores:g} cores", whole=False)
 _COUNT: Final = _Kind({"": 1}, 1, "1000", lambda count: f"{count:g}")
-_MIB: Final = _Kind(_BYTES, 1 << 20, "512MiB or 1GiB", _size)
-_MIB_RATE: Final = _Kind(_BYTES, 1 << 20, "8MiB", lambda mib: f"{_size(mib)}/s")
-_MB_RATE: Final = _Kind(_BYTES, 10**6, "50MB", lambda megabytes: f"{megabytes:g} MB/s")
+_MIB: Final = _Kind(BYTES, 1 << 20, "512MiB or 1GiB", _size)
+_MIB_RATE: Final = _Kind(BYTES, 1 << 20, "8MiB", lambda mib: f"{_size(mib)}/s")
+_MB_RATE: Final = _Kind(BYTES, 10**6, "50MB", lambda megabytes: f"{megabytes:g} MB/s")
 
 _LIMITS: Final = {
     "timeout": ("cell_deadline", _TIME),

@@ -116,7 +116,7 @@ def _tell_received(received: Received) -> None:
 
 @contextmanager
 def _progress() -> Iterator[OnProgress]:
-    """Show on a terminal what is going on before the program begins; say nothing elsewhere."""
+    """Show on a terminal what is going on before the program begins and after its end; say nothing elsewhere."""
     with Status("", console=_err) as status:
 
         def show(stage: str, done: float | None) -> None:
@@ -124,6 +124,7 @@ def _progress() -> Iterator[OnProgress]:
                 status.stop()
                 return
             share = "" if done is None else f" {done:.0%}"
+            status.start()
             status.update(Text(plain(f"{stage}{share}")))
 
         yield show

@@ -1,55 +1,45 @@
-"""Files and folders into a VM and out of it, as tar streams through a tar that runs in it as the cells' user.
+"""Files and folders into a VM and out of it; a program that runs in it as the cells' user is the other end.
 
-At either end what is copied is complete or absent: it is written beside its place, which it gets at the end.
+At either end what is copied is complete or absent: it is written beside its place, which it gets at the end. What is
+there of an attempt that was interrupted is what the next one goes on with; see `agentvm_kernel.run.carrier`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from agentvm_kernel.errors import TransferError
+from agentvm_kernel.run import carrier
+from agentvm_kernel.run.carrier import Part, RefusedError, Source
+from agentvm_kernel.run.entries import EntryStream, read_arrived, read_manifest
 from agentvm_kernel.run.exec import Execution, Opener, execute, working
-from agentvm_kernel.run.tarstream import TarStream, pack
-from agentvm_kernel.run.unpack import USUAL, Bounds, Received, Unpacking
+from agentvm_kernel.run.unpack import USUAL, Bounds, OnProgress, Received, Unpacking, no_progress
 from agentvm_kernel.terminal import plain
 
-__all__ = ["Bounds", "Received", "get", "get_changed", "get_named", "mark", "placed", "put"]
+__all__ = ["Bounds", "Received", "Sent", "get", "get_changed", "get_named", "mark", "placed", "put"]
 
 _MAX_STDERR: Final = 1 << 20
+_MAX_MANIFEST: Final = 16 << 20
 _MAX_TOLD: Final = 2000
 _CONTENT: Final = "content"
-_NOTHING: Final = Bounds(1 << 10, 1)
-# What tar says when a file changed while it was read: what was read is there.
-_CHANGED_MEANWHILE: Final = 1
+_SMALL: Final = 1 << 10
+_MIB: Final = 1 << 20
+_REMEDIES: Final = {
+    "the most that is copied": "Copy less, pack it into one file, or allow more.",
+    "No space left": "Make room in the VM, or copy less; %vm profile NAME gives it a larger disk.",
+}
+_PYTHON: Final = ("python3", "-I", "-S", "-c", Path(carrier.__file__).read_text())
 
-_PUT: Final = f"""
-set -e
-mkdir -p -- "$(dirname -- "$1")"
-if [ -d "$1" ] || {{ [ "$2" = folder ] && [ -e "$1" ]; }}; then
-    echo "there is $1 already" >&2
-    exit 66
-fi
-temporary=$(mktemp -d -- "$(dirname -- "$1")/.agentvm-XXXXXXXX")
-trap 'rm -rf -- "$temporary"' EXIT
-trap 'exit 66' TERM
-tar --extract --file=- --no-same-owner --preserve-permissions --directory="$temporary"
-mv -T -- "$temporary/{_CONTENT}" "$1"
-"""
-_TAR: Final = (
-    "tar --create --file=- --format=posix --pax-option=delete=atime,delete=ctime,delete=mtime --hard-dereference"
-)
-_GET: Final = f"""
-target=$(readlink -e -- "$1") || {{ echo "there is no $1" >&2; exit 66; }}
-cd -- "$(dirname -- "$target")" && exec {_TAR} -- "./$(basename -- "$target")"
-"""
 # A file's time is that of the clock's last tick: what is written from now on must have a later one.
 _MARK: Final = """
 set -e
@@ -59,22 +49,38 @@ until [ "$probe" -nt "$mark" ]; do touch -- "$probe"; done
 rm -- "$probe"
 echo "$mark"
 """
-_GET_CHANGED: Final = f"""
-cd -- "$1" || exit 66
-find . -mindepth 1 '(' -type f -o -type d -o -type l ')' -cnewer "$2" -print0 |
-    {_TAR} --null --no-recursion --files-from=-
-"""
-_GET_NAMED: Final = f"""
-cd -- "$1" || exit 66
-shift
-for name; do
-    [ -e "$name" ] || {{ echo "there is no $name" >&2; exit 66; }}
-done
-exec {_TAR} -- "$@"
-"""
 
 
-async def put(link: Opener, local: Path, remote: str) -> None:
+@dataclass(frozen=True)
+class Sent:
+    """What was copied into a VM.
+
+    Attributes:
+        size: Bytes of content.
+        count: Files, folders and links.
+        saved: Of the bytes, how many were there already.
+        digest: SHA-256 of a file, or of a folder; see `carrier.digest`.
+        path: What it has become, as the guest says.
+        left_out: Devices and named pipes, which are not copied.
+    """
+
+    size: int
+    count: int
+    saved: int
+    digest: str
+    path: str
+    left_out: tuple[str, ...] = ()
+
+
+async def put(
+    link: Opener,
+    local: Path,
+    remote: str,
+    *,
+    bounds: Bounds = USUAL,
+    on_progress: OnProgress = no_progress,
+    into: bool = False,
+) -> Sent:
     """Copy a file or a folder into a VM.
 
     Args:
@@ -82,26 +88,42 @@ async def put(link: Opener, local: Path, remote: str) -> None:
         local: What is copied; links inside stay links, devices and named pipes are left out.
         remote: What it becomes; a relative path begins at the user's home, one that ends with a slash gets the name of
             what is copied added. A file there is replaced, a folder is an error.
+        bounds: How much may be copied.
+        on_progress: Called with how much is there, and how much there is.
+        into: Put it into a folder that is there, under its own name.
 
     Raises:
-        TransferError: it cannot be read or written; nothing was changed.
-        LinkError: the link ended.
+        TransferError: it cannot be read or written, or is too much; nothing was changed.
+        LinkError: the link ended; what has come is kept beside the place, for the next attempt.
     """
+    name = local.resolve().name
     if not remote or remote.endswith("/"):
-        remote += local.resolve().name
-    kind = "folder" if local.is_dir() else "file"
-    async with (
-        _shell(link, _PUT, remote, kind, what=f"{local} cannot be copied into the VM") as shell,
-        working(shell.feed(pack(local, _CONTENT))) as feeding,
-    ):
-        failure = await shell.drained()
-        if feeding.done():
-            feeding.result()
-        if failure:
-            raise failure
+        remote += name
+    what = f"{local} cannot be copied into the VM"
+    with _told(what):
+        source = await asyncio.to_thread(_source, local, bounds)
+    words = ("receive", remote, "folder" if local.is_dir() else "file", name if into else "")
+    async with _program(link, [*_PYTHON, *words], what) as program:
+        output = program.output(_MAX_MANIFEST)
+        kept = await read_manifest(output)
+        async with working(program.feed(source.pieces(kept), source, on_progress)) as feeding:
+            said, failure = await program.drained(output)
+            if feeding.done():
+                feeding.result()
+            if failure:
+                raise failure
+    arrived = read_arrived(said)
+    if arrived.digest != source.digest:
+        raise TransferError(f"{what}: what came is not what was sent.", "Copy it again.")
+    others = tuple(path for path, status in source.members if carrier.is_other(status))
+    return Sent(
+        source.size, len(source.members) - len(others), source.saved, source.digest, plain(arrived.path), others
+    )
 
 
-async def get(link: Opener, remote: str, local: Path, bounds: Bounds = USUAL) -> Received:
+async def get(
+    link: Opener, remote: str, local: Path, bounds: Bounds = USUAL, *, on_progress: OnProgress = no_progress
+) -> Received:
     """Copy a file or a folder out of a VM.
 
     Args:
@@ -109,17 +131,30 @@ async def get(link: Opener, remote: str, local: Path, bounds: Bounds = USUAL) ->
         remote: What is copied; a relative path begins at the user's home.
         local: What it becomes. A file there is replaced by a file, an empty folder by a folder.
         bounds: How much is taken.
+        on_progress: Called with how much has come, and how much there is as the guest claims.
 
     Returns:
         What came, and what was left out: links that lead out, devices, named pipes, names that cannot be shown.
 
     Raises:
         TransferError: it cannot be read or written, or is too much; nothing was changed.
-        LinkError: the link ended.
+        LinkError: the link ended; what has come is kept beside the place, for the next attempt.
     """
-    async with _shell(link, _GET, remote, what=f"{remote} cannot be copied out of the VM") as shell:
-        with placed(local) as place:
-            return await Unpacking(place, bounds, strip=1).run(TarStream(shell.output()))
+    what = f"{remote} cannot be copied out of the VM"
+    with _told(what):
+        if local.is_dir() and any(local.iterdir()):
+            raise RefusedError(f"{local} is a folder that is not empty")
+        part = Part(str(local))
+        async with _kept(part):
+            words = ("send", remote, str(bounds.count), "tree")
+            async with (
+                _program(link, [*_PYTHON, *words], what) as program,
+                working(program.feed(iter([carrier.line(**part.manifest())]))),
+            ):
+                unpacking = Unpacking(Path(part.content), bounds, part, on_progress)
+                received = await unpacking.run(EntryStream(program.output()))
+            part.settle(str(local))
+    return received
 
 
 async def mark(link: Opener) -> str:
@@ -129,12 +164,19 @@ async def mark(link: Opener) -> str:
         TransferError: the VM's disk is full, or so.
         LinkError: the link ended.
     """
-    async with _shell(link, _MARK, what="The present cannot be noted in the VM") as shell:
-        said = b"".join([piece async for piece in shell.output(_NOTHING.size)])
+    async with _program(link, ["/bin/sh", "-c", _MARK], "The present cannot be noted in the VM") as program:
+        said = b"".join([piece async for piece in program.output(_SMALL)])
     return os.fsdecode(said.strip())
 
 
-async def get_changed(link: Opener, folder: str, since: str, local: Path, bounds: Bounds = USUAL) -> Received:
+async def get_changed(
+    link: Opener,
+    folder: str,
+    since: str,
+    local: Path,
+    bounds: Bounds = USUAL,
+    on_progress: OnProgress = no_progress,
+) -> Received:
     """Copy what is new or changed in a VM's folder.
 
     Args:
@@ -143,14 +185,22 @@ async def get_changed(link: Opener, folder: str, since: str, local: Path, bounds
         since: What `mark` returned.
         local: The folder that it becomes; must not be there, or be empty.
         bounds: How much is taken.
+        on_progress: As for `get`.
 
     Returns:
-        See `get`; so for what is raised.
+        See `get`; so for what is raised, but nothing is kept for another attempt.
     """
-    return await _get_some(link, _GET_CHANGED, folder, [since], local, bounds)
+    return await _get_some(link, folder, ["changed", since], local, bounds, on_progress)
 
 
-async def get_named(link: Opener, folder: str, names: Sequence[str], local: Path, bounds: Bounds = USUAL) -> Received:
+async def get_named(
+    link: Opener,
+    folder: str,
+    names: Sequence[str],
+    local: Path,
+    bounds: Bounds = USUAL,
+    on_progress: OnProgress = no_progress,
+) -> Received:
     """Copy some of what is in a VM's folder.
 
     Args:
@@ -159,27 +209,54 @@ async def get_named(link: Opener, folder: str, names: Sequence[str], local: Path
         names: What is copied, as paths in it.
         local: The folder that it becomes; must not be there, or be empty.
         bounds: How much is taken.
+        on_progress: As for `get`.
 
     Returns:
-        See `get`; so for what is raised.
+        See `get_changed`.
     """
-    return await _get_some(link, _GET_NAMED, folder, [f"./{name}" for name in names], local, bounds)
+    return await _get_some(link, folder, ["named", *names], local, bounds, on_progress)
 
 
 async def _get_some(
-    link: Opener, script: str, folder: str, words: Sequence[str], local: Path, bounds: Bounds
+    link: Opener, folder: str, words: Sequence[str], local: Path, bounds: Bounds, on_progress: OnProgress
 ) -> Received:
-    async with _shell(link, script, folder, *words, what="The results cannot be copied out of the VM") as shell:
-        with placed(local) as place:
-            place.mkdir()
-            return await Unpacking(place, bounds).run(TarStream(shell.output()))
+    what = "The results cannot be copied out of the VM"
+    argv = [*_PYTHON, "send", folder, str(bounds.count), *words]
+    with _told(what):
+        async with _program(link, argv, what) as program:
+            await program.close_stdin()
+            with placed(local) as place:
+                place.mkdir()
+                return await Unpacking(place, bounds, on_progress=on_progress).run(EntryStream(program.output()))
 
 
-class _Shell:
-    """A shell in the VM that copies.
+def _source(local: Path, bounds: Bounds) -> Source:
+    source = Source(str(local), most=bounds.count)
+    if source.size > bounds.size:
+        raise RefusedError(f"it has {source.size / _MIB:g} MiB; the most that is copied is {bounds.size / _MIB:g} MiB")
+    return source
+
+
+@asynccontextmanager
+async def _kept(part: Part) -> AsyncIterator[None]:
+    """Have a part; what is in it is kept for another attempt unless it is good for nothing."""
+    opening = asyncio.create_task(asyncio.to_thread(part.open))
+    try:
+        await asyncio.shield(opening)
+        yield
+    except (RefusedError, TransferError, OSError):
+        part.discard()
+        raise
+    finally:
+        await asyncio.wait([opening])
+        part.close()
+
+
+class _Program:
+    """A program in the VM that copies.
 
     Args:
-        execution: The shell.
+        execution: The program.
         what: What an error says has failed.
     """
 
@@ -205,43 +282,69 @@ class _Shell:
                 said += data[: _MAX_TOLD - len(said)]
         ended = self._execution.exit
         assert ended is not None
-        if ended.status not in (0, _CHANGED_MEANWHILE):
+        if ended.status:
             lines = [plain(line) for line in said.decode(errors="replace").splitlines() if line.strip()]
-            raise TransferError(f"{self._what}: {'; '.join(lines[:3]) or f'it ended with {ended.status}'}.")
+            reason = "; ".join(lines[:3]) or f"it ended with {ended.status}"
+            raise TransferError(f"{self._what}: {reason}.", _remedy(reason))
 
-    async def drained(self) -> TransferError | None:
-        """Wait for its end; returns why it failed, if it did."""
+    async def drained(self, output: AsyncIterator[bytes]) -> tuple[bytes, TransferError | None]:
+        """Wait for its end; returns what it said until then, and why it failed, if it did."""
+        said = bytearray()
         try:
-            async for _ in self.output(_MAX_STDERR):
-                pass
+            async for piece in output:
+                said += piece
         except TransferError as error:
-            return error
-        return None
+            return bytes(said), error
+        return bytes(said), None
 
-    async def feed(self, pieces: Iterator[bytes]) -> None:
+    async def feed(
+        self, pieces: Iterator[bytes], source: Source | None = None, on_progress: OnProgress = no_progress
+    ) -> None:
         """Write to its stdin what is read from the disk meanwhile; if that fails, end it.
 
         Raises:
             OSError: what the pieces raise.
-            TransferError: the same.
+            RefusedError: the same.
         """
+        done = 0
         try:
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 await self._execution.write(piece)
-        except (OSError, TransferError):
+                if source is not None and source.done > done:
+                    done = source.done
+                    on_progress(done, source.size)
+        except (OSError, RefusedError):
             await self._execution.signal(signal.SIGTERM)
             raise
+        await self.close_stdin()
+
+    async def close_stdin(self) -> None:
+        """Let it see the end of what it is fed."""
         await self._execution.close_stdin()
 
 
 @asynccontextmanager
-async def _shell(link: Opener, script: str, *words: str, what: str) -> AsyncIterator[_Shell]:
+async def _program(link: Opener, argv: Sequence[str], what: str) -> AsyncIterator[_Program]:
+    with _told(what):
+        async with execute(link, argv) as execution:
+            yield _Program(execution, what)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say in the user's words what has failed on this host."""
     try:
-        async with execute(link, ["/bin/sh", "-c", script, "sh", *words]) as execution:
-            yield _Shell(execution, what)
+        yield
     except OSError as error:
         place = f" ({error.filename!s})" if error.filename else ""
-        raise TransferError(f"{what}: {error.strerror or error}{place}.") from error
+        hint = "Make room on this computer, or copy less." if error.errno == errno.ENOSPC else ""
+        raise TransferError(f"{what}: {error.strerror or error}{place}.", hint) from error
+    except RefusedError as error:
+        raise TransferError(f"{what}: {error}.", _remedy(str(error))) from error
+
+
+def _remedy(reason: str) -> str:
+    return next((remedy for known, remedy in _REMEDIES.items() if known in reason), "")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +108,7 @@ async def run_program(order: Order, paths: Paths, streams: Streams, on_progress:
     async with leased(paths, request, on_progress, blocked.append) as vm:
         link = vm.link
         on_progress("copying files into the virtual machine", None)
-        await _copy_in(link, order)
+        await _copy_in(link, order, on_progress)
         since = await mark(link) if order.out and not order.results else ""
         on_progress("", None)
         with program_reported(vm.network.report, vm.granted, order.plan.argv, order.plan.source) as done:
@@ -116,22 +116,29 @@ async def run_program(order: Order, paths: Paths, streams: Streams, on_progress:
             done(report.status, report.timed_out)
         report.blocked = blocked
         if order.out:
-            report.received = await _copy_out(link, order, since)
+            report.received = await _copy_out(link, order, since, on_progress)
+            on_progress("", None)
     return report
 
 
-async def _copy_in(link: Link, order: Order) -> None:
+async def _copy_in(link: Link, order: Order, on_progress: OnProgress) -> None:
     source = order.plan.source
-    await put(link, source, WORK if order.plan.is_folder else f"{WORK}/{source.name}")
+    tell = _shares("copying files into the virtual machine", on_progress)
+    await put(link, source, WORK if order.plan.is_folder else f"{WORK}/{source.name}", on_progress=tell)
     for path in order.inputs:
-        await put(link, path, f"{WORK}/")
+        await put(link, path, f"{WORK}/", on_progress=tell)
 
 
-async def _copy_out(link: Link, order: Order, since: str) -> Received:
+async def _copy_out(link: Link, order: Order, since: str, on_progress: OnProgress) -> Received:
     assert order.out is not None
+    tell = _shares("copying results out of the virtual machine", on_progress)
     if order.results:
-        return await get_named(link, WORK, order.results, order.out, order.bounds)
-    return await get_changed(link, WORK, since, order.out, order.bounds)
+        return await get_named(link, WORK, order.results, order.out, order.bounds, tell)
+    return await get_changed(link, WORK, since, order.out, order.bounds, tell)
+
+
+def _shares(stage: str, on_progress: OnProgress) -> Callable[[int, int], None]:
+    return lambda done, total: on_progress(stage, done / total if total else None)
 
 
 async def _run(link: Link, order: Order, streams: Streams) -> Report:

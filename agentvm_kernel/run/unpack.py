@@ -7,27 +7,38 @@ shown) is left out and said.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 from agentvm_kernel.errors import TransferError
-from agentvm_kernel.run.tarstream import Entry, TarStream
+from agentvm_kernel.run.carrier import PART, Part, RefusedError, digest
+from agentvm_kernel.run.entries import Entry, EntryStream
 
 _MAX_PATH: Final = 4000
 _MAX_NAME: Final = 255
 _MAX_DEPTH: Final = 100
 _MAX_LINKS: Final = 16 << 20
-_MAX_MTIME: Final = 1 << 33
 _MAX_TOLD: Final = 20
 _MIB: Final = 1 << 20
+_BATCH: Final = 1 << 20
+
+OnProgress = Callable[[int, int], None]
+"""Called with how many bytes are done, and how many there are."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much is taken from a guest at once.
+    """How much is copied at once, in either direction.
 
     Attributes:
         size: Bytes of content.
@@ -48,12 +59,16 @@ class Received:
     Attributes:
         size: Bytes of content.
         count: Files, folders and links.
+        saved: Of the bytes, how many had come earlier.
+        digest: SHA-256 of a file, or of a folder; see `carrier.digest`.
         left_out: What was left out, and why; the first of it.
         left_out_count: How much was left out.
     """
 
     size: int = 0
     count: int = 0
+    saved: int = 0
+    digest: str = ""
     left_out: list[str] = field(default_factory=list)
     left_out_count: int = 0
 
@@ -65,127 +80,223 @@ class Received:
 
 
 class Unpacking:
-    """Takes an archive's members in, below a folder.
+    """Takes in what a guest sends, below a folder.
 
     Args:
-        root: What the members' paths begin at. It is not there yet, or a folder.
+        root: What the paths begin at. It is not there yet, or a folder.
         bounds: How much is taken.
-        strip: How many leading parts of each path are thrown away.
+        part: Has what came of it earlier.
+        on_progress: Called with how much has come, and how much there is as the guest claims.
     """
 
-    def __init__(self, root: Path, bounds: Bounds, *, strip: int = 0) -> None:
+    def __init__(
+        self, root: Path, bounds: Bounds, part: Part | None = None, on_progress: OnProgress = no_progress
+    ) -> None:
         self.received = Received()
         self._root = root
         self._bounds = bounds
-        self._strip = strip
-        self._links: list[tuple[Path, str]] = []
+        self._part = part
+        self._on_progress = on_progress
+        self._done = self._expected = 0
+        self._sums: dict[str, str] = {}
+        self._left_out: dict[str, str] = {}
+        self._links: list[tuple[Path, Entry]] = []
         self._links_size = 0
+        self._folders: list[tuple[Path, Entry]] = []
 
-    async def run(self, archive: TarStream) -> Received:
-        """Take all of an archive.
+    async def run(self, stream: EntryStream) -> Received:
+        """Take all of it.
 
         Raises:
-            TransferError: it is none, or holds what no honest one does, or too much.
+            TransferError: it is nothing of the kind, or holds what no honest guest sends, or too much.
             OSError: it cannot be written.
         """
+        total = await stream.total()
+        self._check(total.size, total.count)
+        self._expected = total.size
         try:
-            while (entry := await archive.next()) is not None:
-                await self._take(entry, archive.content())
-            for path, target in self._links:
-                path.symlink_to(target)
+            while isinstance(entry := await stream.next(), Entry):
+                await self._take(entry, stream.content())
+            for path, link in self._links:
+                path.symlink_to(link.target)
+                os.utime(path, ns=(link.mtime, link.mtime), follow_symlinks=False)
         except (FileExistsError, NotADirectoryError) as error:
             raise TransferError("The VM sent two things of the same name.") from error
+        except RefusedError as error:
+            raise TransferError(f"The VM sent something else than it was asked for: {error}.") from error
+        if digest(self._sums | self._left_out) != entry.digest:
+            raise TransferError("What came is not what the VM says that it has sent.", "Copy it again.")
+        for path, folder in reversed(self._folders):
+            # Whoever owns a folder can always go on to look into it, and remove it.
+            path.chmod(folder.mode | 0o700)
+            os.utime(path, ns=(folder.mtime, folder.mtime))
+        self.received.digest = digest(self._sums)
         return self.received
 
-    async def _take(self, entry: Entry, content: AsyncIterator[memoryview]) -> None:
+    async def _take(self, entry: Entry, content: AsyncIterator[bytes]) -> None:
         self._count(entry.size)
-        parts = _parts(entry.name)
-        if len(parts) < self._strip:
-            raise TransferError(f"The VM sent a file for another place: {entry.name[:_MAX_NAME]!a}.")
-        path, name = self._root.joinpath(*parts[self._strip :]), "/".join(parts[self._strip :])
+        parts = _parts(entry.path)
+        path, name = self._root.joinpath(*parts), "/".join(parts)
         if not all(part.isprintable() for part in parts):
             self.received.leave_out(name, "a name that cannot be shown")
+        elif any(part.startswith(PART) for part in parts):
+            self.received.leave_out(name, "a name that copies have for themselves")
         elif entry.kind == "folder":
-            self._make_folder(path, entry.mode)
+            self._make_folder(path)
+            self._folders.append((path, entry))
         elif entry.kind == "link":
-            self._keep_link(path, len(parts) - self._strip - 1, entry.target)
+            self._keep_link(path, len(parts) - 1, entry)
         elif entry.kind == "file":
-            await self._write_file(path, entry, content)
+            self._sums[entry.path] = await self._write_file(path, entry, content)
             return
         else:
             self.received.leave_out(name, "neither file, folder nor link")
-        async for _ in content:
-            pass
+        summing = hashlib.sha256()
+        async for piece in content:
+            summing.update(piece)
+        if entry.kind == "file":
+            self._left_out[entry.path] = summing.hexdigest()
 
     def _count(self, size: int = 0) -> None:
         self.received.count += 1
         self.received.size += size
-        if self.received.count > self._bounds.count:
+        self._check(self.received.size, self.received.count)
+
+    def _check(self, size: int, count: int) -> None:
+        if count > self._bounds.count:
             raise TransferError(
                 f"The VM sent more than {self._bounds.count} files, which is the most that is taken.",
                 "Copy out less, pack it in the VM, or allow more.",
             )
-        if self.received.size > self._bounds.size:
+        if size > self._bounds.size:
             raise TransferError(
                 f"The VM sent more than {self._bounds.size / _MIB:g} MiB, which is the most that is taken.",
                 "Copy out less, or allow more.",
             )
 
-    def _make_folder(self, path: Path, mode: int = 0o777) -> None:
+    def _make_folder(self, path: Path) -> None:
         try:
-            path.mkdir(mode & 0o777 | 0o700)
+            path.mkdir(0o700)
         except FileNotFoundError:
             if path == self._root:
                 raise
             self._count()
             self._make_folder(path.parent)
-            path.mkdir(mode & 0o777 | 0o700)
+            path.mkdir(0o700)
         except FileExistsError:
             if not path.is_dir():
                 raise
 
-    async def _write_file(self, path: Path, entry: Entry, content: AsyncIterator[memoryview]) -> None:
+    async def _write_file(self, path: Path, entry: Entry, content: AsyncIterator[bytes]) -> str:
         if path != self._root:
             self._make_folder(path.parent)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(path, flags, entry.mode & 0o777 | 0o600), "wb") as file:
-            async for piece in content:
-                file.write(piece)
-            file.flush()
-            if entry.mtime < _MAX_MTIME:
-                os.utime(file.fileno(), (entry.mtime, entry.mtime))
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        if entry.offset:
+            summing = self._take_up(path, entry)
+            flags |= os.O_APPEND
+        else:
+            summing = hashlib.sha256()
+            flags |= os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+            async with _Writer(file, summing) as writer:
+                async for piece in content:
+                    await writer.write(piece)
+                    self._tell(len(piece))
+            os.fchmod(file.fileno(), entry.mode)
+            os.utime(file.fileno(), ns=(entry.mtime, entry.mtime))
+        return str(summing.hexdigest())
 
-    def _keep_link(self, path: Path, depth: int, target: bytes) -> None:
+    def _take_up(self, path: Path, entry: Entry) -> Any:
+        if self._part is None:
+            raise RefusedError("nothing was begun")
+        summing = self._part.take_up(entry.path, str(path), entry.offset)
+        self.received.saved += entry.offset
+        self._tell(entry.offset)
+        return summing
+
+    def _tell(self, size: int) -> None:
+        self._done += size
+        self._on_progress(self._done, self._expected)
+
+    def _keep_link(self, path: Path, depth: int, entry: Entry) -> None:
         """Note a link for later; what it needs is made now, while no other link can be in its way."""
-        if not _stays_inside(target, depth):
+        if not _stays_inside(entry.target, depth):
             self.received.leave_out(str(path.relative_to(self._root)), "a link that leads out")
             return
-        self._links_size += len(os.fsencode(path)) + len(target)
+        self._links_size += len(os.fsencode(path)) + len(entry.target)
         if self._links_size > _MAX_LINKS:
             raise TransferError("The VM sent too many links.")
         self._make_folder(path.parent)
-        self._links.append((path, target.decode()))
+        self._links.append((path, entry))
 
 
-def _parts(name: bytes) -> tuple[str, ...]:
+class _Writer:
+    """Writes and hashes in a thread, while more is received.
+
+    Args:
+        file: Where to write.
+        summing: The hash.
+    """
+
+    def __init__(self, file: FileIO, summing: Any) -> None:
+        self._file = file
+        self._summing = summing
+        self._data = bytearray()
+        self._working: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def write(self, piece: bytes) -> None:
+        """Take a piece; waits if too much is on its way."""
+        self._data += piece
+        if len(self._data) >= _BATCH:
+            await self._settle()
+            data, self._data = self._data, bytearray()
+            self._working = asyncio.create_task(asyncio.to_thread(self._work, data))
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        """Write the rest, whatever has happened: what has come is what another attempt goes on with."""
+        await self._settle()
+        self._work(self._data)
+
+    async def _settle(self) -> None:
+        if (working := self._working) is not None:
+            await asyncio.wait([working])
+            self._working = None
+            working.result()
+
+    def _work(self, data: bytearray) -> None:
+        self._summing.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+
+def _parts(path: str) -> tuple[str, ...]:
     """Return a path's parts, after having made sure that none of them leads anywhere else."""
-    parts = tuple(os.fsdecode(part) for part in name.split(b"/") if part not in (b"", b"."))
-    if name.startswith(b"/") or ".." in parts:
+    name = path.encode(errors="backslashreplace")
+    parts = tuple(part for part in path.split("/") if part not in ("", "."))
+    if path.startswith("/") or ".." in parts or "\0" in path:
         raise TransferError(f"The VM sent a file for another place: {name[:_MAX_NAME]!a}.")
-    if len(name) > _MAX_PATH or len(parts) > _MAX_DEPTH or any(len(os.fsencode(part)) > _MAX_NAME for part in parts):
+    if len(name) > _MAX_PATH or len(parts) > _MAX_DEPTH or any(len(_encoded(part)) > _MAX_NAME for part in parts):
         raise TransferError(f"The VM sent a file with too long a path: {name[:80]!a} and so on.")
     return parts
 
 
-def _stays_inside(target: bytes, depth: int) -> bool:
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+def _stays_inside(target: str, depth: int) -> bool:
     """Return whether a link in a folder of that depth leads to something inside.
 
     ``..`` is believed only at the beginning, where it leaves real folders: what it leaves later may be a link.
     """
-    parts = os.fsdecode(target).split("/")
+    parts = target.split("/")
     up = 0
     while up < len(parts) and parts[up] == "..":
         up += 1
-    if not all(part.isprintable() for part in parts):
+    if not all(part.isprintable() for part in parts) or len(target) > _MAX_PATH:
         return False
     return bool(parts[0]) and up <= depth and ".." not in parts[up:]

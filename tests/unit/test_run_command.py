@@ -34,7 +34,7 @@ def test_results_can_be_named_and_are_bounded(runs: Runs) -> None:
     assert [path.name for path in (runs.folder / "out").iterdir()] == ["a"]
     assert "more than 2 MiB" in runs.fails(script, "--out", "large", "--out-limit", "2")
     assert "more than 1 files" in runs.fails(script, "--out", "large", "--out-files", "1")
-    assert "there is no ./z" in runs.fails(script, "--out", "large", "--result", "z")
+    assert "there is no z" in runs.fails(script, "--out", "large", "--result", "z")
     assert not (runs.folder / "large").exists()
 
 
