@@ -44,7 +44,7 @@ def describe(report: Report, notebook: str, files: dict[str, int], author: str) 
         "description": "A notebook as it was run in virtual machines by AgentVM Kernel, and the record of that.",
         "datePublished": made, "license": "No license is stated; ask whoever gave you this.",
         "conformsTo": [{"@id": profile} for profile, *_ in _PROFILES], "hasPart": parts,
-        "mainEntity": {"@id": notebook}, "mentions": [{"@id": action["@id"]} for action in actions],
+        "mainEntity": {"@id": notebook}, **_listed("mentions", [action["@id"] for action in actions]),
     }  # fmt: skip
     people: list[Entity] = []
     if author:
@@ -74,7 +74,7 @@ def _notebook(name: str, length: int) -> Entity:
     return {
         "@id": name, "@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow"], "name": name,
         "contentSize": str(length), "encodingFormat": "application/x-ipynb+json",
-        "programmingLanguage": {"@id": _PYTHON},
+        "programmingLanguage": {"@id": _PYTHON}, "softwareRequirements": {"@id": _KERNEL},
     }  # fmt: skip
 
 
@@ -86,7 +86,6 @@ def _software() -> list[Entity]:
         },
         {
             "@id": _KERNEL, "@type": "SoftwareApplication", "name": "AgentVM Kernel", "softwareVersion": __version__,
-            "url": {"@id": "https://jupyter.org/"},
         },
     ]  # fmt: skip
 
@@ -98,17 +97,24 @@ def _file(name: str, length: int) -> Entity:
 
 def _action(session: Session, place: int, notebook: str, files: dict[str, int]) -> Entity:
     failed = sum(run.outcome in {"failed", "timeout"} for run in session.runs)
+    has_failed = any(run.outcome in {"failed", "timeout"} for run in session.way)
     machine = session.acquired
     said = f"{len(session.runs)} runs of cells, {failed} failed, {len(session.returns)} ways back"
     described = f"image {machine.image}, profile {machine.profile}, {machine.accelerator}, {machine.hypervisor}"
     action: Entity = {
         "@id": f"#session-{place}", "@type": "CreateAction", "name": f"Session {place} of {notebook}",
         "description": f"{said}; {described}", "instrument": {"@id": notebook}, "startTime": _moment(session.began),
-        "result": [{"@id": name} for name in files if name != notebook],
-        "actionStatus": {"@id": "http://schema.org/CompletedActionStatus"},
+        **_listed("result", [name for name in files if name != notebook]),
+        "actionStatus": f"http://schema.org/{'Failed' if has_failed else 'Completed'}ActionStatus",
     }  # fmt: skip
     ended = session.ended or max((run.ended or run.began for run in session.runs), default=session.began)
     return action | {"endTime": _moment(ended)}
+
+
+def _listed(name: str, identifiers: list[str]) -> Entity:
+    """Return what a property refers to; a single thing stands without a list, as the profile wants it."""
+    known = [{"@id": one} for one in identifiers]
+    return {name: known[0] if len(known) == 1 else known} if known else {}
 
 
 def _moment(seconds: float) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -153,7 +154,8 @@ def _as_nbformat_4(name: str, values: dict[str, Any]) -> dict[str, Any]:
         node = nbformat.from_dict(values)  # type: ignore[no-untyped-call]
         if values.get("nbformat") != 4:
             node = nbformat.convert(node, 4)  # type: ignore[no-untyped-call]
-        nbformat.validate(node, relax_add_props=True)
+        with warnings.catch_warnings(action="ignore"):  # of ids that are missing or doubled, which it repairs
+            nbformat.validate(node, relax_add_props=True)
     except (NotebookValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ReportError(f"{name!a:.80} is no valid notebook: {said!a:.200}.") from error

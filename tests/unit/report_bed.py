@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from agentvm_kernel.supervisor.execution_messages import digest_of
 
 NOON = 1_767_268_800.0  # 2026-01-01T12:00:00Z
 IMAGE = "1" * 64
+_ids = itertools.count()
 Output = dict[str, Any]
 
 
@@ -23,23 +25,15 @@ def text(words: str, name: str = "stdout") -> Output:
     return {"output_type": "stream", "name": name, "text": words}
 
 
-def display(**data: Any) -> Output:
-    return {
-        "output_type": "display_data",
-        "data": {key.replace("_", "/"): v for key, v in data.items()},
-        "metadata": {},
-    }
-
-
 def code(source: str, *outputs: Output, count: int | None = None, name: str = "", **metadata: Any) -> dict[str, Any]:
     cell = {
         "cell_type": "code", "source": source, "outputs": list(outputs), "execution_count": count, "metadata": metadata
     }  # fmt: skip
-    return cell | {"id": name or f"c{abs(hash(source)) % 10**8}"}
+    return cell | {"id": name or f"c{next(_ids)}"}
 
 
 def markdown(source: str) -> dict[str, Any]:
-    return {"cell_type": "markdown", "source": source, "metadata": {}, "id": f"m{abs(hash(source)) % 10**8}"}
+    return {"cell_type": "markdown", "source": source, "metadata": {}, "id": f"m{next(_ids)}"}
 
 
 def notebook(path: Path, *cells: dict[str, Any], **metadata: Any) -> Path:
