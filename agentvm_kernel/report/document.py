@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import nbformat
-from nbformat.validator import NotebookValidationError
+from nbformat.validator import ValidationError
 
 from agentvm_kernel.errors import ReportError
 from agentvm_kernel.firewall.bundles import joined
@@ -22,10 +22,9 @@ MAX_BYTES: Final = 128 << 20
 MAX_DEPTH: Final = 100
 MAX_CELLS: Final = 10_000
 MAX_ELEMENTS: Final = 2_000_000
-PROVENANCE: Final = "agentvm"
-"""The key in the metadata of cells and notebooks under which this package writes."""
 
 _TEXT: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_FORMATS: Final = (3, 4)
 _UNSTRUCTURED: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 Output = dict[str, Any]
@@ -110,9 +109,10 @@ def read_bounded(path: Path, most: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ReportError(f"{path} cannot be read: {error.strerror}.") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ReportError(f"{path} is no file.")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ReportError(f"{path} is no file.")
         content = file.read(most + 1)
     if len(content) > most:
         raise ReportError(f"{path} is larger than {most >> 20} MiB.", "Clear outputs that need not be in it.")
@@ -150,13 +150,15 @@ def _depth(content: bytes) -> int:
 
 
 def _as_nbformat_4(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    if values.get("nbformat") not in _FORMATS:
+        raise ReportError(f"{name!a:.80} is no notebook of format 3 or 4.", "Open it in Jupyter, and save it.")
     try:
         node = nbformat.from_dict(values)  # type: ignore[no-untyped-call]
         if values.get("nbformat") != 4:
             node = nbformat.convert(node, 4)  # type: ignore[no-untyped-call]
         with warnings.catch_warnings(action="ignore"):  # of ids that are missing or doubled, which it repairs
             nbformat.validate(node, relax_add_props=True)
-    except (NotebookValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValidationError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ReportError(f"{name!a:.80} is no valid notebook: {said!a:.200}.") from error
     return dict(node)

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field
 
 from agentvm_kernel.report.crate import describe
-from agentvm_kernel.report.document import PROVENANCE
 from agentvm_kernel.report.make import Report
 from agentvm_kernel.report.path import recorded
 from agentvm_kernel.report.signature import sign
+from agentvm_kernel.run.provenance import KEY
 
 PAGE, PDF, RECORD, CRATE = "report.html", "report.pdf", "record.json", "ro-crate-metadata.json"
 MANIFEST, SIGNATURE = "manifest.json", "signature.json"
@@ -109,7 +109,7 @@ def stripped(values: dict[str, Any]) -> bytes:
     for holder in (values, *(cells if isinstance(cells, list) else ())):
         metadata = holder.get("metadata") if isinstance(holder, dict) else None
         if isinstance(metadata, dict):
-            for name in (PROVENANCE, "execution"):
+            for name in (KEY, "execution"):
                 metadata.pop(name, None)
     return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"
 

@@ -152,7 +152,7 @@ HOSTILE: dict[str, tuple[Callable[[Files], Files], str]] = {
     "deep description": (lambda files: files | {"ro-crate-metadata.json": DEEP}, "too deeply"),
     "deep manifest": (lambda files: files | {"manifest.json": DEEP}, "too large"),
     "manifest of something else": (lambda files: files | {"manifest.json": b'{"a": 1}'}, "nothing that it could"),
-    "no notebook": (lambda files: files | {"n.ipynb": b'{"cells": 3}'}, "no valid notebook"),
+    "no notebook": (lambda files: files | {"n.ipynb": b'{"cells": 3}'}, "no notebook"),
     "no JSON": (lambda files: files | {"record.json": b"\xff\xfe"}, "no JSON"),
     "another algorithm": (
         lambda files: files | {"signature.json": files["signature.json"].replace(b"ed25519", b"none")}, "nothing that"
