@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from kernel_harness import ScriptedSupervisor, cell, granted, parts_of, replied, running, told, within
+from kernel_harness import ScriptedSupervisor, cell, granted, outputs, parts_of, replied, running, told, within
 
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.firewall.reasons import Reason
@@ -15,6 +15,7 @@ from agentvm_kernel.kernel.executions import cell_begins
 from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.observe.events import ExecutionFailed
 from agentvm_kernel.observe.fields import claimed
+from agentvm_kernel.observe.outputs import digest_of_outputs
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.execution_messages import Execution, digest_of
 
@@ -227,3 +228,27 @@ async def test_audit_shows_a_table_and_what_a_guest_claims_as_claimed(tmp_path: 
         for wrong in ("%audit 0", "%audit x", "%audit 1 2", "%audit 1000"):
             assert "valid is %audit [N]" in await told(client, guest, wrong)
         assert "%audit [N]" in await told(client, guest, "%audit?")
+
+
+async def test_what_a_cell_has_shown_is_told_with_its_id_once_it_is_idle(tmp_path: Path) -> None:
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        content = {"code": "show()", "silent": False, "store_history": True, "user_expressions": {}}
+        message = client.session.msg("execute_request", content, metadata={"cellId": "cell-1"})
+        client.shell_channel.send(message)
+        asked = await guest.asked()
+        guest.begin(asked)
+        guest.output(asked, "one ")
+        guest.output(asked, "two")
+        guest.finish(asked)
+        await outputs(client, message["header"]["msg_id"])
+        await replied(client, message["header"]["msg_id"])
+
+        def told() -> list[Execution]:
+            return [one for request in kernel.supervisor.cells for one in request.executions]
+
+        await within(lambda: len(told()) == 3)
+        (shown,) = [one for one in told() if one.happened == "shown"]
+        output = {"output_type": "stream", "name": "stdout", "text": "one two"}
+        assert (shown.run, shown.outputs) == (1, digest_of_outputs([output]))
+        assert [one.cell for one in told()] == ["cell-1"] * 3
