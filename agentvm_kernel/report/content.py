@@ -226,7 +226,7 @@ def _source(text: str) -> str:
 def _said(match: Match) -> tuple[Said, ...]:
     run = match.run
     if run is None or match.session is None:
-        return (Said("no known run", off=True),) if match.standing == "no known run" else ()
+        return _unknown(match)
     told = [Said(f"run {run.number}, {_when(run.began)}")]
     if run.outcome:
         told.append(Said(_ended(run), off=run.outcome != "completed"))
@@ -238,6 +238,14 @@ def _said(match: Match) -> tuple[Said, ...]:
         told.append(Said("on a branch that was left", off=True))
     told.append(Said(f"outputs {match.standing}", off=match.standing == "changed"))
     return tuple(told)
+
+
+def _unknown(match: Match) -> tuple[Said, ...]:
+    if match.standing != "no known run":
+        return ()
+    if match.cell.source.lstrip().startswith("%"):
+        return (Said("a magic has no run: nobody vouches for what this shows"),)
+    return (Said("no known run", off=True),)
 
 
 def _ended(run: Run) -> str:

@@ -145,6 +145,7 @@ HOSTILE: dict[str, tuple[Callable[[Files], Files], str]] = {
     "backslashes": (lambda files: renamed(files, "..\\evil.ipynb"), "do not belong"),
     "hidden": (lambda files: renamed(files, ".n.ipynb"), "do not belong"),
     "another file": (lambda files: files | {"run.sh": b"rm"}, "do not belong"),
+    "a file that was not signed": (lambda files: files | {"report.pdf": b"%PDF-"}, "other files"),
     "no signature": (lambda files: {n: c for n, c in files.items() if n != "signature.json"}, "no signature.json"),
     "no manifest": (lambda files: {n: c for n, c in files.items() if n != "manifest.json"}, "no manifest.json"),
     "no page": (lambda files: {n: c for n, c in files.items() if n != "report.html"}, "other files"),

@@ -79,9 +79,10 @@ def test_a_damaged_log_is_called_damaged(bed: Bed) -> None:
 
 
 def test_a_notebook_that_the_log_does_not_know_is_called_that(bed: Bed) -> None:
-    page = report(bed, code("a", text("all is well"))).page
+    page = report(bed, code("a", text("all is well")), code("%vm status", text("ended"))).page
     assert "The audit log has no session of this notebook" in page
-    assert "no known run" in page
+    assert '<span class="off">no known run</span>' in page
+    assert "<span>a magic has no run: nobody vouches for what this shows</span>" in page
 
 
 def test_paths_and_owners_are_not_in_it(bed: Bed) -> None:
