@@ -15,8 +15,7 @@ _NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome
 _SECONDS: Final = 180
 _FLAGS: Final = (
     "--headless", "--disable-gpu", "--no-first-run", "--no-pdf-header-footer", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-extensions", "--blink-settings=scriptEnabled=false",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--disable-component-update", "--disable-sync", "--disable-extensions", "--host-resolver-rules=MAP * ~NOTFOUND",
 )  # fmt: skip
 
 
