@@ -276,7 +276,7 @@ def _session(session: Session, matches: Sequence[Match]) -> SessionView:
         ("image", acquired.image), ("profile", acquired.profile),
         ("machine", f"{acquired.vcpus} CPUs, {acquired.memory_mib} MiB" if acquired.vcpus else ""),
         ("accelerator", acquired.accelerator), ("hypervisor", acquired.hypervisor),
-        ("limits", acquired.limits), ("network", acquired.network), ("lease", session.lease),
+        ("limits", _limits(acquired.limits)), ("network", acquired.network), ("lease", session.lease),
     ]  # fmt: skip
     return SessionView(
         began=_when(session.began), facts=tuple((name, plain(value)) for name, value in facts if value),
@@ -287,6 +287,12 @@ def _session(session: Session, matches: Sequence[Match]) -> SessionView:
         changes=tuple((_when(moment), plain(what)) for moment, what in session.changes[:_MOST_ROWS]),
         missing=tuple(session.missing[:_MOST_ROWS]),
     )  # fmt: skip
+
+
+def _limits(text: str) -> str:
+    """Return limits, which the log has as JSON, as people read them."""
+    pairs = (pair.partition(":") for pair in text.strip("{}").replace('"', "").split(",") if pair)
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, _, value in pairs)
 
 
 def _numbers(runs: Sequence[Run]) -> str:

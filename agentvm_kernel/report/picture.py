@@ -76,7 +76,10 @@ def _edges(session: Session, saved: list[Saved], rows: dict[str, int], lanes: di
 
 def _ways_back(session: Session, rows: dict[str, int], lanes: dict[str, int]) -> Iterator[str]:
     for one in session.returns:
-        if one.source in rows and one.target in rows and one.source != one.target:
+        if one.source == one.target and one.target in rows:
+            x, y = _place(rows[one.target], lanes[one.target])
+            yield f'<path d="M{x + 5} {y - 4}c16 -9 16 15 1 9" fill="none" stroke="{_BACK}" stroke-dasharray="3 2"/>'
+        elif one.source in rows and one.target in rows:
             x, y = _place(rows[one.source], lanes[one.source])
             to_x, to_y = _place(rows[one.target], lanes[one.target])
             yield (

@@ -86,9 +86,10 @@ def _panel(runs: list[Run], title: str, read: _Read, show: Callable[[float], str
             )
         if value is None:
             continue
+        wide = min(step * 0.8, 40)
         tall = _HEIGHT * value / top if top else 0
         said = f"run {run.number}: {show(value)}{f', {run.outcome}' if run.outcome else ''}"
         yield (
-            f'<rect x="{x + step * 0.1:.1f}" y="{y + _HEIGHT - tall:.1f}" width="{min(step * 0.8, 40):.1f}"'
+            f'<rect x="{x + (step - wide) / 2:.1f}" y="{y + _HEIGHT - tall:.1f}" width="{wide:.1f}"'
             f' height="{tall:.1f}" fill="{_COLOURS[run.outcome]}"><title>{escape(said)}</title></rect>'
         )
