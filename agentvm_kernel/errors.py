@@ -218,6 +218,12 @@ class AuditError(AgentVMError):
     code = "audit"
 
 
+class ReportError(AgentVMError):
+    """A report could not be made, read or verified."""
+
+    code = "report"
+
+
 class SupervisorError(AgentVMError):
     """The supervisor could not be reached or refused a request."""
 

@@ -30,12 +30,14 @@ class Answers:
 
     Attributes:
         execution_count: The last one that the guest gave.
+        on_idle: Called with a request once all that it shows is published.
     """
 
     def __init__(self, sockets: Sockets, place: Callable[[], dict[str, str]]) -> None:
         self._sockets = sockets
         self._place = place
         self.execution_count = 0
+        self.on_idle: Callable[[Request], None] = lambda _: None
 
     def stamp(self, request: Request, **more: object) -> dict[str, object]:
         """Return what the host knows about a run, for its reply's metadata."""
@@ -75,6 +77,10 @@ class Answers:
         parent = request.message.raw_header if request else b"{}"
         _, frames = self._sockets.wire.pack(msg_type, content, parent=parent, metadata=metadata, buffers=buffers)
         await self._sockets.publish(msg_type, frames)
+        if request is not None and isinstance(content, dict):
+            request.shown.take(msg_type, content)
+            if content.get("execution_state") == "idle":
+                self.on_idle(request)
 
     async def busy(self, request: Request) -> None:
         """Publish `busy` for a request, once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +22,9 @@ from agentvm_kernel.supervisor.messages import Granted
 _TEXT: Final = 500
 _SOON: Final = 1.0
 """Seconds in which output that is not let through is counted before it is told, where no cell's end will tell it."""
+
+_SHOWING: Final = 1024
+"""Cells that may be running or showing something at once."""
 
 _OUTCOMES: Final[dict[Status, Happened]] = {
     "ok": "completed",
@@ -46,6 +49,7 @@ class Executions:
         self._report = report
         self._facts = facts
         self._begun: dict[Request | None, tuple[Execution, float]] = {}
+        self._showing: OrderedDict[Request, Execution] = OrderedDict()
         self._blocked: dict[Request | None, Counter[Reason]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -58,7 +62,10 @@ class Executions:
         """
         if request.magic or request in self._begun or guest is None:
             return
-        begun = cell_begins(request.code, guest.granted, run=request.run)
+        begun = cell_begins(request.code, guest.granted, run=request.run, cell=request.cell)
+        self._showing[request] = begun
+        if len(self._showing) > _SHOWING:
+            self._showing.popitem(last=False)
         self._begun[request] = begun, time.monotonic()
         self._facts.begin(request, guest.granted)
         self._report(begun.model_copy(update={"allow": _hosts(request.code)}))
@@ -83,6 +90,16 @@ class Executions:
             facts=ended.facts if ended else None,
         )  # fmt: skip
         return None if content.get("status") == "aborted" else ended
+
+    def shown(self, request: Request) -> None:
+        """Note that a cell has shown all that it shows before it is idle.
+
+        Args:
+            request: Any; what was not run by the guest is left out.
+        """
+        begun = self._showing.pop(request, None)
+        if begun is not None and (outputs := request.shown.digest):
+            self._report(begun.model_copy(update={"happened": "shown", "code": "", "outputs": outputs}))
 
     def lost(self, request: Request, error: AgentVMError) -> None:
         """Note that a cell's guest is gone before it was done.
@@ -157,7 +174,7 @@ def reported(report: Callable[[Execution], None], begun: Execution) -> Callable[
     return ended
 
 
-def cell_begins(code: str, granted: Granted | None, *, run: int = 0, fork: int = 0) -> Execution:
+def cell_begins(code: str, granted: Granted | None, *, run: int = 0, fork: int = 0, cell: str = "") -> Execution:
     """Return what the supervisor is told of a cell that begins.
 
     Args:
@@ -165,10 +182,11 @@ def cell_begins(code: str, granted: Granted | None, *, run: int = 0, fork: int =
         granted: The VM that it runs in.
         run: Number of the run within the session.
         fork: Number of the fork; 0 for the session's own VM.
+        cell: Id of the notebook's cell, if it is known.
     """
     shown = clean(code[:MAX_CODE]) if granted and granted.record_code else ""
     vm = granted.vm if granted else ""
-    return Execution(happened="started", vm=vm, run=run, fork=fork, digest=digest_of(code), code=shown)
+    return Execution(happened="started", vm=vm, run=run, fork=fork, digest=digest_of(code), code=shown, cell=cell)
 
 
 def _count(value: object) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.kernel.wire import ClientMessage
+from agentvm_kernel.observe.outputs import Shown
 from agentvm_kernel.supervisor.messages import Blocked
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ _LAST_WORDS: Final = 5.0
 """Seconds for which an `idle` is waited for when there is no reply, or none any more, to wait for: ipykernel drops it
 when its output queue is full, as it is where a thread prints without end."""
 
+_CELL_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 NO_REPLY: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
 
 
@@ -36,6 +39,7 @@ class Request:
         channel: ``shell`` or ``control``.
         message: As the client sent it; its content is let go once the guest has it.
         code: Of an execute request.
+        cell: Id of the notebook's cell, of an execute request whose front end tells it.
         target: Which comms a ``comm_info_request`` asks for; empty for all.
         magic: The host magic that it calls.
         silent: An execute request that is not to be shown.
@@ -62,6 +66,7 @@ class Request:
         late: A reply's content and metadata, which wait for the snapshot after it.
         facts: What it cost.
         shows_facts: It is to show that, and has not yet.
+        shown: What it has put out, as a digest.
         is_clearing: What it puts out next takes the place of all that it has put out.
         answered: Set once it is replied.
         blocked: Connections that were refused while it ran, and that it has not been told of.
@@ -73,6 +78,7 @@ class Request:
     channel: str
     message: ClientMessage
     code: str = ""
+    cell: str = ""
     target: str = ""
     magic: Magic | None = None
     silent: bool = False
@@ -102,6 +108,7 @@ class Request:
     late: tuple[dict[str, object], dict[str, object]] | None = None
     facts: CellFacts | None = None
     shows_facts: bool = False
+    shown: Shown = field(default_factory=Shown)
     is_clearing: bool = False
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
@@ -120,6 +127,7 @@ class Request:
             if not isinstance(code, str):
                 raise ValueError("an execute request without code")
             request.code = code
+            request.cell = _cell_id(message.metadata)
             request.silent = bool(content.get("silent", False))
             request.allow_stdin = bool(content.get("allow_stdin", False))
             request.stop_on_error = bool(content.get("stop_on_error", True))
@@ -198,6 +206,15 @@ class Request:
             return False
         self.inputs[host_id] = guest_header
         return True
+
+
+def _cell_id(metadata: bytes) -> str:
+    """Return the id of the cell that a front end runs; empty where it does not say."""
+    try:
+        name = parse_object(metadata).get("cellId")
+    except ValueError:
+        return ""
+    return name if isinstance(name, str) and _CELL_ID.fullmatch(name) else ""
 
 
 class RequestTable:

@@ -67,6 +67,7 @@ class Router:
         self._gate = OutputGate(machine.limits)
         self._facts = Facts(machine.moved, lambda: self._timeline.snapshot, shown=shows_facts)
         self._executions = Executions(machine.network.report, self._facts)
+        self._answers.on_idle = self._executions.shown
         self._watchdog = Watchdog(self._table, machine, self._answers, self._debugging, lambda: self._timeline.snapshot)
         self._host_side = HostSide(
             machine, self._answers, self._progress, self._table, self._timeline, self._chronicle, self._host_comms,

@@ -114,6 +114,12 @@ class LeaseAcquired(OfLease):
         profile: Name of the profile.
         accelerator: Under ``tcg`` QEMU promises no isolation.
         acquire_ms: Milliseconds from the request to the VM.
+        version: This project's version.
+        hypervisor: Versions of QEMU and libvirt.
+        vcpus: Virtual CPUs.
+        memory_mib: Guest memory, MiB.
+        limits: What holds for what runs in the VM, as JSON.
+        network: What it may reach, as JSON.
     """
 
     event: Literal["lease_acquired"] = "lease_acquired"
@@ -122,6 +128,12 @@ class LeaseAcquired(OfLease):
     profile: Text = ""
     accelerator: Accelerator = ""
     acquire_ms: Seconds = 0.0
+    version: Text = ""
+    hypervisor: Text = ""
+    vcpus: Count = 0
+    memory_mib: Count = 0
+    limits: Long = ""
+    network: Long = ""
 
 
 class LeaseReleased(OfLease):
@@ -233,10 +245,12 @@ class ExecutionStarted(Execution):
     Attributes:
         code: Its code, only if the configuration says so.
         allow: Hosts that only it may reach.
+        cell: Id of the notebook's cell, as the front end says.
     """
 
     event: Literal["execution_started"] = "execution_started"
     code: Code = ""
+    cell: Text = ""
     allow: Hosts = ()
 
 
@@ -280,6 +294,17 @@ class ExecutionTimeout(ExecutionEnded):
     """It ran longer than it may."""
 
     event: Literal["execution_timeout"] = "execution_timeout"
+
+
+class OutputShown(Execution):
+    """All that a cell has shown until it was idle.
+
+    Attributes:
+        outputs: Its digest, see `agentvm_kernel.observe.outputs`.
+    """
+
+    event: Literal["output_shown"] = "output_shown"
+    outputs: Digest
 
 
 class ReportsMissing(OfLease):
@@ -563,6 +588,7 @@ AnyEvent = Annotated[
     | ExecutionCompleted
     | ExecutionFailed
     | ExecutionTimeout
+    | OutputShown
     | ReportsMissing
     | ResourceLimitExceeded
     | OutputBlocked

@@ -19,12 +19,15 @@ from nbformat import NotebookNode, read, write
 from nbformat.reader import NotJSONError
 from nbformat.validator import NotebookValidationError
 
-from agentvm_kernel.errors import RunError, TransferError, VMEndedError
+from agentvm_kernel.config import Paths
+from agentvm_kernel.errors import RunError, SupervisorError, TransferError, VMEndedError
 from agentvm_kernel.quickstart import describe
+from agentvm_kernel.run import provenance
 from agentvm_kernel.run.files import placed
 from agentvm_kernel.run.lease import OnProgress
 from agentvm_kernel.run.outlet import Outlet
 from agentvm_kernel.run.program import BROKEN_PIPE, TIMED_OUT, Order, Report, Streams
+from agentvm_kernel.supervisor.client import SupervisorClient
 
 _STARTUP_SECONDS: Final = 120
 _GRACE: Final = 10.0
@@ -67,12 +70,22 @@ async def run_notebook(order: Order, streams: Streams, on_progress: OnProgress) 
             except VMEndedError as error:
                 ended = error
             if place:
+                node.metadata[provenance.KEY] = await _described(client)
                 write(node, place / source.name)  # type: ignore[no-untyped-call]
                 for name in () if ended else order.results:
                     await client.ask(f"%pull {_quoted(Path(name))} {_quoted(place / name)}")
     if ended:
         raise ended
     return report
+
+
+async def _described(client: _Client) -> dict[str, Any]:
+    """Return what the notebook keeps of the machine that its cells ran in."""
+    try:
+        async with SupervisorClient(Paths.of_user(), start=False) as supervisor:
+            return provenance.of_notebook(await supervisor.status(), client.owner)
+    except SupervisorError:  # it is gone, and nobody else knows; what was run is kept all the same
+        return {}
 
 
 def _read(source: Path) -> NotebookNode:
@@ -131,10 +144,23 @@ class _Client(NotebookClient):
 
     def __init__(self, node: NotebookNode, streams: Streams, arguments: list[str]) -> None:
         kernel = _Kernel(kernel_name="agentvm")
-        super().__init__(node, km=kernel, extra_arguments=arguments, timeout=None, startup_timeout=_STARTUP_SECONDS)
+        super().__init__(
+            node, km=kernel, extra_arguments=arguments, timeout=None, startup_timeout=_STARTUP_SECONDS,
+            on_cell_executed=self._keep_record,
+        )  # fmt: skip
         self.running = self.stopping = False
         self._kernel = kernel
         self._outlets = {"stdout": Outlet(streams.stdout), "stderr": Outlet(streams.stderr)}
+
+    @property
+    def owner(self) -> str:
+        """What the kernel's lease is for."""
+        return Path(self._kernel.connection_file).stem
+
+    def _keep_record(self, cell: NotebookNode, execute_reply: dict[str, Any], **_: object) -> None:
+        record = provenance.of_cell(execute_reply, str(self._kernel.kernel_id))
+        if record is not None:
+            cell.metadata[provenance.KEY] = record
 
     async def ask(self, code: str) -> None:
         """Run code that is no part of the notebook.

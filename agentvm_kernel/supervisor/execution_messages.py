@@ -20,14 +20,14 @@ MEASURED: Final = ("cpu_seconds", "memory_grown", "network_sent", "network_recei
 _Bytes = Annotated[int, Field(ge=0)]
 
 Outcome = Literal["completed", "failed", "timeout"]
-Happened = Literal["started", "going on"] | Outcome
+Happened = Literal["started", "going on", "shown"] | Outcome
 
 
 class Execution(Message):
     """One thing that happened to one execution.
 
     Attributes:
-        happened: It began, ended in some way, or there is only something to add.
+        happened: It began, ended in some way, has shown all that it shows, or there is only something to add.
         kind: A cell, or a program.
         vm: The VM that it runs in; empty for the lease's own.
         run: Number of the run within the session.
@@ -35,6 +35,7 @@ class Execution(Message):
         digest: SHA-256 of what runs; see `digest_of`.
         code: Its beginning, if the audit log is to have it.
         allow: Hosts that only it may reach.
+        cell: Id of the notebook's cell, if it is known.
         seconds: How long it took, by the host's clock.
         cpu_seconds: CPU time that it took, as measured on the host; ``None`` where it was not.
         memory_grown: By how many bytes the VM's memory has grown, likewise.
@@ -44,6 +45,7 @@ class Execution(Message):
         reason: Why it ended so, as the host knows it.
         error: The exception's name, as the guest says.
         limits: Limits that it exceeded, by the names in ``Limits``.
+        outputs: Digest of what it has shown, see `agentvm_kernel.observe.outputs`.
         blocked: How much of its output was not let through since the last report, by reason.
     """
 
@@ -55,6 +57,7 @@ class Execution(Message):
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     code: str = Field(default="", max_length=MAX_CODE)
     allow: Annotated[tuple[Annotated[str, Field(max_length=300)], ...], Field(max_length=256)] = ()
+    cell: str = Field(default="", max_length=64)
     seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     cpu_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     memory_grown: _Bytes | None = None
@@ -64,6 +67,7 @@ class Execution(Message):
     reason: str = Field(default="", max_length=500)
     error: str = Field(default="", max_length=500)
     limits: Annotated[tuple[Literal["output_mib", "cell_deadline"], ...], Field(max_length=2)] = ()
+    outputs: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     blocked: dict[Reason, Annotated[int, Field(ge=1, lt=_MAX_BLOCKED)]] = Field(default_factory=dict)
 
 

@@ -12,6 +12,7 @@ from agentvm_kernel.observe.events import (
     ExecutionStarted,
     ExecutionTimeout,
     OutputBlocked,
+    OutputShown,
     ReportsMissing,
     ResourceLimitExceeded,
 )
@@ -82,9 +83,15 @@ class Executions:
             self._record(
                 ExecutionStarted(
                     **subject, kind=one.kind, run=one.run, fork=one.fork, digest=one.digest,
-                    code=one.code, allow=hosts(one.allow),
+                    code=one.code, allow=hosts(one.allow), cell=one.cell,
                 )
             )  # fmt: skip
+        elif one.happened == "shown":
+            self._record(
+                OutputShown(
+                    **subject, kind=one.kind, run=one.run, fork=one.fork, digest=one.digest, outputs=one.outputs
+                )
+            )
         elif one.happened != "going on":
             self._open.pop(key, None)
             self._end(_ENDS[one.happened], one, one.reason)

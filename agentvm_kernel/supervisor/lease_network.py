@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
@@ -282,6 +283,14 @@ class LeaseNetwork:
             max_connections=limits.connections, max_bytes=limits.max_bytes,
             cassette=_said(self._cassette), card="" if vm.card is None else vm.card.address,
         )  # fmt: skip
+
+    @property
+    def summary(self) -> str:
+        """What holds, in words: the mode, a digest of all rules, and those that are not this package's own."""
+        rules = [f"{rule.verdict.value} {rule.pattern}" for rule in self._policy.rules]
+        own = [text for text, rule in zip(rules, self._policy.rules, strict=True) if rule.source is not Source.DEFAULT]
+        digest = hashlib.sha256("\n".join(rules).encode()).hexdigest()
+        return "; ".join([self._policy.mode.value, f"{len(rules)} rules, SHA-256 {digest}", *own])
 
     def _check(self, request: NetworkRequest) -> None:
         own = self._own

@@ -136,6 +136,15 @@ async def test_a_session_sees_only_its_own_notebooks_part(bed: Bed) -> None:
         await bed.client.audit(bed.granted.lease, 1000)
 
 
+async def test_what_a_cell_has_shown_is_written_down_as_a_digest(bed: Bed) -> None:
+    begun = BEGUN.model_copy(update={"cell": "cell-1"})
+    shown = begun.model_copy(update={"happened": "shown", "outputs": "e" * 64})
+    await bed.tell(begun, shown)
+    started, told = bed.audited("execution_started", "output_shown")
+    assert started["cell"] == "cell-1"
+    assert (told["run"], told["digest"], told["outputs"]) == (4, BEGUN.digest, "e" * 64)
+
+
 async def test_the_number_of_days_is_read_again(bed: Bed) -> None:
     bed.supervisor.paths.config.write_text("[audit]\ndays = 3\n")
     assert "audit" in (await bed.client.reload()).changed

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from kernel_harness import ScriptedSupervisor, cell, granted, parts_of, replied, running, told, within
+from kernel_harness import ScriptedSupervisor, cell, granted, outputs, parts_of, replied, running, told, within
 
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.firewall.reasons import Reason
@@ -15,6 +15,7 @@ from agentvm_kernel.kernel.executions import cell_begins
 from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.observe.events import ExecutionFailed
 from agentvm_kernel.observe.fields import claimed
+from agentvm_kernel.observe.outputs import digest_of_outputs
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.execution_messages import Execution, digest_of
 
@@ -22,7 +23,8 @@ Happening = tuple[str, int, str]
 
 
 def reports(supervisor: ScriptedSupervisor) -> list[Execution]:
-    return [one for request in supervisor.cells for one in request.executions]
+    """What was told of beginnings and ends; what cells have shown comes before or after their end."""
+    return [one for request in supervisor.cells for one in request.executions if one.happened != "shown"]
 
 
 def happenings(supervisor: ScriptedSupervisor) -> list[Happening]:
@@ -52,9 +54,12 @@ async def test_one_request_tells_the_end_of_a_cell_and_the_next_ones_beginning(
         for number in range(3):
             await cell(client, guest, f"{number}")
             await within(lambda number=number: len(kernel.supervisor.cells) == number + 1)
-        told = [[one.happened for one in request.executions] for request in kernel.supervisor.cells]
+        told = [
+            [one.happened for one in request.executions if one.happened != "shown"]
+            for request in kernel.supervisor.cells
+        ]
         assert told == [["started"], ["completed", "started"], ["completed", "started"]]
-    assert [one.happened for one in kernel.supervisor.cells[-1].executions] == ["completed"]
+    assert [one.happened for one in kernel.supervisor.cells[-1].executions if one.happened != "shown"] == ["completed"]
 
 
 async def test_no_cell_waits_for_a_supervisor_that_does_not_answer(tmp_path: Path) -> None:
@@ -223,3 +228,27 @@ async def test_audit_shows_a_table_and_what_a_guest_claims_as_claimed(tmp_path: 
         for wrong in ("%audit 0", "%audit x", "%audit 1 2", "%audit 1000"):
             assert "valid is %audit [N]" in await told(client, guest, wrong)
         assert "%audit [N]" in await told(client, guest, "%audit?")
+
+
+async def test_what_a_cell_has_shown_is_told_with_its_id_once_it_is_idle(tmp_path: Path) -> None:
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        content = {"code": "show()", "silent": False, "store_history": True, "user_expressions": {}}
+        message = client.session.msg("execute_request", content, metadata={"cellId": "cell-1"})
+        client.shell_channel.send(message)
+        asked = await guest.asked()
+        guest.begin(asked)
+        guest.output(asked, "one ")
+        guest.output(asked, "two")
+        guest.finish(asked)
+        await outputs(client, message["header"]["msg_id"])
+        await replied(client, message["header"]["msg_id"])
+
+        def told() -> list[Execution]:
+            return [one for request in kernel.supervisor.cells for one in request.executions]
+
+        await within(lambda: len(told()) == 3)
+        (shown,) = [one for one in told() if one.happened == "shown"]
+        output = {"output_type": "stream", "name": "stdout", "text": "one two"}
+        assert (shown.run, shown.outputs) == (1, digest_of_outputs([output]))
+        assert [one.cell for one in told()] == ["cell-1"] * 3

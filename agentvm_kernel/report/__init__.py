@@ -1,0 +1,1 @@
+"""The record of an experiment as a document that a reader can check."""

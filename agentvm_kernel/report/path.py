@@ -1,0 +1,49 @@
+"""The recorded path as data: which cells ran in which order, what they showed, in what machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentvm_kernel.report.make import Report
+from agentvm_kernel.report.record import Run, Session
+
+
+def recorded(report: Report) -> dict[str, Any]:
+    """Return what a program needs to run a notebook as it was run."""
+    cells = {id(match.run): place for place, match in enumerate(report.matches) if match.run}
+    return {
+        "format": 1,
+        "made": report.made,
+        "log": {"digest": report.log.last.digest, "records": report.log.records, "problems": len(report.log.problems)},
+        "cells": [
+            {"digest": match.run.digest if match.run else "", "standing": match.standing} for match in report.matches
+        ],
+        "sessions": [_session(session, cells) for session in report.found.sessions],
+    }
+
+
+def _session(session: Session, cells: dict[int, int]) -> dict[str, Any]:
+    acquired = session.acquired
+    names = ("image", "profile", "accelerator", "hypervisor", "version", "vcpus", "memory_mib", "limits", "network")
+    way = session.way
+    return {
+        **{name: getattr(acquired, name) for name in names},
+        "began": session.began,
+        "ended": session.ended,
+        "runs": [_run(run, cells.get(id(run)), run in way) for run in session.runs],
+        "snapshots": [
+            {"id": one.id, "parent": one.parent, "label": one.label, "kind": one.kind, "time": one.time, "run": one.run}
+            for one in session.snapshots
+        ],
+        "returns": [
+            {"time": one.time, "from": one.source, "to": one.target, "run": one.run} for one in session.returns
+        ],
+    }
+
+
+def _run(run: Run, cell: int | None, is_on_way: bool) -> dict[str, Any]:
+    told = {
+        "run": run.number, "fork": run.fork, "digest": run.digest, "outputs": run.outputs, "cell": cell,
+        "began": run.began, "outcome": run.outcome, "snapshot": run.snapshot, "on_the_way": is_on_way,
+    }  # fmt: skip
+    return told | ({"seconds": run.end.seconds} if run.end else {})

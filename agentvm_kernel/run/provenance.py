@@ -1,0 +1,53 @@
+"""What a notebook keeps of its runs, under one key of the metadata: what the host says in its replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from agentvm_kernel.supervisor.status import Status
+
+KEY: Final = "agentvm"
+_MOST: Final = 2000
+"""Bytes that a cell's record may have, as JSON."""
+
+
+def of_cell(reply: Mapping[str, Any], kernel: str) -> dict[str, Any] | None:
+    """Return what is kept with a cell; the first five are what JupyterLab keeps as well.
+
+    Args:
+        reply: The reply to it.
+        kernel: The kernel's id.
+
+    Returns:
+        The run's number, its machine, the snapshots before and after, the kernel, and what the run cost, as measured on
+        the host; None if the host says nothing of it.
+    """
+    said = reply.get("metadata", {}).get(KEY)
+    if not isinstance(said, Mapping) or not isinstance(said.get("run"), int):
+        return None
+    facts = dict(said.get("facts") or {})
+    snapshot = said.get("snapshot", "")
+    record = {
+        "run": said["run"], "vm": said.get("vm", ""), "base": facts.pop("snapshot_before", snapshot),
+        "after": facts.pop("snapshot_after", snapshot), "kernel": kernel,
+    }  # fmt: skip
+    whole = record | {"facts": facts}
+    return whole if len(json.dumps(whole)) <= _MOST else record
+
+
+def of_notebook(status: Status, owner: str) -> dict[str, Any]:
+    """Return what is kept with a notebook: in what its cells ran.
+
+    Args:
+        status: What the supervisor says while they can still run.
+        owner: What the lease is for.
+    """
+    known: dict[str, Any] = {"version": status.version, "accelerator": status.accelerator}
+    for lease in status.leases:
+        if lease.owner == owner:
+            names = ("image", "flavour", "profile", "vcpus", "memory_mib", "disk_gb")
+            known |= {name: getattr(lease, name) for name in names}
+            known["limits"] = lease.limits.model_dump(exclude_none=True)
+    return known
