@@ -128,7 +128,7 @@ class Supervision:
         Args:
             lease: The lease's id.
             one: Id of the one.
-            other: Id of the other, or ``present``.
+            other: Id of the other.
         """
         if self._comparer is None:
             self._comparer = Comparer(await self.client())
