@@ -71,6 +71,8 @@ class RoutesHandler(APIHandler):
         route = self._routes.get(self.request.method or "")
         if route is None:
             raise web.HTTPError(405)
+        if route.verb == "GET":
+            self.check_xsrf_cookie()  # of others Jupyter has done that; some of ours cost something
         self._track_activity = route.is_work
         if len(self.request.body) > MOST_BODY:
             raise web.HTTPError(413)

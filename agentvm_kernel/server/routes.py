@@ -16,7 +16,7 @@ from typing import Any, Final, get_type_hints
 from pydantic import BaseModel
 
 from agentvm_kernel.compare.comparison import Comparison
-from agentvm_kernel.errors import RequestError
+from agentvm_kernel.errors import ApiError, RequestError
 from agentvm_kernel.server import lines
 from agentvm_kernel.server.bodies import (
     AdoptBody,
@@ -157,9 +157,15 @@ async def prune(call: Call, body: PruneBody) -> Removed:
 
 
 async def compare(call: Call) -> Comparison:
-    """Tell what differs between two snapshots, or a snapshot and the present, as their guests claim."""
+    """Tell what differs between two snapshots, as their guests claim; for the present, one is taken."""
     one = call.snapshot("one")
-    other = _PRESENT if call.parameters["other"] == _PRESENT else call.snapshot("other")
+    if call.parameters["other"] != _PRESENT:
+        other = call.snapshot("other")
+    else:
+        taken = await call.type(lines.snapshot(SnapshotBody(text="Compared with")))
+        if taken.error is not None:
+            raise ApiError(taken.error.code, taken.error.message, taken.error.hint)
+        other = taken.snapshot
     return await call.services.supervision.compare(await call.lease(), one, other)
 
 

@@ -73,15 +73,16 @@ class Supervision:
         client = await self.client()
         status = await client.status()
         lease = _lease(status, kernel)
-        vms, network, blocked, stats = await asyncio.gather(
-            client.vms(), client.network(lease.lease), self.blocked(lease.lease), self._stats(lease)
-        )
+        vms, network, limits, blocked, stats = await asyncio.gather(
+            client.vms(), client.network(lease.lease), client.limits(lease.lease), self.blocked(lease.lease),
+            self._stats(lease),
+        )  # fmt: skip
         vm = next((one for one in vms.vms if one.id == lease.vm), None)
         return Machine(
             state="running", vm=lease.vm, profile=lease.profile, image=lease.flavour, digest=lease.image,
             accelerator=status.accelerator, age=vm.age if vm else 0.0, vcpus=lease.vcpus, memory_mib=lease.memory_mib,
             disk_gb=lease.disk_gb, executing=bool(vm and vm.executing), snapshot=vm.snapshot if vm else lease.snapshot,
-            travelling=vm.travelling if vm else None, network=Network.of(network), limits=lease.limits,
+            travelling=vm.travelling if vm else None, network=Network.of(network), limits=limits,
             blocked=blocked.count, stats=stats,
         )  # fmt: skip
 
@@ -127,7 +128,7 @@ class Supervision:
         Args:
             lease: The lease's id.
             one: Id of the one.
-            other: Id of the other, or ``present``.
+            other: Id of the other.
         """
         if self._comparer is None:
             self._comparer = Comparer(await self.client())

@@ -213,7 +213,12 @@ class FakeSupervisor:
         return _answer(AuditRecords(records=tuple(self.recorded)))
 
     async def _status(self, _: web.Request) -> web.Response:
-        leases = [LeaseInfo.of(self._granted(name, one.guest), one.wanted) for name, one in self._leases.items()]
+        """Tell of leases what was granted, as the real one does: what has changed since is told elsewhere."""
+        granted = {name: self._granted(name, one.guest) for name, one in self._leases.items()}
+        leases = [
+            LeaseInfo.of(one.model_copy(update={"limits": Limits(), "snapshot": ""}), self._leases[name].wanted)
+            for name, one in granted.items()
+        ]
         return _answer(
             Status(version="fake", pid=os.getpid(), uptime=1.0, libvirt="", accelerator="tcg", leases=tuple(leases))
         )

@@ -198,7 +198,9 @@ def test_what_ipython_itself_has_put_there_is_no_variable_unless_it_was_replaced
 @pytest.mark.parametrize(
     "text",
     [
-        "", "nothing", f"{MARK}.", f"{MARK}AAAA\n", f"{MARK}?\n{MARK}.\n", f"{MARK}AAAA\n{MARK}.\n",
+        "", "nothing", f"{MARK}.",
+        printed().replace(f"{MARK}.", f"{MARK}x"), printed().partition(f"{MARK}.")[0],
+        f"{MARK}AAAA\n", f"{MARK}?\n{MARK}.\n", f"{MARK}AAAA\n{MARK}.\n",
         packed(b"{}\n"), packed(b"[]\n"), packed(b"[" * 100_000), packed(b'{"a":' * 50_000), packed(b"{"),
         packed(b'{"x": [' + b"[]," * 200_000 + b"1]}\n"), packed(b" " * (5 << 20) + b"{}\n"),
         packed(b"\0" * (40 << 20)),
@@ -213,12 +215,28 @@ def test_what_ipython_itself_has_put_there_is_no_variable_unless_it_was_replaced
         printed(EMPTY | {"variables": [["a", "b", "c", "d", "e"]]}), printed(EMPTY | {"variables": {"a": 1}}),
         printed(EMPTY | {"variables": [["a", "b", "c", "d"]] * 2001}),
     ],
+    ids=len,
 )  # fmt: skip
 def test_what_no_probe_prints_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(CompareError) as caught:
         read(text, MARK)
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"\n{MARK}{'A' * (17 << 20)}\n{MARK}.\n",
+        printed(files=b"\0" * (29 << 20)),
+        printed(EMPTY | {"variables": [["a", "b", "c", "d"]] * 30_000}),
+        printed(EMPTY | {"variables": ["a" * (5 << 20)]}),
+    ],
+    ids=len,
+)
+def test_what_would_take_much_memory_is_refused_before_it_does(text: str) -> None:
+    with pytest.raises(CompareError, match="too long"):
+        read(text, MARK)
 
 
 @given(st.binary(max_size=300), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=20))
@@ -238,9 +256,9 @@ def test_what_other_threads_print_meanwhile_is_left_out_and_a_foreign_mark_too()
 
 
 def test_what_is_no_file_is_left_out_and_the_clones_own_identity_too() -> None:
-    good = b"5 1.5 /home/a\nb c\0"
-    bad = b"x 1.5 /x\01 /x\01 1.5 x\0-1 1.5 /x\0\01 1.5 /etc/hostname\01 1.5 /" + b"x" * 5000 + b"\0"
-    assert holding(bad + good + b"1 1.5 /no end").files() == {b"/home/a\nb c": (5, b"1.5")}
+    bad = [b"x 1.5 /x", b"1 /x", b"1 1.5 x", b"-1 1.5 /x", b"", b"1 1.5 /etc/hostname", b"1 1.5 /" + b"x" * 5000]
+    listed = b"\0".join([*bad, b"5 1.5 /home/a\nb c", b"1 1.5 /no end"])
+    assert holding(listed).files() == {b"/home/a\nb c": (5, b"1.5")}
 
 
 def test_more_files_than_are_looked_at_are_called_cut(monkeypatch: pytest.MonkeyPatch) -> None:
