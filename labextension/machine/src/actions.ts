@@ -194,7 +194,10 @@ export class Actions {
   private async question(title: string, body: Dialog.Body<unknown>, label: string, isGrave = false): Promise<boolean> {
     const button = isGrave ? Dialog.warnButton({ label }) : Dialog.okButton({ label });
     const cancel = Dialog.cancelButton({ label: this.trans.__('Cancel') });
-    const { button: chosen } = await showDialog({ title, body, buttons: [cancel, button] });
+    const buttons = [cancel, button];
+    // The Enter key alone shall lose nothing.
+    const defaultButton = isGrave ? 0 : 1;
+    const { button: chosen } = await showDialog({ title, body, buttons, defaultButton, focusNodeSelector: 'input' });
     return chosen.accept;
   }
 }

@@ -5,7 +5,7 @@ import { age, bytes, duration, rate } from '../src/model/figures.ts';
 
 test('sizes', () => {
   assert.deepEqual([0, 2048, 1 << 20, 300 << 20, 1.5 * (1 << 30)].map(bytes), [
-    ...['0 KiB', '2 KiB', '1.0 MiB', '300 MiB', '1.5 GiB']
+    ...['0 B', '2 KiB', '1.0 MiB', '300 MiB', '1.5 GiB']
   ]);
 });
 

@@ -86,12 +86,17 @@ test('a machine that runs is asked for all that there is of it', async () => {
   assert.deepEqual(source.asked, ['machine', 'snapshots', 'connections', 'blocked']);
 });
 
-test('of a kernel that is not ours nothing more is asked', async () => {
-  const source = new Scripted();
-  source.now = { state: 'foreign' };
-  const { store } = await started(source);
-  assert.equal(store.phase, 'foreign');
-  assert.deepEqual(source.asked, ['machine']);
+test('where no machine runs nothing more is asked', async () => {
+  for (const state of ['foreign', 'none', 'starting', 'ended'] as const) {
+    const source = new Scripted();
+    source.now = { state };
+    const { store, time } = await started(source);
+    time.pass(1000);
+    store.refresh();
+    await settled();
+    assert.equal(store.phase, state);
+    assert.deepEqual(source.asked, ['machine', 'machine']);
+  }
 });
 
 test('what refuses is told apart', async () => {

@@ -86,7 +86,7 @@ export class ForkForm extends ReactWidget {
           {trans.__('Code')}
           <textarea
             className="jp-mod-styled avm-code"
-            rows={10}
+            rows={6}
             spellCheck={false}
             defaultValue={value.code}
             onChange={event => (value.code = event.target.value)}

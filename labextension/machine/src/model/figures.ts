@@ -7,6 +7,9 @@ export function bytes(value: number): string {
   if (value >= GIB) {
     return `${short(value / GIB)} GiB`;
   }
+  if (value < 1024) {
+    return `${value.toFixed(0)} B`;
+  }
   return value >= MIB / 10 ? `${short(value / MIB)} MiB` : `${(value / 1024).toFixed(0)} KiB`;
 }
 

@@ -50,8 +50,6 @@ type Part = 'machine' | 'snapshots' | 'connections' | 'blocked';
 
 /** Milliseconds between two questions of a kind. */
 const PAUSE = 500;
-/** The machine says more than that it is there. */
-const ALIVE: readonly Phase[] = ['running', 'ended', 'starting'];
 
 export class Store {
   readonly kernel: string;
@@ -109,7 +107,7 @@ export class Store {
   /** Asks for everything anew. */
   refresh(): void {
     this.paces.machine.ask();
-    if (ALIVE.includes(this.phase)) {
+    if (this.phase === 'running') {
       this.refreshRest();
     }
   }
@@ -216,7 +214,7 @@ export class Store {
   }
 
   private takeMachine(machine: Machine): void {
-    const isNew = !ALIVE.includes(this.phase) || this.machine?.vm !== machine.vm;
+    const isNew = this.phase !== 'running' || this.machine?.vm !== machine.vm;
     if (this.machine && this.machine.vm !== machine.vm) {
       this.series.clear();
     }
@@ -226,7 +224,7 @@ export class Store {
     if (machine.stats) {
       this.series.add(machine.stats);
     }
-    if (isNew && ALIVE.includes(this.phase)) {
+    if (isNew && machine.state === 'running') {
       this.refreshRest();
     }
   }
