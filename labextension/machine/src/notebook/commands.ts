@@ -34,6 +34,8 @@ export class Commands {
   /** What the button shows: that it is at it, and what came of it. */
   private condition: '' | 'busy' | 'done' | 'failed' = '';
   private count = 0;
+  /** Where forks are shown, by kernel. */
+  private readonly columns = new Map<string, Side[]>();
 
   constructor(
     app: JupyterFrontEnd,
@@ -126,14 +128,23 @@ export class Commands {
     if (!notebook) {
       return;
     }
+    const earlier = this.columns.get(kernel)?.filter(one => !one.isDisposed) ?? [];
+    const known = earlier.find(one => one.run === forks.run);
+    if (known) {
+      this.app.shell.activateById(known.id);
+      return;
+    }
     const { trans } = this.shared;
     const adopt = (fork: number): Promise<boolean> => this.adopt(kernel, fork, forks.run);
     const content = new Columns(forks, notebook.content.rendermime, isOfNow ? adopt : null, trans);
-    const widget = new MainAreaWidget({ content });
+    const widget = new Side(forks.run, content);
     widget.title.label = trans.__('Forks of run %1', forks.run);
     widget.title.icon = icon;
     widget.title.closable = true;
-    this.app.shell.add(widget, this.labShell ? 'main' : 'down', { mode: 'split-bottom', ref: notebook.id });
+    const last = earlier.at(-1);
+    const place = last ? ({ mode: 'tab-after', ref: last.id } as const) : ({ mode: 'split-bottom', ref: notebook.id } as const);
+    this.app.shell.add(widget, this.labShell ? 'main' : 'down', place);
+    this.columns.set(kernel, [...earlier, widget]);
     notebook.disposed.connect(() => widget.dispose());
   }
 
@@ -230,6 +241,17 @@ export class Commands {
       notebook.content.activeCellIndex = notebook.content.widgets.indexOf(cell);
       notebook.content.deselectAll();
     }
+  }
+}
+
+/** The forks of a run, in the main area. */
+class Side extends MainAreaWidget {
+  readonly run: number;
+
+  constructor(run: number, content: Columns) {
+    super({ content });
+    this.run = run;
+    this.id = `avm-forks-${crypto.randomUUID()}`;
   }
 }
 
