@@ -228,10 +228,10 @@ def _read(log: Path, leases: Collection[str]) -> tuple[Session, ...]:
 
 def _records(log: Path, words: Collection[bytes]) -> Iterator[Record]:
     """Yield the records in which one of these words stands: to look for it takes less than to read the others."""
-    for path, size in look(log).files:
+    for path, left in look(log).files:
         with path.open("rb") as file:
-            while size > 0 and (line := file.readline(min(size, MAX_LINE + 1))):
-                size -= len(line)
+            while left > 0 and (line := file.readline(min(left, MAX_LINE + 1))):
+                left -= len(line)  # noqa: PLW2901 - counts down
                 if any(word in line for word in words):
                     with suppress(ValueError):  # that a line is no record is what `verify` tells
                         yield read_line(line.removesuffix(b"\n"))
