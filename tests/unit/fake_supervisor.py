@@ -176,7 +176,8 @@ class FakeSupervisor:
         vms = [
             VMInfo(
                 id=f"local-{one.guest.epoch}", state="leased", lease=name, owner=one.wanted.owner,
-                notebook=one.wanted.notebook, vcpus=1, memory_mib=512, pid=one.guest.pid, age=12.5, travelling=one.is_travelling, snapshot=one.current,
+                notebook=one.wanted.notebook, vcpus=1, memory_mib=512, pid=one.guest.pid, age=12.5,
+                travelling=one.is_travelling, snapshot=one.current,
             )
             for name, one in self._leases.items()
         ]  # fmt: skip
