@@ -20,8 +20,8 @@ from agentvm_kernel.link.connection import connect
 from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, Granted, SnapshotInfo, SnapshotTree
 from agentvm_kernel.terminal import plain
 
-_SECONDS: Final = 120.0
-"""For a clone to say what it holds; under emulation that takes a while."""
+_SECONDS: Final = 300.0
+"""For a clone to say what it holds; under emulation, beside others, that takes a while."""
 
 _DIAL: Final = partial(connect, limits=LINK_LIMITS)
 _OUTPUT: Final = OutputLimits(kept=17 << 20, taken=34 << 20)

@@ -11,7 +11,7 @@ from agentvm_kernel.errors import ApiError
 from agentvm_kernel.experiment import AsyncSession
 from agentvm_kernel.supervisor.client import SupervisorClient
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 NOTEBOOK = "/tests/snapshot-api.ipynb"
 STATE = "state, open('/home/agent/state').read()"
