@@ -269,6 +269,8 @@ def test_a_branch_that_one_goes_back_to_is_current_again(visit: Visit) -> None:
 
 def test_marks_are_used_by_the_keyboard_and_nothing_is_done_without_consent(visit: Visit) -> None:
     vm = visit.tree.vm
+    visit.cell("two").locator(".jp-InputPrompt").click()
+    expect(visit.notebook.locator(".jp-Notebook")).to_have_class(re.compile("jp-mod-commandMode"))
     visit.cell("two").locator(".avm-mark").focus()
     visit.page.keyboard.press("Enter")
     item = visit.page.get_by_role("menuitem", name="Go Back to After This Cell")
