@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def test_the_extension_is_installed_and_names_its_parts(built: Path) -> None:
     assert build["extension"] == "./extension"
     schemas = {path.stem for path in (built / "schemas/agentvm-kernel").glob("*.json")}
     assert schemas >= {path.stem for path in (SOURCES / "schema").glob("*.json")}
+
+
+def test_jupyterlab_takes_it_for_compatible(built: Path) -> None:
+    command = [sys.executable, "-m", "jupyter", "labextension", "list"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    (line,) = (line for line in told.splitlines() if "agentvm-kernel v" in line)
+    assert "OK" in line, told
 
 
 def test_what_a_browser_loads_stays_small(built: Path) -> None:
