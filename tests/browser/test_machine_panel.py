@@ -282,3 +282,17 @@ def test_time_travel_is_switched(visit: Visit) -> None:
     assert len(visit.snapshots) > 1
     travel.click()
     expect(travel).not_to_be_checked(timeout=PATIENCE)
+
+
+def test_a_limit_is_set(visit: Visit) -> None:
+    visit.panel.get_by_text("Limits", exact=True).click()
+    limit = visit.panel.locator(".avm-limit").filter(has_text="Time for a cell")
+    limit.get_by_role("textbox").fill("123")
+    visit.click("Set", limit)
+    visit.until(lambda: visit.asked(lambda client, lease: client.limits(lease)).cell_deadline == 123)
+    expect(limit.get_by_role("textbox")).to_have_value("123")
+    limit.scroll_into_view_if_needed()
+    limit.get_by_role("textbox").fill("many")
+    expect(limit.get_by_role("button")).to_be_disabled()
+    visit.picture("limits")
+    limit.get_by_role("textbox").fill("123")
