@@ -13,6 +13,7 @@ import psutil  # type: ignore[import-untyped]
 from agentvm_kernel.bench.bed import Bed, Say, Wanted, bed
 from agentvm_kernel.bench.book import Book
 from agentvm_kernel.bench.figures import Figure, Series, percentile
+from agentvm_kernel.bench.memory import memory_of
 from agentvm_kernel.bench.plain import PlainStarts
 from agentvm_kernel.errors import VMError
 from agentvm_kernel.kernel.endings import never
@@ -136,7 +137,7 @@ async def _remains(ours: Bed) -> dict[tuple[str, str], float]:
     await ours.filled()
     process = psutil.Process(ours.pid)
     return {
-        ("the supervisor's private memory", "MB"): process.memory_full_info().uss / 1e6,
+        ("the memory that the supervisor has written", "MB"): memory_of(process.pid).private_dirty,
         ("its open files and sockets", ""): process.num_fds(),
         ("its threads", ""): process.num_threads(),
         ("processes below it", ""): len(process.children(recursive=True)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from accounting import memory
 from vms import qemus
 
 from agentvm_kernel.config import Paths
@@ -70,12 +72,15 @@ def private_mib(pid: int) -> float:
     return float(psutil.Process(pid).memory_full_info().uss / _MIB)
 
 
-async def kept_mib(pid: int, seconds: float = 15) -> float:
-    """Memory that a process shares with nobody, once it has given back what it had for a while."""
-    lowest, until = private_mib(pid), time.monotonic() + seconds
+async def written_mib(pid: int, seconds: float = 15) -> float:
+    """Memory that a process has written and keeps, once it has given back what it had for a while.
+
+    Not what it shares with nobody: pages of libraries come and go in that with who else maps them.
+    """
+    lowest, until = math.inf, time.monotonic() + seconds
     while time.monotonic() < until:
+        lowest = min(lowest, memory(pid)["Anonymous"] / _MIB)
         await asyncio.sleep(0.5)
-        lowest = min(lowest, private_mib(pid))
     return lowest
 
 

@@ -18,7 +18,7 @@ from threading import Barrier
 
 import pytest
 from kernel_client import notebook
-from soak import SMALL, answering, at_rest, kept_mib, private_mib, size, tell_nonce
+from soak import SMALL, answering, at_rest, private_mib, size, tell_nonce, written_mib
 from vms import environment_of, own_supervisor
 
 from agentvm_kernel import Session
@@ -103,13 +103,13 @@ async def _cycles(paths: Paths, say: Say) -> None:
         for _ in range(WARM_UP):
             await _cycle(client)
         pid = (await client.status()).pid
-        before, memory = await at_rest(client, paths), await kept_mib(pid)
+        before, memory = await at_rest(client, paths), await written_mib(pid)
         await client.fill()
         for _ in range(CYCLES):
             await _cycle(client)
-        after, growth = await at_rest(client, paths), await kept_mib(pid) - memory
-    say("the supervisor has, before", before | {"private MiB": round(memory, 1)})
-    say(f"after {CYCLES} acquires, cells and releases", after | {"private MiB": round(memory + growth, 1)})
+        after, growth = await at_rest(client, paths), await written_mib(pid) - memory
+    say("the supervisor has, before", before | {"written MiB": round(memory, 1)})
+    say(f"after {CYCLES} acquires, cells and releases", after | {"written MiB": round(memory + growth, 1)})
     assert after.pop("threads") - before.pop("threads") <= LATE_THREADS
     assert after == before
     assert growth < GROWTH_MIB
