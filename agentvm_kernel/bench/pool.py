@@ -37,6 +37,7 @@ _IDENTITY: Final = "of that in the supervisor: wake, clock and limits"
 _APART: Final = "acquire of a warm VM without that share"
 _RELEASE: Final = "release, from the client's hanging up to the supervisor's next answer without it"
 _STATUS: Final = "an answer of the supervisor's alone"
+_RELEASE_APART: Final = "release without such an answer"
 _WARM_MEMORY: Final = "private memory of a warm VM that is ready"
 _BLANK_MEMORY: Final = "private memory of a blank that is ready"
 _REFILL: Final = "refill of warm VMs"
@@ -73,6 +74,7 @@ async def run(wanted: Wanted, say: Say) -> list[Figure]:
         ),
         Figure(book[_APART], book[_IDENTITY], limit=5),
         Figure(book[_RELEASE], book[_STATUS], limit=5),
+        Figure(book[_RELEASE_APART], book[_STATUS], limit=5),
         Figure(book[_REFILL], book[_PLAIN]),
         Figure(book[_WARM_MEMORY], book[_BLANK_MEMORY]),
         *left,
@@ -111,12 +113,16 @@ async def _cycle(ours: Bed, client: SupervisorClient, book: Book, *, with_cell: 
         book.add(_APART, taken - granted.acquire_ms)
         if with_cell:
             await _run_cell(granted)
-        with book.timed(_STATUS):
-            await client.pool()
+        began = time.perf_counter()
+        await client.pool()
+        alone = (time.perf_counter() - began) * 1000
         began = time.perf_counter()
     while (await client.pool()).out:
         pass
-    book.add(_RELEASE, (time.perf_counter() - began) * 1000)
+    taken = (time.perf_counter() - began) * 1000
+    book.add(_STATUS, alone)
+    book.add(_RELEASE, taken)
+    book.add(_RELEASE_APART, taken - alone)
 
 
 async def _run_cell(granted: Granted) -> None:
