@@ -50,7 +50,7 @@ def test_files_and_folders_go_in_and_out(copies: Copies, kernel: Notebook) -> No
     assert sorted(path.name for path in (home / "new").iterdir()) == [odd, "name"]
     (copies.folder / "here").mkdir()
     copies.run("study/analysis.ipynb:new", "here")
-    copies.run("vm-of:new/name", "./with:colon")
+    copies.run("local:new/name", "./with:colon")
     assert sorted(path.name for path in (copies.folder / "here" / "new").iterdir()) == [odd, "name"]
     assert (copies.folder / "with:colon").read_text() == "content"
 
