@@ -23,7 +23,8 @@ MAX_DEPTH: Final = 100
 MAX_CELLS: Final = 10_000
 MAX_ELEMENTS: Final = 2_000_000
 
-_TEXT: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+# One that does not end takes all the rest with it: else the search would begin anew at each quote in it.
+_TEXT: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _FORMATS: Final = (3, 4)
 _UNSTRUCTURED: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 

@@ -51,6 +51,11 @@ def test_brackets_in_texts_are_no_depth() -> None:
     assert parse_document("n.ipynb", content).cells[0].source == source
 
 
+@pytest.mark.parametrize("rest", [b"", b"\\"])
+def test_a_text_that_does_not_end_is_gone_through_once(rest: bytes) -> None:
+    assert "is no JSON" in refused(b'{"a":"' + b'\\"' * 2_000_000 + rest)  # else it would take days
+
+
 def test_very_many_parts_and_cells_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "too many parts" in refused(b'{"cells": [' + b"1," * 2_000_000 + b"1]}")
     monkeypatch.setattr(module, "MAX_CELLS", 2)
