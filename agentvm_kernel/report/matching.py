@@ -69,6 +69,7 @@ def _match(cell: Cell, candidates: list[tuple[Run, Session]], taken: set[int]) -
         return Match(cell, None, None, "no known run" if cell.outputs else "not run")
     run, session = candidates[best]
     taken.add(id(run))
-    if not (shown and run.outputs):
+    if not run.outputs:
         return Match(cell, run, session, "not recorded")
+    # What has no digest now cannot be what had one then.
     return Match(cell, run, session, "as recorded" if run.outputs == shown else "changed")

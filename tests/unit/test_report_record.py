@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_bed import Bed, code, notebook, text
+from report_bed import Bed, Output, code, notebook, text
 
 from agentvm_kernel.report.document import Document, read_document
 from agentvm_kernel.report.matching import Match, match
@@ -122,6 +122,14 @@ def test_what_a_cell_shows_is_held_against_what_its_run_showed(bed: Bed, tmp_pat
     ]  # fmt: skip
     standings = [one.standing for one in matched(bed, document(tmp_path, *cells))]
     assert standings == ["as recorded", "changed", "changed", "no known run", "not run"]
+
+
+@pytest.mark.parametrize("added", [text("43\r"), text("\b")])
+def test_what_is_changed_so_that_it_has_no_digest_is_changed(bed: Bed, tmp_path: Path, added: Output) -> None:
+    bed.begin(notebook="/n.ipynb")
+    bed.run("x()", text("42\n"))
+    (one,) = matched(bed, document(tmp_path, code("x()", text("42\n"), added)))
+    assert one.standing == "changed"
 
 
 def test_of_several_runs_of_the_same_code_the_one_counts_that_the_cell_shows(bed: Bed, tmp_path: Path) -> None:
