@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import io
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ from agentvm_kernel.report.pack import CRATE, FORMAT, MANIFEST, NAMES, RECORD, S
 from agentvm_kernel.report.signature import find_key, fingerprint, is_signed
 
 _MOST_BYTES: Final = 256 << 20
+_MOST_UNPACKED: Final = 384 << 20
+_LISTED: Final = b"PK\x01\x02"
+_MOST_LISTED: Final = 1000
+"""Files that an archive may list before its list is read, which takes fifteen times the list's room."""
+
+_ENDED: Final = b"PK\x05\x06"
+_END: Final = 22
 _MOST_NOTES: Final = 64 << 10
 _NO_REPORT: Final = "`agentvm report NOTEBOOK --zip` makes one."
 
@@ -93,13 +101,21 @@ def read_packed(file: Path) -> dict[str, bytes]:
         ReportError: it is no report, or something in it is too large, or does not belong there.
     """
     content = read_bounded(file, _MOST_BYTES)
+    if content.count(_LISTED) > _MOST_LISTED:
+        raise _others()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             infos = archive.infolist()
             names = [info.filename for info in infos]
             _check_names(names)
+            if not _is_dense(content, archive):
+                raise _others()
+            if sum(info.file_size for info in infos) > _MOST_UNPACKED:
+                raise ReportError(f"What is in the report is larger than {_MOST_UNPACKED >> 20} MiB.")
             files = {info.filename: _read(archive, info) for info in infos}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError
+    ) as error:  # fmt: skip
         raise ReportError("That is no report: it is no archive that can be read.", _NO_REPORT) from error
     for name in (MANIFEST, SIGNATURE):
         if len(files[name]) > _MOST_NOTES:
@@ -115,10 +131,25 @@ def _check_names(names: list[str]) -> None:
     others = [name for name in names if name not in NAMES]
     is_notebook = len(others) == 1 and others[0].endswith(".ipynb") and not {"/", "\\", "\0"} & set(others[0])
     if len(names) != len(set(names)) or not is_notebook or others[0].startswith("."):
-        raise ReportError("That is no report: there are files in it that do not belong there.", _NO_REPORT)
+        raise _others()
     missing = {MANIFEST, SIGNATURE, CRATE, RECORD} - set(names)
     if missing:
         raise ReportError(f"That is no report: it has no {min(missing)}.", _NO_REPORT)
+
+
+def _others() -> ReportError:
+    return ReportError("That is no report: there are files in it that do not belong there.", _NO_REPORT)
+
+
+def _is_dense(content: bytes, archive: zipfile.ZipFile) -> bool:
+    """Return whether there is nothing between the files or around them, where other programs would find other files."""
+    place = 0
+    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+        (name,) = struct.unpack_from("<H", content, place + 26)
+        if info.header_offset != place or info.extra:
+            return False
+        place += 30 + int(name) + info.compress_size
+    return place == archive.start_dir and content[-_END:].startswith(_ENDED)
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

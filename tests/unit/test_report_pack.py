@@ -6,8 +6,11 @@ import base64
 import io
 import json
 import os
+import resource
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +188,65 @@ def test_a_bomb_is_not_unpacked_to_its_end(packed: Path, bed: Bed, monkeypatch: 
     monkeypatch.setattr(verify, "MAX_BYTES", 1 << 20)
     write(packed, files_of(packed) | {"report.html": b"\0" * (8 << 20)})
     assert "larger than 1 MiB" in refusal(packed, bed)
+
+
+def test_small_bombs_are_not_unpacked_all_together(packed: Path, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agentvm_kernel.report import verify
+
+    monkeypatch.setattr(verify, "_MOST_UNPACKED", 3 << 20)
+    write(packed, files_of(packed) | dict.fromkeys(("report.html", "report.pdf"), b"\0" * (2 << 20)))
+    assert "larger than 3 MiB" in refusal(packed, bed)
+
+
+def test_a_long_list_of_files_is_not_read(packed: Path, bed: Bed) -> None:
+    entry = b"PK\1\2" + bytes(24) + struct.pack("<HHHHHII", 1, 0, 0, 0, 0, 0, 0) + b"a"
+    listed = entry * 1_000_000
+    packed.write_bytes(listed + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 65535, 65535, len(listed), 0, 0))
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_used() + (300 << 20), limit[1]))
+    try:
+        assert "do not belong" in refusal(packed, bed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def _used() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _local(name: str, content: bytes) -> bytes:
+    """A file as it stands in an archive, without the entry in the archive's list."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr(name, content)
+        return written.getvalue()
+
+
+@pytest.mark.parametrize("where", ["before", "behind", "within", "beside a name"])
+def test_what_other_programs_would_find_in_it_is_refused(packed: Path, bed: Bed, where: str) -> None:
+    whole, hidden = packed.read_bytes(), _local("report.html", b"<h1>All is well</h1>")
+    if where == "before":
+        packed.write_bytes(hidden + whole)
+    elif where == "behind":
+        packed.write_bytes(whole[:-2] + struct.pack("<H", len(hidden)) + hidden)
+    elif where == "within":
+        files = list(files_of(packed).items())
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in files:
+                assert archive.fp is not None
+                archive.fp.write(hidden)
+                archive.start_dir = archive.fp.tell()
+                archive.writestr(name, content)
+    else:
+        with zipfile.ZipFile(packed) as archive:
+            infos = [(info, archive.read(info)) for info in archive.infolist()]
+        with zipfile.ZipFile(packed, "w") as archive:
+            for info, content in infos:
+                archive.writestr(info, content)
+                # Some programs believe this name rather than the file's own.
+                info.extra = struct.pack("<HHBI", 0x7075, 14, 1, zlib.crc32(info.filename.encode())) + b"evil.html"
+    assert files_of(packed)["report.html"] != b"<h1>All is well</h1>"
+    assert "do not belong" in refusal(packed, bed)
 
 
 def test_a_name_that_stands_twice_and_what_is_no_archive_are_refused(packed: Path, bed: Bed) -> None:
