@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PART = ".agentvm-part-"
 PART_SECONDS = 7 * 24 * 3600
+DEEPEST = 100  # parts of a path
 _CHUNK = 256 << 10
 _FAILED = 66
 
@@ -158,6 +159,8 @@ class Source:
             if len(self.members) > self._most:
                 raise RefusedError(f"there are more than {self._most} files, which is the most that is copied")
         if stat.S_ISDIR(status.st_mode):
+            if path.count("/") >= DEEPEST:
+                raise RefusedError("a folder is nested too deeply")
             for name in sorted(os.listdir(place)):
                 if not name.startswith(PART):
                     self._list(f"{path}/{name}" if path else name)
@@ -233,6 +236,12 @@ class Part:
             raise RefusedError("what continues a file does not begin where that ends")
         os.rename(os.path.join(self._earlier, key(path)), place)
         return summing
+
+    def forget(self) -> None:
+        """Remove what an earlier attempt has left."""
+        _remove(self._earlier)
+        os.mkdir(self._earlier, 0o700)
+        self.kept.clear()
 
     def settle(self, target: str) -> None:
         """Put what has come in its place.

@@ -146,6 +146,8 @@ async def get(
             raise RefusedError(f"{local} is a folder that is not empty")
         part = Part(str(local))
         async with _kept(part):
+            if sum(size for size, _ in part.kept.values()) > bounds.size or len(part.kept) > bounds.count:
+                await asyncio.to_thread(part.forget)  # who breaks off again and again may send other files each time
             words = ("send", remote, str(bounds.count), "tree")
             async with (
                 _program(link, [*_PYTHON, *words], what) as program,

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from agentvm_kernel.errors import TransferError
-from agentvm_kernel.run.carrier import PART, Part, RefusedError, digest
+from agentvm_kernel.run.carrier import DEEPEST, PART, Part, RefusedError, digest
 from agentvm_kernel.run.entries import Entry, EntryStream
 
 _MAX_PATH: Final = 4000
 _MAX_NAME: Final = 255
-_MAX_DEPTH: Final = 100
-_MAX_LINKS: Final = 16 << 20
+_MAX_NAMES: Final = 32 << 20
 _MAX_TOLD: Final = 20
 _MIB: Final = 1 << 20
 _BATCH: Final = 1 << 20
@@ -101,7 +100,7 @@ class Unpacking:
         self._sums: dict[str, str] = {}
         self._left_out: dict[str, str] = {}
         self._links: list[tuple[Path, Entry]] = []
-        self._links_size = 0
+        self._names_size = 0
         self._folders: list[tuple[Path, Entry]] = []
 
     async def run(self, stream: EntryStream) -> Received:
@@ -135,6 +134,9 @@ class Unpacking:
 
     async def _take(self, entry: Entry, content: AsyncIterator[bytes]) -> None:
         self._count(entry.size)
+        self._names_size += len(entry.path) + len(entry.target)
+        if self._names_size > _MAX_NAMES:
+            raise TransferError("The VM sent too many long names.", "Copy out less, or pack it in the VM.")
         parts = _parts(entry.path)
         path, name = self._root.joinpath(*parts), "/".join(parts)
         if not all(part.isprintable() for part in parts):
@@ -223,9 +225,6 @@ class Unpacking:
         if not _stays_inside(entry.target, depth):
             self.received.leave_out(str(path.relative_to(self._root)), "a link that leads out")
             return
-        self._links_size += len(os.fsencode(path)) + len(entry.target)
-        if self._links_size > _MAX_LINKS:
-            raise TransferError("The VM sent too many links.")
         self._make_folder(path.parent)
         self._links.append((path, entry))
 
@@ -279,7 +278,7 @@ def _parts(path: str) -> tuple[str, ...]:
     parts = tuple(part for part in path.split("/") if part not in ("", "."))
     if path.startswith("/") or ".." in parts or "\0" in path:
         raise TransferError(f"The VM sent a file for another place: {name[:_MAX_NAME]!a}.")
-    if len(name) > _MAX_PATH or len(parts) > _MAX_DEPTH or any(len(_encoded(part)) > _MAX_NAME for part in parts):
+    if len(name) > _MAX_PATH or len(parts) > DEEPEST or any(len(_encoded(part)) > _MAX_NAME for part in parts):
         raise TransferError(f"The VM sent a file with too long a path: {name[:80]!a} and so on.")
     return parts
 

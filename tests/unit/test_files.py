@@ -214,6 +214,23 @@ async def test_too_much_is_not_sent(link: Link, tree: Path, remote: Path, bounds
     assert list(remote.iterdir()) == []
 
 
+async def test_folders_that_are_nested_very_deeply_are_refused_on_either_side(
+    link: Link, remote: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "deep").mkdir()
+    at = os.open(tmp_path / "deep", os.O_RDONLY)
+    for _ in range(150):
+        os.mkdir("d", dir_fd=at)
+        inner = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    os.close(at)
+    with pytest.raises(TransferError, match="nested too deeply"):
+        await put(link, tmp_path / "deep", f"{remote}/x")
+    with pytest.raises(TransferError, match="nested too deeply"):
+        await get(link, str(tmp_path / "deep"), tmp_path / "back")
+
+
 async def test_into_a_folder_that_is_there(link: Link, tree: Path, remote: Path) -> None:
     (remote / "there").mkdir()
     await put(link, tree / "-n", f"{remote}/there", into=True)

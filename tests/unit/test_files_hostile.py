@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from agentvm_kernel.errors import AgentVMError, LinkClosedError, TransferError
+from agentvm_kernel.run import unpack
 from agentvm_kernel.run.carrier import PART, Part, Receiver, RefusedError, line
 from agentvm_kernel.run.carrier import digest as digest_of
 from agentvm_kernel.run.files import Bounds, get, put
@@ -249,6 +250,24 @@ async def test_a_guest_cannot_go_on_behind_a_files_end(tmp_path: Path) -> None:
     with pytest.raises(TransferError, match="damaged"):
         await get(Sender(changed(size=2, offset=3)), "x", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_guest_that_breaks_off_again_and_again_fills_no_disk(tmp_path: Path) -> None:
+    for number in range(6):
+        sent = sending(("", FOLDER), (f"{number}", bytes(700)), ("last", b"content"))
+        with pytest.raises(LinkClosedError):
+            await get(Sender(sent[: sent.index(b"tent")], ends=False), "x", tmp_path / "out", Bounds(size=1000))
+        here = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
+        assert 700 <= sum(here) <= 2000
+
+
+@pytest.mark.parametrize("what", [FOLDER, DEVICE, link_to("a"), b""])
+async def test_names_are_kept_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Change | bytes
+) -> None:
+    monkeypatch.setattr(unpack, "_MAX_NAMES", 4000)
+    with pytest.raises(TransferError, match="too many long names"):
+        await take(tmp_path, Sender(sending(*[(f"{number:0100}", what) for number in range(60)])))
 
 
 async def test_a_copy_that_is_interrupted_before_anything_came_leaves_nothing(tmp_path: Path) -> None:
