@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
 
+from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
 from tornado import web
@@ -72,7 +73,7 @@ class RoutesHandler(APIHandler):
         if route is None:
             raise web.HTTPError(405)
         if route.verb == "GET":
-            self.check_xsrf_cookie()  # of others Jupyter has done that; some of ours cost something
+            await self._check_reader(route)
         self._track_activity = route.is_work
         if len(self.request.body) > MOST_BODY:
             raise web.HTTPError(413)
@@ -90,6 +91,19 @@ class RoutesHandler(APIHandler):
             )
         else:
             self.finish(answer.model_dump_json())
+
+    async def _check_reader(self, route: Route) -> None:
+        """Demand of readers what Jupyter demands of others: some of what is read costs much, or does something.
+
+        Jupyter lets a cookie do where a page of this server asks; so can a picture in a notebook.
+        """
+        self.check_xsrf_cookie()
+        if not (self.token_authenticated or self.settings.get("disable_check_xsrf", False)):
+            web.RequestHandler.check_xsrf_cookie(self)
+        if route.is_work:
+            may = self.authorizer.is_authorized(self, self.current_user, "write", self.auth_resource)
+            if not await ensure_async(may):
+                raise web.HTTPError(403)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with an error that came before or instead of a route."""

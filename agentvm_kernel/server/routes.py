@@ -235,7 +235,8 @@ class Route:
         verb: The HTTP method.
         path: The path, with parameters in braces.
         handler: Carries it out: gets the call, and what was sent if it takes that.
-        is_work: To ask for it counts as work of the user's, which keeps an idle server from ending.
+        is_work: To ask for it counts as work of the user's, which keeps an idle server from ending; who may only
+            read may not.
     """
 
     verb: str

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from jupyter_server.auth.authorizer import AllowAllAuthorizer
 from server_bed import ServerBed, server_bed
 
 from agentvm_kernel.server.handler import MOST_BODY, PREFIX, RoutesHandler, handlers
@@ -130,11 +131,32 @@ async def test_a_login_by_cookie_needs_the_token_against_forged_requests(
             async with browser.request(route.verb, url, json=body, headers=headers) as response:
                 return response.status
 
-        assert await nothing_happens(bed, kernel, ask({}), ask({"X-XSRFToken": "forged"})) == [403, 403]
+        # The last is that of a picture in a page.
+        forged: tuple[dict[str, str], ...] = ({}, {"X-XSRFToken": "forged"}, {"Referer": f"{bed.url}lab"})
+        assert await nothing_happens(bed, kernel, *map(ask, forged)) == [403, 403, 403]
         if route.path in {"/watch", "/host"}:
             xsrf = next(cookie.value for cookie in jar if cookie.key == "_xsrf")
             assert await ask({"X-XSRFToken": xsrf}) == 200
             assert await ask({"X-XSRFToken": xsrf, "Origin": "https://evil.example"}) == 404
+
+
+class Readers(AllowAllAuthorizer):
+    """Lets everybody read, and nobody do anything else."""
+
+    def is_authorized(self, handler: Any, user: Any, action: str, resource: str) -> bool:
+        return action == "read"
+
+
+@pytest.mark.parametrize("route", kernel_routes())
+async def test_who_may_only_read_has_nothing_done(
+    bed: ServerBed, kernel: str, route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = Readers(parent=bed.app)  # type: ignore[no-untyped-call]
+    monkeypatch.setitem(bed.app.web_app.settings, "authorizer", readers)
+    paths = (path_of(route, kernel), path_of(route, kernel, "present"))
+    asked = [bed.ask(route.verb, path, VALID.get(route.handler.__name__)) for path in paths]
+    for answer in await nothing_happens(bed, kernel, *asked):
+        assert (answer.status == 403) == (route.verb != "GET" or "compare" in route.path), answer
 
 
 @pytest.mark.parametrize("route", kernel_routes())
