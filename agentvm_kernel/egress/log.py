@@ -112,7 +112,7 @@ class ConnectionLog:
         before = kept.get(connection.id)
         kept[connection.id] = connection
         if len(kept) > _KEPT:
-            kept.popitem(last=False)
+            del kept[_least(kept)]
         for subscription in self._subscriptions:
             subscription.put(connection)
         if self._hook is not None and (before is None or before.verdict != connection.verdict):
@@ -181,3 +181,9 @@ class ConnectionLog:
             for old in sorted(self._folder.glob("????-??-??.jsonl"))[:-_DAYS]:
                 old.unlink(missing_ok=True)
         return self._descriptor
+
+
+def _least(kept: OrderedDict[int, Connection]) -> int:
+    """Return which one to forget: a flood of refusals shall not hide what was sent, nor the other way round."""
+    refused = [number for number, one in kept.items() if one.verdict == "refused"]
+    return refused[0] if 2 * len(refused) > _KEPT else next(n for n, one in kept.items() if one.verdict != "refused")

@@ -54,6 +54,15 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     assert [one.id for one in log.of("a")] == list(range(2000, 3000))
 
 
+@pytest.mark.parametrize(("few", "many"), [("allowed", "refused"), ("refused", "allowed")])
+def test_a_flood_does_not_hide_what_came_before_it(tmp_path: Path, few: str, many: str) -> None:
+    log = ConnectionLog(tmp_path)
+    log.put(connection(0, verdict=few, duration=1.0))
+    for number in range(1, 3000):
+        log.put(connection(number, verdict=many))
+    assert [one.id for one in log.of("a")] == [0, *range(2001, 3000)]
+
+
 def test_each_verdict_is_told_once(tmp_path: Path) -> None:
     told: list[tuple[int, str]] = []
     log = ConnectionLog(tmp_path, lambda one: told.append((one.id, one.verdict)))
