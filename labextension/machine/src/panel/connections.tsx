@@ -1,6 +1,7 @@
 import * as React from 'react';
 
 import { age, bytes } from '../model/figures.ts';
+import { isOneHost } from '../model/hosts.ts';
 import { plain } from '../model/plain.ts';
 import type { Connection, Network } from '../model/wire.ts';
 import { useClock, useShared } from './shared.ts';
@@ -92,8 +93,8 @@ function Row(props: { connection: Connection; now: number; doing: string }): Rea
   const isRefused = verdict === 'refused';
   const traffic = trans.__('%1 out, %2 in', bytes(connection.bytes_sent), bytes(connection.bytes_received));
   const why = isRefused || verdict === 'failed' ? plain(connection.reason) : traffic;
-  // A name that would be shown otherwise than it is, is not one to decide about by a click.
-  const canDecide = !!name && host === name;
+  // What is no plain name would be shown otherwise than it is, or be taken for a pattern.
+  const canDecide = isOneHost(name);
   return (
     <li className={`avm-connection avm-${verdict}`}>
       <div className="avm-line">
