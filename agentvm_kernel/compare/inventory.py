@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +22,7 @@ MOST_FILES: Final = 200_000
 """Files that are looked at."""
 
 _MOST_PACKED: Final = 16 << 20
+_MOST_LINES: Final = 2 * _MOST_PACKED // probe.PIECE
 _MOST_HEAD: Final = 4 << 20
 _MOST_BYTES: Final = _MOST_HEAD + probe.MOST_FILES
 _MOST_PATH: Final = 4096
@@ -94,7 +96,8 @@ def read(text: str, mark: str) -> Inventory:
 
 
 def _read(text: str, mark: str) -> Inventory:
-    lines = [line.removeprefix(mark) for line in text.split("\n") if line.startswith(mark)]
+    marked = re.finditer(rf"^{re.escape(mark)}([^\n]*)", text, re.MULTILINE)  # a list of all lines could be large
+    lines = [line[1] for line in islice(marked, _MOST_LINES)]
     if not lines or lines.pop() != ".":
         raise ValueError("it is not complete")
     packed = "".join(lines)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 import types
 import zlib
 from collections.abc import AsyncIterator
@@ -237,6 +238,18 @@ def test_what_no_probe_prints_is_refused_in_one_line(text: str) -> None:
 def test_what_would_take_much_memory_is_refused_before_it_does(text: str) -> None:
     with pytest.raises(CompareError, match="too long"):
         read(text, MARK)
+
+
+@pytest.mark.parametrize("line", ["ab\n", f"{MARK}ab\n"])
+def test_very_many_lines_are_not_listed(line: str) -> None:
+    text = line * ((8 << 20) // len(line))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CompareError, match="not complete"):
+            read(text, MARK)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.binary(max_size=300), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=20))
