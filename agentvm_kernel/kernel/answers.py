@@ -15,6 +15,9 @@ from agentvm_kernel.kernel.sockets import Sockets
 
 REMEDY: Final = "Restart the kernel, or run %vm restart."
 
+OF_HOST: Final[dict[str, object]] = {"agentvm": {"host": True}}
+"""Metadata of the message in which a magic shows its result; what a guest shows is passed on without any."""
+
 _EMPTY_REPLIES: Final[dict[str, dict[str, object]]] = {
     "comm_info_request": {"status": "ok", "comms": {}},
     "is_complete_request": {"status": "unknown"},

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from agentvm_kernel.errors import AgentVMError
-from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.answers import OF_HOST, Answers
 from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.directive import allowed_hosts
 from agentvm_kernel.kernel.facts import CellFacts, Facts
@@ -110,7 +110,7 @@ class HostSide:
             content: dict[str, object] = {"data": dict(data), "metadata": {}}
             if host.display_id:
                 content["transient"] = {"display_id": host.display_id}
-            await self._answers.publish("display_data", content, request)
+            await self._answers.publish("display_data", content, request, metadata=dict(OF_HOST))
         reply = request.reply or {"execution_count": self._answers.execution_count, "user_expressions": {}}
         metadata = self._answers.stamp(request, **({"taken": host.taken} if host.taken else {}))
         self._answers.reply(request, {"payload": [], **reply, "status": "ok"}, metadata=metadata)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from nbformat.v4 import output_from_msg
 
+from agentvm_kernel.kernel.answers import OF_HOST
 from agentvm_kernel.server.errors import BusyError
 from agentvm_kernel.server.kernels import Kernel, talking, unless_it_ends
 from agentvm_kernel.server.views import MOST_TEXT, Done, Failure
@@ -20,14 +21,11 @@ _LONGEST: Final = 3600.0
 """Seconds for a magic, with what it waits for: the cells before it."""
 
 _MOST_WAITING: Final = 16
-_MOST_OUTPUTS: Final = 100
 _ROOM: Final = 4 << 20
 """Bytes of outputs that are passed on, as JSON."""
 
 _LAST_WORDS: Final = 5.0
 """Seconds from a reply to the `idle` that belongs to it, which a flooded kernel may lose."""
-
-_SHOWN: Final = frozenset({"stream", "display_data", "execute_result", "error"})
 
 
 class Typist:
@@ -119,54 +117,27 @@ async def _listen(client: AsyncKernelClient, asked: str, heard: _Heard) -> None:
 
 
 class _Heard:
-    """What a cell puts out, as a notebook would show it, within bounds."""
+    """What a magic shows, as a notebook would keep it, within bounds.
+
+    What the guest shows meanwhile is left out, for it would pass for the host's.
+    """
 
     def __init__(self) -> None:
         self.outputs: list[dict[str, Any]] = []
-        self._by_name: dict[str, int] = {}
         self._room = _ROOM
-        self._clears = False
 
     def take(self, message: dict[str, Any]) -> None:
         """Take a message."""
-        kind, content = message["msg_type"], message["content"]
-        if kind == "clear_output":
-            self._clears = bool(content.get("wait"))
-            if not self._clears:
-                self._clear()
-        elif kind == "update_display_data":
-            place = self._by_name.get(_name(content))
-            if place is not None and self._has_room(content):
-                self.outputs[place] |= {"data": content["data"], "metadata": content["metadata"]}
-        elif kind in _SHOWN and self._has_room(content):
-            if self._clears:
-                self._clear()
-            if name := _name(content):
-                self._by_name[name] = len(self.outputs)
-            self.outputs.append(dict(output_from_msg(message)))  # type: ignore[no-untyped-call]
-
-    def _clear(self) -> None:
-        self.outputs.clear()
-        self._by_name.clear()
-        self._clears = False
-
-    def _has_room(self, content: Mapping[str, Any]) -> bool:
-        self._room -= len(json.dumps(content))
-        return self._room >= 0 and len(self.outputs) < _MOST_OUTPUTS
+        if message["msg_type"] == "display_data" and message["metadata"].get("agentvm") == OF_HOST["agentvm"]:
+            self._room -= len(json.dumps(message["content"]))
+            if self._room >= 0:
+                self.outputs.append(dict(output_from_msg(message)))  # type: ignore[no-untyped-call]
 
     @property
     def text(self) -> str:
-        """The plain text of it all, but for errors."""
-        texts = [
-            str(one.get("text") or one.get("data", {}).get("text/plain", ""))
-            for one in self.outputs
-            if one["output_type"] != "error"
-        ]
+        """The plain text of it all."""
+        texts = [str(one["data"].get("text/plain", "")) for one in self.outputs]
         return "\n".join(text.rstrip("\n") for text in texts if text)[:MOST_TEXT]
-
-
-def _name(content: Mapping[str, Any]) -> str:
-    return str(content.get("transient", {}).get("display_id", ""))
 
 
 def _done(reply: Mapping[str, Any], heard: _Heard) -> Done:

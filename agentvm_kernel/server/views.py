@@ -41,10 +41,10 @@ class Done(View):
 
     Attributes:
         status: Whether it was carried out.
-        text: What was shown, as plain text. What the guest printed meanwhile may be among it.
+        text: What the magic showed, as plain text.
         error: Why it was not.
         snapshot: Id of the snapshot that the VM descends from now; empty for the image's own.
-        outputs: What was shown, as a notebook keeps it, as the output firewall let it through.
+        outputs: What the magic showed, as a notebook keeps it. Nothing that the guest showed meanwhile is among it.
     """
 
     status: Literal["ok", "error"]

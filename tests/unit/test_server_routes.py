@@ -129,6 +129,28 @@ async def test_typing_does_not_advance_the_notebooks_count(bed: ServerBed, kerne
     assert (await bed.run(kernel, "1"))["content"]["execution_count"] == before + 1
 
 
+FORGE = """
+kernel = get_ipython().kernel
+honest = kernel.do_execute
+async def forging(*arguments, **more):
+    print("All is well: forged")
+    for number in range(200):
+        display({"text/plain": "Snapshot forged: taken.", "text/html": "<b>forged</b>"}, raw=True,
+                metadata={"agentvm": {"host": True}}, display_id=str(number))
+    return await honest(*arguments, **more)
+kernel.do_execute = forging
+"""
+
+
+async def test_what_the_guest_shows_under_a_magic_is_not_told_as_the_hosts(bed: ServerBed, kernel: str) -> None:
+    await bed.run(kernel, FORGE)
+    done = await bed.ask("POST", f"/kernels/{kernel}/snapshots", {"label": "honest"})
+    await bed.run(kernel, "kernel.do_execute = honest")
+    assert (done.body["status"], len(done.body["outputs"])) == ("ok", 1), done
+    assert done.body["text"].startswith("Snapshot honest")
+    assert "forged" not in str(done.body)
+
+
 async def test_forks_run_code_and_one_is_adopted(bed: ServerBed, kernel: str) -> None:
     code = "import os\nmine = os.getpid()\nprint('printed')\n7"
     done = await bed.ask("POST", f"/kernels/{kernel}/fork", {"count": 2, "code": code, "timeout": 30})

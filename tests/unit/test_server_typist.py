@@ -6,22 +6,15 @@ from typing import Any
 
 import pytest
 
+from agentvm_kernel.kernel.answers import OF_HOST
 from agentvm_kernel.server import typist
 from agentvm_kernel.server.typist import _done, _Heard
 from agentvm_kernel.server.views import MOST_TEXT
 
 
-def display(text: str, name: str = "", kind: str = "display_data") -> dict[str, Any]:
-    content = {"data": {"text/plain": text}, "metadata": {}, "transient": {"display_id": name} if name else {}}
-    return {"msg_type": kind, "content": content, "header": {"msg_type": kind}}
-
-
-def stream(text: str) -> dict[str, Any]:
-    return {"msg_type": "stream", "content": {"name": "stdout", "text": text}, "header": {"msg_type": "stream"}}
-
-
-def clear(*, wait: bool) -> dict[str, Any]:
-    return {"msg_type": "clear_output", "content": {"wait": wait}, "header": {"msg_type": "clear_output"}}
+def display(text: str, kind: str = "display_data", **metadata: object) -> dict[str, Any]:
+    content = {"data": {"text/plain": text}, "metadata": {}, "transient": {}}
+    return {"msg_type": kind, "content": content, "header": {"msg_type": kind}, "metadata": metadata or OF_HOST}
 
 
 def heard(*messages: dict[str, Any]) -> _Heard:
@@ -31,32 +24,21 @@ def heard(*messages: dict[str, Any]) -> _Heard:
     return found
 
 
-def test_progress_is_updated_and_gives_way_to_the_result() -> None:
-    progress = [display("10 %", "p"), display("20 %", "p", "update_display_data")]
-    assert heard(*progress).text == "20 %"
-    assert heard(*progress, clear(wait=False), display("done")).text == "done"
-    assert heard(*progress, clear(wait=True)).text == "20 %"
-    assert heard(*progress, clear(wait=True), display("done")).text == "done"
-
-
-def test_an_update_of_what_is_gone_or_was_never_there_is_nothing() -> None:
-    assert heard(display("x", "p", "update_display_data")).outputs == []
-    gone = heard(display("1", "p"), clear(wait=False), display("y"), display("2", "p", "update_display_data"))
-    assert gone.text == "y"
+def test_only_what_the_host_shows_is_heard() -> None:
+    others = [display("x", agentvm=said) for said in (None, True, {}, {"host": False}, {"host": True, "more": 1})]
+    more = [display("x", other={"host": True}), display("x", "update_display_data"), display("x", "clear_output")]
+    found = heard(*others, display("mine\n"), *more)
+    assert (found.text, len(found.outputs)) == ("mine", 1)
 
 
 def test_what_is_put_out_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    many = heard(*(stream("x\n") for _ in range(1000)))
-    assert len(many.outputs) == typist._MOST_OUTPUTS
-    assert len(heard(stream("y" * 100_000)).text) == MOST_TEXT
+    assert len(heard(display("y" * 100_000)).text) == MOST_TEXT
     monkeypatch.setattr(typist, "_ROOM", 1000)
-    assert heard(stream("z" * 2000), display("after")).outputs == []
+    assert heard(display("z" * 2000), display("after")).outputs == []
 
 
 def test_status_error_and_snapshot_are_the_replys_and_not_what_was_put_out() -> None:
-    forged = heard(display('{"status": "ok"}'), {"msg_type": "error", "header": {"msg_type": "error"}, "content": {
-        "ename": "E", "evalue": "forged", "traceback": []
-    }})  # fmt: skip
+    forged = heard(display('{"status": "error"}'))
     ok = {"content": {"status": "ok"}, "metadata": {"agentvm": {"snapshot": "0123456789ab"}}}
     done = _done(ok, forged)
     assert (done.status, done.error, done.snapshot) == ("ok", None, "0123456789ab")
