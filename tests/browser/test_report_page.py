@@ -102,3 +102,12 @@ def test_even_what_no_firewall_had_cleaned_would_stay_in_its_box(tmp_path: Path,
         put = "([box, style]) => { document.querySelector(box).innerHTML = `<div style='${style}'>well</div>` }"
         page.evaluate(put, [box, f"{style}; background: red; z-index: 99"])
         assert covered(page) == []
+
+
+def test_what_a_notebook_says_is_in_a_frame_that_the_report_has_not(tmp_path: Path) -> None:
+    with opened(written(tmp_path)) as (page, _):
+        widths = "all => all.map(one => getComputedStyle(one).borderLeftWidth)"
+        framed = page.eval_on_selector_all(".markdown, .output, .source", widths)
+        assert len(framed) == 3 * len(HOSTILE)
+        assert "0px" not in framed
+        assert set(page.eval_on_selector_all("body, body > h2, body > table, body > .note", widths)) == {"0px"}
