@@ -6,24 +6,19 @@ folder that AGENTVM_GALLERY names, for a human to look at. The tests are one vis
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from lab_bed import CHROMIUM, Jupyter, Lab, chromium, jupyter, lab, write_notebook
-from playwright.sync_api import Locator, Page, expect
+from internet import GOOD, Internet, internet
+from lab_bed import CHROMIUM, chromium, jupyter, lab, write_notebook
+from panel_bed import PATIENCE, Visit
+from playwright.sync_api import expect
+from vms import environment_of
 
-from agentvm_kernel.config import Paths
-from agentvm_kernel.supervisor.messages import SnapshotInfo, VMInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 pytestmark = [
@@ -32,140 +27,60 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-PATIENCE = 60_000
-WIDTHS = (1280, 1920)
+SITE = "good.example.org"
+HOSTS = 30
 
 _HOSTILE = "<img src=x onerror=\"document.title='hit'\">"
+_MANY = f"""
+import socket
+for number in range({HOSTS}):
+    try:
+        socket.create_connection((f"host-{{number}}.example", 443), timeout=30).recv(1)
+    except OSError:
+        pass
+"""
+_BLOCKED = """
+from IPython.display import HTML, display
+display({"application/pdf": "JVBERi0="}, raw=True)
+HTML("<b>seen</b><img src='https://evil.example.net/pixel.png'>")
+"""
 CELLS = {
     "one": "x = 1",
     "two": f"x = 2  # {_HOSTILE}\u202e",
     "file": "from pathlib import Path\nPath('note.txt').write_text('n' * 5000)",
     "say": "print('x is', x)",
-    "ask": "import socket\nsocket.create_connection(('data.example', 443), timeout=30).recv(1)",
-    "show": "from IPython.display import HTML\nHTML('<b>seen</b><script>1</script>')",
-    "fork": "x = 7\nx",
+    "ask": f"from urllib.request import urlopen\nprint(urlopen('http://{SITE}/hello', timeout=60).status)",
+    "deny": f"%net deny {SITE}",
+    "many": _MANY,
+    "blocked": _BLOCKED,
+    "random": "print('mine', mine)",
 }
 
 
-@dataclass
-class Visit:
-    """A notebook and the panel beside it."""
-
-    server: Jupyter
-    lab: Lab
-    paths: Paths
-
-    @property
-    def page(self) -> Page:
-        return self.lab.page
-
-    @property
-    def panel(self) -> Locator:
-        return self.page.locator(".avm-panel")
-
-    @property
-    def tree(self) -> Locator:
-        return self.panel.get_by_role("tree")
-
-    def row(self, text: str) -> Locator:
-        return self.tree.get_by_role("treeitem").filter(has_text=text)
-
-    def click(self, name: str, place: Locator | None = None) -> None:
-        (place or self.panel).get_by_role("button", name=name, exact=True).click()
-
-    def answer(self, name: str) -> None:
-        """Press a button of the dialogue."""
-        self.page.locator(".jp-Dialog").get_by_role("button", name=name, exact=True).click()
-        expect(self.page.locator(".jp-Dialog")).to_have_count(0)
-
-    def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds of the machine."""
-        deadline = time.monotonic() + PATIENCE / 1000
-        while not holds():
-            assert time.monotonic() < deadline
-            self.page.wait_for_timeout(100)
-
-    def asked(self, question: Callable[[SyncSupervisorClient, str], Any]) -> Any:
-        """Ask the supervisor about the only machine that a notebook of this server has."""
-        with SyncSupervisorClient(self.paths, start=False) as client:
-            return question(client, self.vm.lease)
-
-    @property
-    def vm(self) -> VMInfo:
-        kernel = self.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
-        with SyncSupervisorClient(self.paths, start=False) as client:
-            (found,) = [one for one in client.vms().vms if kernel in one.owner and one.state == "leased"]
-        return found
-
-    @property
-    def snapshots(self) -> dict[str, SnapshotInfo]:
-        tree = self.asked(lambda client, lease: client.snapshots(lease))
-        return {one.label or one.id: one for one in tree.snapshots}
-
-    @property
-    def allowed(self) -> str:
-        """The hosts that the session allows."""
-        rules = self.asked(lambda client, lease: client.network(lease)).rules
-        return " ".join(rule.pattern for rule in rules if rule.verdict == "allow" and rule.source != "default")
-
-    def said(self, name: str = "say") -> str:
-        """Run a cell and return its outputs."""
-        self.lab.run_one(name)
-        return json.dumps(self.lab.kept(name))
-
-    def picture(self, name: str) -> None:
-        """Show a state in both themes and at both widths."""
-        folder = os.environ.get("AGENTVM_GALLERY")
-        if not folder:
-            return
-        for theme in ("Light", "Dark"):
-            self.page.evaluate(
-                "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}"
-            )
-            expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", f"JupyterLab {theme}")
-            expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
-            for width in WIDTHS:
-                self.page.set_viewport_size({"width": width, "height": 1000})
-                self.page.evaluate("() => bed.drawn()")
-                self.page.screenshot(path=Path(folder) / f"panel_{name}_{theme.lower()}_{width}.png")
-        self.page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+@pytest.fixture(scope="module")
+def world() -> Iterator[Internet]:
+    with internet() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def visit(
-    tmp_path_factory: pytest.TempPathFactory, vm_environment: Mapping[str, str], vm_paths: Paths
-) -> Iterator[Visit]:
-    with jupyter(tmp_path_factory.mktemp("jupyter"), vm_environment) as server, chromium() as browser:
+def visit(tmp_path_factory: pytest.TempPathFactory, world: Internet) -> Iterator[Visit]:
+    folder = tmp_path_factory.mktemp("jupyter")
+    with world.supervised() as paths, jupyter(folder, environment_of(paths)) as server, chromium() as browser:
         write_notebook(server.folder / "first.ipynb", CELLS, "agentvm")
-        write_notebook(server.folder / "second.ipynb", CELLS, "agentvm")
-        write_notebook(server.folder / "foreign.ipynb", {"one": "1"}, "python3")
         with lab(browser, server) as opened:
-            yield Visit(server, opened, vm_paths)
+            yield Visit(server, opened, paths)
 
 
 @pytest.fixture(autouse=True)
 def no_dialogue_stays(visit: Visit) -> Iterator[None]:
     """Close what a test that failed has left open, so that the next one can tell its own tale."""
     yield
-    for button in visit.page.locator(".jp-Dialog button").all()[:1]:
-        button.click()
-
-
-def test_without_a_notebook_it_says_what_it_is_for(visit: Visit) -> None:
-    visit.page.evaluate("() => jupyterapp.commands.execute('agentvm:open-panel')")
-    expect(visit.panel.get_by_role("heading")).to_have_text("No notebook is open")
-    visit.picture("no_notebook")
-
-
-def test_a_kernel_of_another_kind_is_said_to_run_on_the_host(visit: Visit) -> None:
-    visit.lab.open("foreign.ipynb", "python3")
-    expect(visit.panel.get_by_role("heading")).to_have_text("This kernel does not run in a virtual machine")
-    expect(visit.page.locator(".avm-status-button")).to_have_count(0)
-    visit.picture("foreign")
-    visit.lab.close()
+    visit.close_dialogue()
 
 
 def test_the_status_bar_leads_to_the_panel_which_shows_the_machine(visit: Visit) -> None:
+    visit.page.evaluate("() => jupyterapp.commands.execute('agentvm:open-panel')")
     visit.lab.open("first.ipynb", "agentvm")
     visit.lab.run_one("one")
     status = visit.page.locator(".avm-status-button")
@@ -284,6 +199,70 @@ def test_time_travel_is_switched(visit: Visit) -> None:
     expect(travel).not_to_be_checked(timeout=PATIENCE)
 
 
+def test_a_refused_host_is_allowed_and_denied_again(visit: Visit, world: Internet) -> None:
+    visit.lab.run_one("ask")
+    rows = visit.panel.locator(".avm-connection").filter(has_text=f"{SITE}:80")
+    expect(rows.locator(".avm-verdict")).to_have_text(["refused"], timeout=PATIENCE)
+    assert world.requests(GOOD) == []
+    rows.scroll_into_view_if_needed()
+    visit.picture("refused")
+    visit.click(f"Allow {SITE}:80", rows.first)
+    visit.until(lambda: f"{SITE}:80" in visit.allowed)
+    assert "200" in visit.said("ask")
+    expect(rows.locator(".avm-verdict")).to_have_text(["allowed", "refused"], timeout=PATIENCE)
+    assert [one.path for one in world.requests(GOOD)] == ["/hello"]
+    visit.click(f"Deny {SITE}:80", rows.first)
+    visit.until(lambda: SITE not in visit.allowed)
+    visit.lab.run_one("ask")
+    expect(rows.locator(".avm-verdict")).to_have_text(["refused", "allowed", "refused"], timeout=PATIENCE)
+    assert len(world.requests(GOOD)) == 1
+    visit.click(f"Allow {SITE}:80", rows.first)
+    visit.until(lambda: SITE in visit.allowed)
+    assert "200" in visit.said("ask")
+
+
+def test_a_denial_of_a_whole_host_is_told_with_what_takes_it_back(visit: Visit, world: Internet) -> None:
+    known = len(world.requests(GOOD))
+    visit.lab.run_one("deny")
+    visit.lab.run_one("ask")
+    row = visit.panel.locator(".avm-connection").filter(has_text=f"{SITE}:80").first
+    expect(row).to_contain_text(f"%net allow {SITE} takes that back", timeout=PATIENCE)
+    expect(row.get_by_role("button")).to_have_count(0)
+    assert len(world.requests(GOOD)) == known
+
+
+def test_a_host_is_allowed_by_its_name(visit: Visit) -> None:
+    host = visit.panel.get_by_label("Host to allow")
+    host.fill("*.other.example")
+    host.press("Enter")
+    visit.until(lambda: "*.other.example" in visit.allowed)
+    expect(visit.panel.get_by_text(re.compile(r"\*\.other\.example; \d+ hosts that are allowed"))).to_be_visible(
+        timeout=PATIENCE
+    )
+    expect(host).to_have_value("")
+
+
+def test_each_of_many_connections_has_a_row(visit: Visit) -> None:
+    visit.lab.run_one("many")
+    rows = visit.panel.locator(".avm-connection").filter(has_text=re.compile(r"host-\d+\.example:443"))
+    expect(rows).to_have_count(HOSTS, timeout=PATIENCE)
+    rows.nth(5).scroll_into_view_if_needed()
+    visit.picture("connections")
+
+
+def test_blocked_outputs_are_told_with_their_reason(visit: Visit) -> None:
+    visit.lab.run_one("blocked")
+    rows = visit.panel.get_by_role("list", name="Blocked outputs, newest first").get_by_role("listitem")
+    expect(rows).to_have_count(2, timeout=PATIENCE)
+    expect(rows.filter(has_text="something that would be fetched from another host")).to_have_count(1)
+    expect(rows.filter(has_text="output of a type that is not known to be safe")).to_have_count(1)
+    refused = visit.asked(lambda client, lease: client.network(lease)).refused
+    count = visit.page.locator(".avm-status-button .avm-count")
+    expect(count).to_have_text(f"{refused + 2} blocked", timeout=PATIENCE)
+    rows.first.scroll_into_view_if_needed()
+    visit.picture("blocked")
+
+
 def test_a_limit_is_set(visit: Visit) -> None:
     visit.panel.get_by_text("Limits", exact=True).click()
     limit = visit.panel.locator(".avm-limit").filter(has_text="Time for a cell")
@@ -296,3 +275,35 @@ def test_a_limit_is_set(visit: Visit) -> None:
     expect(limit.get_by_role("button")).to_be_disabled()
     visit.picture("limits")
     limit.get_by_role("textbox").fill("123")
+
+
+def test_forks_leave_the_machine_as_it_is_until_one_is_adopted(visit: Visit) -> None:
+    before, known = visit.vm.id, visit.said()
+    visit.click("Fork …")
+    dialogue = visit.page.locator(".jp-Dialog")
+    dialogue.get_by_role("spinbutton").first.fill("2")
+    code = dialogue.get_by_role("textbox")
+    code.fill("import os")
+    code.press("End")
+    code.press("Enter")
+    code.press_sequentially("x = mine = os.urandom(4).hex(); mine")
+    expect(code).to_have_value("import os\nx = mine = os.urandom(4).hex(); mine")
+    visit.picture("fork")
+    visit.answer("Fork")
+    columns = visit.page.locator(".avm-columns:visible .avm-column")
+    expect(columns).to_have_count(2, timeout=PATIENCE)
+    one, two = (re.findall(r"'([0-9a-f]{8})'", columns.nth(place).inner_text()) for place in (0, 1))
+    assert one
+    assert two
+    assert one != two
+    visit.picture("forks")
+    visit.lab.open("first.ipynb")
+    assert visit.vm.id == before
+    assert visit.said() == known
+    columns.nth(1).get_by_role("button", name="Adopt").click()
+    visit.answer("Adopt")
+    expect(columns.nth(1).get_by_role("button", name="Adopted")).to_be_disabled(timeout=PATIENCE)
+    visit.lab.open("first.ipynb")
+    assert visit.vm.id != before
+    expect(visit.panel.locator(".avm-id")).to_have_text(visit.vm.id, timeout=PATIENCE)
+    assert f"mine {two[0]}" in visit.said("random")

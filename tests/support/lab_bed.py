@@ -69,12 +69,13 @@ class Jupyter:
 
 
 @contextmanager
-def jupyter(folder: Path, environment: Mapping[str, str]) -> Iterator[Jupyter]:
+def jupyter(folder: Path, environment: Mapping[str, str], earlier: Jupyter | None = None) -> Iterator[Jupyter]:
     """Run a Jupyter server with JupyterLab, Notebook and nbclassic; it and its kernels end with the context.
 
     Args:
         folder: A folder for all that it writes: an empty one, or an earlier server's.
         environment: What its kernels need besides the environment of this process.
+        earlier: One that has ended, in whose place it comes: at the same address, with the same token.
     """
     notebooks, log = folder / "notebooks", folder / "server.log"
     settings = folder / "settings"
@@ -83,7 +84,7 @@ def jupyter(folder: Path, environment: Mapping[str, str]) -> Iterator[Jupyter]:
     (settings / "overrides.json").write_text(json.dumps(_SETTINGS))
     own = {f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     own["IPYTHONDIR"] = str(folder / "ipython")
-    found = Jupyter(f"http://127.0.0.1:{_free_port()}", secrets.token_hex(16), notebooks, log)
+    found = earlier or Jupyter(f"http://127.0.0.1:{_free_port()}", secrets.token_hex(16), notebooks, log)
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"),
         *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={found.url.rpartition(':')[2]}", "--ServerApp.port_retries=0"),

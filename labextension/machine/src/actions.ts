@@ -42,16 +42,16 @@ export class Actions {
 
   /** Goes back to a snapshot, once the user knows what is lost. */
   async rollback(store: Store, to: string): Promise<Done | null> {
-    const plan = await this.found(() => this.api.plan(store.kernel, to));
-    if (!plan) {
+    const hasEnded = store.phase === 'ended' || store.phase === 'none';
+    const [target, body] = hasEnded ? this.ended(store, to) : await this.planned(store, to);
+    if (!target) {
       return null;
     }
-    const body = new PlanView(plan, this.trans);
-    const name = called(plan.target, this.trans);
+    const name = called(target, this.trans);
     if (!(await this.question(this.trans.__('Go back to %1?', name), body, this.trans.__('Go back'), true))) {
       return null;
     }
-    return this.act(store, this.trans.__('going back'), () => this.api.rollback(store.kernel, plan.target.id));
+    return this.act(store, this.trans.__('going back'), () => this.api.rollback(store.kernel, target.id));
   }
 
   async fork(store: Store, code: string): Promise<void> {
@@ -154,6 +154,17 @@ export class Actions {
     if (await this.question(this.trans.__('Stop the machine?'), what, this.trans.__('Stop'), true)) {
       await this.act(store, this.trans.__('stopping the machine'), () => this.api.vm(store.kernel, 'stop'));
     }
+  }
+
+  private async planned(store: Store, to: string): Promise<[Snapshot | undefined, Dialog.Body<unknown>]> {
+    const plan = await this.found(() => this.api.plan(store.kernel, to));
+    return plan ? [plan.target, new PlanView(plan, this.trans)] : [undefined, ''];
+  }
+
+  /** Nothing more can be lost where no machine runs, and nothing is planned. */
+  private ended(store: Store, to: string): [Snapshot | undefined, Dialog.Body<unknown>] {
+    const what = this.trans.__('The machine has ended. A fresh one goes on from the snapshot.');
+    return [store.tree?.snapshots.find(one => one.id === to), what];
   }
 
   private async act(store: Store, name: string, act: () => Promise<Done>): Promise<Done> {

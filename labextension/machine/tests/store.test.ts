@@ -140,7 +140,7 @@ test('when a machine has gone, it is asked what became of it', async () => {
   assert.deepEqual([store.phase, store.machine?.text], ['ended', 'given back']);
 });
 
-test('many events are two questions', async () => {
+test('many events are two questions of each kind', async () => {
   const { source, time, store } = await started();
   source.asked = [];
   for (let number = 0; number < 100; number++) {
@@ -148,9 +148,9 @@ test('many events are two questions', async () => {
   }
   time.pass(500);
   await settled();
-  assert.deepEqual(source.asked, ['connections']);
+  assert.deepEqual(source.asked, ['connections', 'machine']);
   time.pass(5000);
-  assert.deepEqual(source.asked, ['connections']);
+  assert.deepEqual(source.asked, ['connections', 'machine']);
 });
 
 test('an answer that a later one overtook is dropped', async () => {

@@ -122,11 +122,11 @@ export class Store {
       this.paces.machine.ask(); // the machine is; whether the kernel is, too, is to be seen
     } else if (event.what in this.paces) {
       this.paces[event.what].ask();
-      if (event.what === 'snapshots') {
-        this.paces.machine.ask();
-        if (event.restored !== undefined && event.restored !== null) {
-          this.restorers.forEach(listener => listener(event.restored ?? ''));
-        }
+      if (event.what !== 'machine') {
+        this.paces.machine.ask(); // it has how many there are
+      }
+      if (event.what === 'snapshots' && event.restored !== undefined && event.restored !== null) {
+        this.restorers.forEach(listener => listener(event.restored ?? ''));
       }
     }
   }

@@ -92,9 +92,13 @@ function Row(props: { connection: Connection; now: number; doing: string }): Rea
   const verdicts = { allowed: trans.__('allowed'), refused: trans.__('refused'), failed: trans.__('failed') };
   const isRefused = verdict === 'refused';
   const traffic = trans.__('%1 out, %2 in', bytes(connection.bytes_sent), bytes(connection.bytes_received));
-  const why = isRefused || verdict === 'failed' ? plain(connection.reason) : traffic;
+const what = `${name}:${port}`;
+  // A denial of more than this row is about is not taken back by allowing this.
+  const isOfMore = isRefused && connection.rule.startsWith('deny ') && connection.rule !== `deny ${what} (session)`;
+  const reason = [connection.reason, isOfMore ? connection.hint : ''].filter(Boolean).join(' ');
+  const why = isRefused || verdict === 'failed' ? plain(reason, 400) : traffic;
   // What is no plain name would be shown otherwise than it is, or be taken for a pattern.
-  const canDecide = isOneHost(name);
+  const canDecide = isOneHost(name) && !isOfMore;
   return (
     <li className={`avm-connection avm-${verdict}`}>
       <div className="avm-line">
@@ -107,8 +111,8 @@ function Row(props: { connection: Connection; now: number; doing: string }): Rea
           <button
             className="avm-small"
             disabled={!!doing}
-            aria-label={isRefused ? trans.__('Allow %1', host) : trans.__('Deny %1', host)}
-            onClick={() => void (isRefused ? actions.allow(store, `${name}:${port}`) : actions.deny(store, name))}
+            aria-label={isRefused ? trans.__('Allow %1', what) : trans.__('Deny %1', what)}
+            onClick={() => void (isRefused ? actions.allow(store, what) : actions.deny(store, what))}
           >
             {isRefused ? trans.__('Allow') : trans.__('Deny')}
           </button>

@@ -10,12 +10,20 @@ import { titleOf } from './tree.tsx';
 /** How much of a cell is shown. */
 const CODE = 2000;
 
+interface Known {
+  row: Row;
+  rows: readonly Row[];
+  doing: string;
+  /** The machine runs. */
+  isThere: boolean;
+}
+
 /** The row of the tree that is selected, and what can be done with it. */
-export function Details(props: { row: Row; rows: readonly Row[]; doing: string }): React.ReactElement {
-  const { row, rows, doing } = props;
+export function Details(props: Known): React.ReactElement {
+  const { row, rows } = props;
   const { trans } = useShared().shared;
   if (row.snapshot) {
-    return <Selected row={row} snapshot={row.snapshot} rows={rows} doing={doing} />;
+    return <Selected {...props} snapshot={row.snapshot} />;
   }
   const parent = rows[row.parent];
   const text =
@@ -25,8 +33,9 @@ export function Details(props: { row: Row; rows: readonly Row[]; doing: string }
   return <p className="avm-faint">{text}</p>;
 }
 
-function Selected(props: { row: Row; snapshot: Snapshot; rows: readonly Row[]; doing: string }): React.ReactElement {
-  const { row, snapshot, rows, doing } = props;
+function Selected(props: Known & { snapshot: Snapshot }): React.ReactElement {
+  const { row, snapshot, rows, doing, isThere } = props;
+  const isIdle = isThere && !doing;
   const { store, actions, shared } = useShared();
   const { trans } = shared;
   const facts: [string, string][] = [
@@ -61,14 +70,14 @@ function Selected(props: { row: Row; snapshot: Snapshot; rows: readonly Row[]; d
         >
           {trans.__('Go back …')}
         </button>
-        <button className="jp-mod-styled" disabled={!!doing} onClick={() => void actions.label(store, snapshot)}>
+        <button className="jp-mod-styled" disabled={!isIdle} onClick={() => void actions.label(store, snapshot)}>
           {trans.__('Label …')}
         </button>
-        <button className="jp-mod-styled" disabled={!!doing} onClick={() => void actions.remove(store, snapshot)}>
+        <button className="jp-mod-styled" disabled={!isIdle} onClick={() => void actions.remove(store, snapshot)}>
           {trans.__('Remove …')}
         </button>
       </div>
-      <Compare row={row} rows={rows} />
+      {isThere && <Compare row={row} rows={rows} />}
     </div>
   );
 }

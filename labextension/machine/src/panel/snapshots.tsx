@@ -51,7 +51,7 @@ export const Snapshots = React.memo(function Snapshots(props: {
         </button>
         <button
           className="jp-mod-styled"
-          disabled={!tree.snapshots.length || !!doing}
+          disabled={!isThere || !tree.snapshots.length || !!doing}
           onClick={() => void actions.prune(store)}
         >
           {trans.__('Prune …')}
@@ -67,7 +67,7 @@ export const Snapshots = React.memo(function Snapshots(props: {
         </label>
       </div>
       <Tree layout={laid} selected={row.id} onSelect={select} onOpen={open} now={now} />
-      <Details row={row} rows={laid.rows} doing={doing} />
+      <Details row={row} rows={laid.rows} doing={doing} isThere={isThere} />
       <p className="avm-faint">
         {trans.__('All your snapshots take %1 of %2.', bytes(tree.used), bytes(tree.quota))}
       </p>

@@ -77,7 +77,7 @@ function said(store: Store, trans: TranslationBundle): Said {
     none: {
       title: trans.__('No machine runs under this notebook'),
       why: text || trans.__('The machine was stopped, or the supervisor, which runs the machines, is not there.'),
-      hint: trans.__('Run a cell or start a machine.')
+      hint: trans.__('Start a machine: the supervisor starts with it.')
     },
     ended: {
       title: trans.__('The machine has ended'),

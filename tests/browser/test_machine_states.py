@@ -1,0 +1,225 @@
+"""What the panel says where there is no machine, or where it changes behind its back: over real processes that end.
+
+Screenshots of each state lie in the folder that AGENTVM_GALLERY names, for a human to look at. The tests are one visit,
+in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from lab_bed import CHROMIUM, Browser, chromium, jupyter, lab, write_notebook
+from panel_bed import PATIENCE, Visit
+from playwright.sync_api import expect
+from vms import environment_of, own_supervisor
+
+from agentvm_kernel.config import Paths
+from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    pytest.mark.timeout(600),
+]
+
+CELLS = {"one": "x = 1", "two": "x = 2", "say": "print('x is', x)"}
+
+
+@pytest.fixture(scope="module")
+def paths() -> Iterator[Paths]:
+    with own_supervisor() as ours:
+        yield ours
+
+
+@pytest.fixture(scope="module")
+def browser(paths: Paths) -> Iterator[Browser]:
+    """A browser, which ends before the supervisor does."""
+    with chromium() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory: pytest.TempPathFactory, paths: Paths, browser: Browser) -> Iterator[Visit]:
+    with jupyter(tmp_path_factory.mktemp("jupyter"), environment_of(paths)) as server:
+        write_notebook(server.folder / "first.ipynb", CELLS, "agentvm")
+        write_notebook(server.folder / "second.ipynb", CELLS, "agentvm")
+        write_notebook(server.folder / "foreign.ipynb", {"one": "1"}, "python3")
+        with lab(browser, server) as opened:
+            opened.page.evaluate("() => jupyterapp.commands.execute('agentvm:open-panel')")
+            yield Visit(server, opened, paths)
+
+
+@pytest.fixture(autouse=True)
+def no_dialogue_stays(visit: Visit) -> Iterator[None]:
+    """Close what a test that failed has left open, so that the next one can tell its own tale."""
+    yield
+    visit.close_dialogue()
+
+
+def test_without_a_notebook_it_says_what_it_is_for(visit: Visit) -> None:
+    expect(visit.said_state).to_have_text("No notebook is open")
+    visit.picture("no_notebook")
+
+
+def test_a_kernel_of_another_kind_is_said_to_run_on_the_host(visit: Visit) -> None:
+    visit.lab.open("foreign.ipynb", "python3")
+    expect(visit.said_state).to_have_text("This kernel does not run in a virtual machine")
+    expect(visit.status).to_have_count(0)
+    visit.picture("foreign")
+    visit.choose_kernel()
+    visit.runs()
+    visit.lab.close()
+
+
+def test_it_follows_the_notebook_in_front(visit: Visit) -> None:
+    visit.lab.open("first.ipynb", "agentvm")
+    visit.lab.run_one("one")
+    visit.runs()
+    first = visit.vm.id
+    visit.click("Snapshot …")
+    visit.answer("Take snapshot")
+    expect(visit.tree.get_by_role("treeitem")).to_have_count(3, timeout=PATIENCE)
+    visit.lab.open("second.ipynb", "agentvm")
+    visit.lab.run_one("two")
+    visit.runs()
+    assert visit.vm.id != first
+    expect(visit.tree.get_by_role("treeitem")).to_have_count(2)
+    visit.lab.open("first.ipynb")
+    visit.runs()
+    assert visit.vm.id == first
+    expect(visit.tree.get_by_role("treeitem")).to_have_count(3)
+    assert "x is 1" in visit.said()
+    visit.lab.open("second.ipynb")
+    visit.lab.close()
+    visit.lab.open("first.ipynb")
+
+
+def test_notebook_7_in_another_browser_hears_of_what_is_done_here(visit: Visit, browser: Browser) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    try:
+        page = context.new_page()
+        page.goto(f"{visit.server.url}/notebooks/first.ipynb?token={visit.server.token}")
+        expect(page.locator("[data-command='agentvm:snapshot']").first).to_be_visible(timeout=PATIENCE)
+        page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        for item in ("Virtual Machine", "Show the Virtual Machine"):
+            page.locator(".lm-Menu-itemLabel").get_by_text(item, exact=True).click()
+        panel = page.locator(".avm-panel")
+        expect(panel.locator(".avm-id")).to_have_text(visit.vm.id, timeout=PATIENCE)
+        visit.click("Snapshot …")
+        visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label").fill("elsewhere")
+        visit.answer("Take snapshot")
+        row = panel.get_by_role("treeitem").filter(has_text="elsewhere")
+        expect(row).to_be_visible(timeout=PATIENCE)
+        row.click()
+        panel.get_by_role("button", name="Label …", exact=True).click()
+        page.locator(".jp-Dialog").get_by_role("textbox", name="Label").fill("from-there")
+        page.locator(".jp-Dialog").get_by_role("button", name="Set label", exact=True).click()
+        expect(visit.row("from-there")).to_be_visible(timeout=PATIENCE)
+        assert "from-there" in visit.snapshots
+        if folder := os.environ.get("AGENTVM_GALLERY"):
+            page.screenshot(path=Path(folder) / "panel_notebook7.png")
+    finally:
+        context.close()
+
+
+def test_a_restarted_kernel_has_another_machine(visit: Visit) -> None:
+    before = visit.vm.id
+    visit.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+    expect(visit.panel.locator(".avm-id")).not_to_have_text(before, timeout=PATIENCE)
+    visit.runs()
+    assert visit.vm.id != before
+    assert "NameError" in visit.said()
+
+
+def test_a_hypervisor_that_is_killed_is_told_of_and_what_was_saved_is_there(visit: Visit) -> None:
+    visit.lab.run_one("one")
+    visit.click("Snapshot …")
+    visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label").fill("base")
+    visit.answer("Take snapshot")
+    expect(visit.row("base")).to_be_visible(timeout=PATIENCE)
+    before = visit.vm
+    os.kill(before.pid, signal.SIGKILL)
+    expect(visit.said_state).to_have_text("The machine has ended", timeout=PATIENCE)
+    expect(visit.status).to_contain_text("VM ended")
+    visit.picture("ended")
+    visit.row("base").click()
+    for name in ("Label …", "Remove …", "Prune …"):
+        expect(visit.panel.get_by_role("button", name=name, exact=True)).to_be_disabled()
+    visit.click("Go back …")
+    expect(visit.page.locator(".jp-Dialog")).to_contain_text("A fresh one goes on from the snapshot")
+    visit.answer("Go back")
+    visit.runs()
+    assert visit.vm.id != before.id
+    assert "x is 1" in visit.said()
+
+
+def test_a_machine_is_stopped_and_started(visit: Visit) -> None:
+    before = visit.vm.id
+    visit.click("Stop …")
+    visit.answer("Stop")
+    expect(visit.said_state).to_have_text("The machine has ended", timeout=PATIENCE)
+    visit.picture("stopped")
+    visit.click("Start a machine")
+    visit.runs()
+    started = visit.vm.id
+    assert started != before
+    visit.click("Start fresh …")
+    visit.answer("Start fresh")
+    expect(visit.panel.locator(".avm-id")).not_to_have_text(started, timeout=PATIENCE)
+    visit.runs()
+    assert visit.vm.id != started
+
+
+def test_a_supervisor_that_is_not_there_is_started_by_a_button(visit: Visit) -> None:
+    with SyncSupervisorClient(visit.paths, start=False) as client:
+        os.kill(client.status().pid, signal.SIGKILL)
+    expect(visit.said_state).to_have_text("No machine runs under this notebook", timeout=PATIENCE)
+    expect(visit.status).to_contain_text("no VM")
+    visit.picture("no_supervisor")
+    visit.click("Examine this host")
+    found = visit.panel.get_by_role("list", name="What was found on this host")
+    expect(found.or_(visit.panel.get_by_text("Nothing was found that would hinder"))).to_be_visible(timeout=PATIENCE)
+    visit.picture("examined")
+    visit.click("Start a machine")
+    visit.runs()
+    assert "NameError" in visit.said()
+
+
+def test_a_server_without_the_extension_is_told_and_one_that_ends_is_waited_for(
+    visit: Visit, browser: Browser, tmp_path: Path
+) -> None:
+    off = tmp_path / "off" / "jupyter_server_config.d"
+    off.mkdir(parents=True)
+    without = {"ServerApp": {"jpserver_extensions": {"agentvm_kernel.server": False}}}
+    (off / "agentvm_kernel.json").write_text(json.dumps(without))
+    environment = environment_of(visit.paths)
+    with ExitStack() as stack:
+        running = stack.enter_context(ExitStack())
+        server = running.enter_context(jupyter(tmp_path, environment | {"JUPYTER_CONFIG_PATH": str(tmp_path / "off")}))
+        write_notebook(server.folder / "third.ipynb", CELLS, "agentvm")
+        there = Visit(server, stack.enter_context(lab(browser, server)), visit.paths)
+        there.page.evaluate("() => jupyterapp.commands.execute('agentvm:open-panel')")
+        there.lab.open("third.ipynb", "agentvm")
+        expect(there.said_state).to_have_text("The Jupyter server lacks the extension", timeout=PATIENCE)
+        there.picture("missing")
+        running.close()
+        expect(there.said_state).to_have_text("No connection", timeout=PATIENCE)
+        there.picture("lost", is_connected=False)
+        stack.enter_context(jupyter(tmp_path, environment, server))
+        # Its kernels have ended with the first one.
+        expect(there.said_state).to_have_text("This notebook has no kernel", timeout=PATIENCE)
+        there.close_dialogue()
+        there.picture("no_kernel")
+        there.choose_kernel()
+        there.runs()
+        there.lab.run_one("two")
+        assert "x is 2" in there.said()

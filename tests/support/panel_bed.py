@@ -1,0 +1,131 @@
+"""A visitor of JupyterLab who uses the panel of the machine, and asks the machine itself what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab_bed import Jupyter, Lab
+from playwright.sync_api import Locator, Page, expect
+
+from agentvm_kernel.config import Paths
+from agentvm_kernel.supervisor.messages import SnapshotInfo, VMInfo
+from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
+
+PATIENCE = 60_000
+WIDTHS = (1280, 1920)
+
+
+@dataclass
+class Visit:
+    """A notebook and the panel beside it."""
+
+    server: Jupyter
+    lab: Lab
+    paths: Paths
+
+    @property
+    def page(self) -> Page:
+        return self.lab.page
+
+    @property
+    def panel(self) -> Locator:
+        return self.page.locator(".avm-panel")
+
+    @property
+    def tree(self) -> Locator:
+        return self.panel.get_by_role("tree")
+
+    @property
+    def said_state(self) -> Locator:
+        """What the panel says where it shows no machine."""
+        return self.panel.locator(".avm-card h2")
+
+    @property
+    def status(self) -> Locator:
+        """The item in the status bar."""
+        return self.page.locator(".avm-status-button")
+
+    def runs(self) -> None:
+        """Return when the panel shows the machine that the supervisor has."""
+        expect(self.panel.locator(".avm-badge")).to_have_text("running", timeout=PATIENCE)
+        self.until(lambda: self.panel.locator(".avm-id").inner_text() == self.vm.id)
+
+    def row(self, text: str) -> Locator:
+        return self.tree.get_by_role("treeitem").filter(has_text=text)
+
+    def click(self, name: str, place: Locator | None = None) -> None:
+        (place or self.panel).get_by_role("button", name=name, exact=True).click()
+
+    def answer(self, name: str) -> None:
+        """Press a button of the dialogue."""
+        self.page.locator(".jp-Dialog").get_by_role("button", name=name, exact=True).click()
+        expect(self.page.locator(".jp-Dialog")).to_have_count(0)
+
+    def choose_kernel(self) -> None:
+        """Have the notebook run by AgentVM, as the panel offers where it is not."""
+        self.click("Change the kernel …")
+        self.page.locator(".jp-Dialog").get_by_role("combobox").select_option(label="Python (AgentVM)")
+        self.answer("Select Kernel")
+
+    def close_dialogue(self) -> None:
+        """Close the dialogue if there is one, by its first button, which does nothing."""
+        for button in self.page.locator(".jp-Dialog button").all()[:1]:
+            button.click()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds of the machine."""
+        deadline = time.monotonic() + PATIENCE / 1000
+        while not holds():
+            assert time.monotonic() < deadline
+            self.page.wait_for_timeout(100)
+
+    def asked(self, question: Callable[[SyncSupervisorClient, str], Any]) -> Any:
+        """Ask the supervisor about the only machine that a notebook of this server has."""
+        with SyncSupervisorClient(self.paths, start=False) as client:
+            return question(client, self.vm.lease)
+
+    @property
+    def vm(self) -> VMInfo:
+        kernel = self.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
+        with SyncSupervisorClient(self.paths, start=False) as client:
+            (found,) = [one for one in client.vms().vms if kernel in one.owner and one.state == "leased"]
+        return found
+
+    @property
+    def snapshots(self) -> dict[str, SnapshotInfo]:
+        tree = self.asked(lambda client, lease: client.snapshots(lease))
+        return {one.label or one.id: one for one in tree.snapshots}
+
+    @property
+    def allowed(self) -> str:
+        """The hosts that the session allows."""
+        rules = self.asked(lambda client, lease: client.network(lease)).rules
+        return " ".join(rule.pattern for rule in rules if rule.verdict == "allow" and rule.source != "default")
+
+    def said(self, name: str = "say") -> str:
+        """Run a cell and return its outputs."""
+        self.lab.run_one(name)
+        return json.dumps(self.lab.kept(name))
+
+    def picture(self, name: str, *, is_connected: bool = True) -> None:
+        """Show a state at both widths and in both themes; in the present one where no server gives another."""
+        folder = os.environ.get("AGENTVM_GALLERY")
+        if not folder:
+            return
+        for theme in ("Dark", "Light") if is_connected else ("Light",):
+            if is_connected:
+                self.page.evaluate(
+                    "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}"
+                )
+            expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", f"JupyterLab {theme}")
+            expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
+            for width in WIDTHS:
+                self.page.set_viewport_size({"width": width, "height": 1000})
+                self.page.evaluate("() => bed.drawn()")
+                self.page.screenshot(path=Path(folder) / f"panel_{name}_{theme.lower()}_{width}.png")
