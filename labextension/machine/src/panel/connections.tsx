@@ -92,7 +92,7 @@ function Row(props: { connection: Connection; now: number; doing: string }): Rea
   const verdicts = { allowed: trans.__('allowed'), refused: trans.__('refused'), failed: trans.__('failed') };
   const isRefused = verdict === 'refused';
   const traffic = trans.__('%1 out, %2 in', bytes(connection.bytes_sent), bytes(connection.bytes_received));
-const what = `${name}:${port}`;
+  const what = `${name}:${port}`;
   // A denial of more than this row is about is not taken back by allowing this.
   const isOfMore = isRefused && connection.rule.startsWith('deny ') && connection.rule !== `deny ${what} (session)`;
   const reason = [connection.reason, isOfMore ? connection.hint : ''].filter(Boolean).join(' ');
