@@ -279,6 +279,7 @@ def test_marks_are_used_by_the_keyboard_and_nothing_is_done_without_consent(visi
     visit.page.keyboard.press("ArrowDown")
     visit.page.keyboard.press("Enter")
     expect(visit.dialog).to_contain_text("What is lost")
+    expect(visit.dialog.locator(":focus")).to_have_count(1)
     visit.page.keyboard.press("Escape")
     expect(visit.dialog).to_have_count(0)
     assert visit.tree.vm == vm
