@@ -13,6 +13,8 @@ pytest.register_assert_rewrite("kernel_conformance")
 from kernel_conformance import check_conformance  # noqa: E402
 
 
+# The suite waits a tenth of a second for what comes after a reply, which is not enough beside other tests.
+@pytest.mark.alone
 def test_conforms_exactly_as_plain_ipykernel_does(
     vm_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
