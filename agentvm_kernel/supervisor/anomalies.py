@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel.anomalies import Action, AnomalySettings
@@ -28,12 +28,8 @@ _WAITING: Final = 4096
 """Connections of a VM that are kept until the next look."""
 
 
-class _Watched:
-    """One VM, while it is looked at."""
-
-    def __init__(self, settings: AnomalySettings) -> None:
-        self.detector = Detector(settings)
-        self.contacts: deque[Contact] = deque(maxlen=_WAITING)
+def _waiting() -> deque[Contact]:
+    return deque(maxlen=_WAITING)
 
 
 class Anomalies:
@@ -52,8 +48,8 @@ class Anomalies:
         self.claims = GuestClaims(supervisor)
         self._supervisor = supervisor
         self._settings = supervisor.settings.anomalies
-        self._watched: dict[Machine, _Watched] = {}
-        self._by_id: dict[str, _Watched] = {}
+        self._detectors: dict[Machine, Detector] = {}
+        self._contacts: defaultdict[str, deque[Contact]] = defaultdict(_waiting)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -76,7 +72,7 @@ class Anomalies:
         """Look by other rules from now on; what they know of VMs begins anew, if they are not the same."""
         if settings != self._settings:
             self._settings = settings
-            self._watched, self._by_id = {}, {}
+            self._detectors = {}
 
     async def _run(self) -> None:
         sampler = self._supervisor.stats.sampler
@@ -88,28 +84,28 @@ class Anomalies:
     async def _listen(self) -> None:
         with self._supervisor.networks.subscribe() as events:
             async for connection in events:
-                if (watched := self._by_id.get(connection.vm)) is not None:
-                    watched.contacts.append(_contact(connection))
+                # Of whatever VM: the first cell may begin before a VM is looked at for the first time.
+                self._contacts[connection.vm].append(_contact(connection))
 
     def look(self) -> None:
         """Look once at all VMs that are out and run."""
-        known, self._watched, self._by_id = self._watched, {}, {}
+        known, self._detectors = self._detectors, {}
+        contacts, self._contacts = self._contacts, defaultdict(_waiting)
         latest = self._supervisor.stats.sampler.latest
         for one in present(self._supervisor):
             if one.lease is None or one.state == "resting":
                 continue
-            watched = known.get(one.machine) or _Watched(self._settings)
-            self._watched[one.machine] = self._by_id[one.id] = watched
+            detector = self._detectors[one.machine] = known.get(one.machine) or Detector(self._settings)
             sample = latest.get(one.id)
-            if sample is not None and not self.responses.is_paused(one.machine):
-                contacts = tuple(watched.contacts)
-                watched.contacts.clear()
+            if sample is None or self.responses.is_paused(one.machine):
+                self._contacts[one.id] = contacts[one.id]
+            else:
                 reading = _reading(sample)._replace(
                     output=one.lease.output if one.state == "leased" else 0.0,
                     cpu_wanted=100 * self._supervisor.turns.wanted(one.vm) if one.vm is not None else 0.0,
                     processes=_started(self.claims.of(one.machine)),
                 )
-                for anomaly in watched.detector.look(reading, contacts):
+                for anomaly in detector.look(reading, contacts[one.id]):
                     self._found(one, one.lease, anomaly)
 
     def _found(self, one: Present, lease: Lease, anomaly: Anomaly) -> None:

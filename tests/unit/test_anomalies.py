@@ -202,10 +202,13 @@ async def test_a_response_that_fails_is_audited(short_tmp: Path) -> None:
         assert entry["detail"].startswith("failed: ")
 
 
-async def test_connections_are_looked_at_too(short_tmp: Path) -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_connections_are_looked_at_too(short_tmp: Path, is_known: bool) -> None:
+    """Those of a VM that has not been looked at yet, as well: its first cell may be the one that tells."""
     async with bed(short_tmp) as ours:
-        await ours.look()
         vm = ours.lease.vm.id
+        if is_known:
+            await ours.look()
         await asyncio.sleep(0)
         ours.supervisor.networks._log.put(
             Connection(
@@ -213,7 +216,8 @@ async def test_connections_are_looked_at_too(short_tmp: Path) -> None:
                 verdict="refused", rule="", reason="it is not allowed", duration=0.0,
             )
         )  # fmt: skip
-        await within(lambda: any(one.contacts for one in ours.supervisor.anomalies._watched.values()))
+        await within(lambda: bool(ours.supervisor.anomalies._contacts[vm]))
+        await ours.look()
         await ours.look()
         assert [entry["kind"] for entry in ours.audited("anomaly_detected")] == ["mining-name"]
 

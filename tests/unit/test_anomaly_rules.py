@@ -155,6 +155,16 @@ def test_a_connection_counts_once_whether_it_is_told_of_once_or_twice() -> None:
     assert (first.arrivals, second.arrivals) == ((opened, refused), ())
 
 
+@pytest.mark.parametrize("times", [(0.0, 1.0), (5.0, 4.0, 5.0), (0.0, 0.0, 1.0)])
+def test_what_was_wanted_before_there_is_anything_to_compare_belongs_to_the_next_moment(
+    times: tuple[float, ...],
+) -> None:
+    moments = Moments((), ())
+    wanted = Contact(0.5, 1, "a.example", 443, "allowed")
+    taken = [moments.take(Reading(time), (wanted,) if index == 0 else ()) for index, time in enumerate(times)]
+    assert [moment.arrivals for moment in taken if moment is not None] == [(wanted,)]
+
+
 def test_targets_that_are_allowed_are_no_scan() -> None:
     steps = [(Reading(float(now)), (Contact(now, now, f"h{now}.example", 443, "allowed"),)) for now in range(100)]
     assert look(only("port-scan"), steps) == []

@@ -49,6 +49,7 @@ class Moments:
         self._usual_ports = frozenset(usual_ports)
         self._before: Reading | None = None
         self._open: OrderedDict[int, Contact] = OrderedDict()
+        self._arrivals: list[Contact] = []
 
     def take(self, reading: Reading, contacts: Iterable[Contact]) -> Moment | None:
         """Return the moment of a reading.
@@ -58,18 +59,20 @@ class Moments:
             contacts: Connections that began or ended since the one before.
 
         Returns:
-            The moment; ``None`` of the first, which can be compared with nothing, and of one without a new time.
+            The moment; ``None`` of the first, which can be compared with nothing, and of one without a new time:
+            what was wanted until then belongs to the next.
         """
-        arrivals = [contact for contact in contacts if self._follow(contact)][:_MOST_TARGETS]
+        self._arrivals = (self._arrivals + [contact for contact in contacts if self._follow(contact)])[:_MOST_TARGETS]
         before = self._before
         if before is not None and reading.time == before.time:
             return None
         self._before = reading
         if before is None or reading.time < before.time:  # the host's clock was set back
             return None
+        arrivals, self._arrivals = tuple(self._arrivals), []
         values = _amounts(before, reading) | self._levels(reading)
         values["mining_names"] = sum(contact.times for contact in arrivals if self._is_miners(contact))
-        return Moment(reading.time, reading.time - before.time, values, tuple(arrivals))
+        return Moment(reading.time, reading.time - before.time, values, arrivals)
 
     def _follow(self, contact: Contact) -> bool:
         """Take note of a connection's beginning or end; returns whether it is new."""
