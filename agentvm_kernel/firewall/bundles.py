@@ -9,7 +9,7 @@ from typing import Final
 from agentvm_kernel.firewall.context import Context, Mode
 from agentvm_kernel.firewall.frame import framed, framed_script, needs_frame
 from agentvm_kernel.firewall.html import clean_html, has_too_much_style
-from agentvm_kernel.firewall.images import TYPES, clean_picture, clean_svg
+from agentvm_kernel.firewall.images import TYPES, clean_picture
 from agentvm_kernel.firewall.latex import clean_latex
 from agentvm_kernel.firewall.markdown import clean_markdown
 from agentvm_kernel.firewall.names import HOST_MIME
@@ -22,6 +22,7 @@ from agentvm_kernel.firewall.plots import (
     vega_metadata,
 )
 from agentvm_kernel.firewall.reasons import Reason
+from agentvm_kernel.firewall.svg import clean_svg
 from agentvm_kernel.firewall.text import clean_text
 from agentvm_kernel.firewall.widgets import clean_widget_view
 

@@ -21,6 +21,7 @@ from agentvm_kernel.firewall.latex import neutral
 from agentvm_kernel.firewall.links import SCHEMES, clean_image, clean_link, clean_media, other_host
 from agentvm_kernel.firewall.names import SCOPE_PREFIX, prefixed, prefixed_list, words
 from agentvm_kernel.firewall.reasons import Reason
+from agentvm_kernel.firewall.references import with_own_references
 
 MAX_CHARACTERS: Final = 8 * 1024 * 1024
 
@@ -144,6 +145,12 @@ def clean_html(text: str, context: Context) -> str | None:
         if inner := _SCOPED.match(text):
             text = inner[1]
         body = neutral(_announced(_cleaner(context).clean(text)), context)
+        if "url(#" in body:
+            own = with_own_references(body)
+            if own is None:
+                context.block(Reason.SIZE, "shapes that refer to others again and again, too many in all")
+                return None
+            body = own
     sheet = clean_stylesheet(sheets, context) if sheets else None
     if sheet is not None:
         body = f'<div class="{sheet[0]}"><style>{sheet[1]}</style>{body}</div>'

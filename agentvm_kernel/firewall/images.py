@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from html import escape
 from typing import Final
 
 from agentvm_kernel.firewall.context import Context
 from agentvm_kernel.firewall.reasons import Reason
 
 MAX_PIXELS: Final = 100_000_000
-MAX_SVG_CHARACTERS: Final = 8 * 1024 * 1024
 
 _BASE64: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n"
 _SIGNATURES: Final = {
@@ -46,14 +44,19 @@ def clean_picture(mime: str, value: object, context: Context) -> str | None:
     if not head.startswith(_SIGNATURES[mime]):
         context.block(Reason.MALFORMED, "a picture of another format than it says")
         return None
-    if _pixels(mime, head) > MAX_PIXELS:
+    if pixels(mime, head) > MAX_PIXELS:
         context.block(Reason.SIZE, "a picture of more than 100 million pixels")
         return None
     return value
 
 
-def _pixels(mime: str, head: bytes) -> int:
-    """How many pixels a picture says it has; 0 where that stands further inside."""
+def pixels(mime: str, head: bytes) -> int:
+    """Return how many pixels a picture says it has; 0 where that stands further inside.
+
+    Args:
+        mime: One of `TYPES`.
+        head: Its first 24 bytes, or more.
+    """
     if mime == "image/png" and len(head) >= 24:
         width, height = struct.unpack(">II", head[16:24])
     elif mime == "image/gif" and len(head) >= 10:
@@ -61,25 +64,3 @@ def _pixels(mime: str, head: bytes) -> int:
     else:
         return 0
     return int(width * height)
-
-
-def clean_svg(value: object, size: dict[str, object], context: Context) -> str | None:
-    """An SVG as an image element: there a browser runs no script of it, follows no link and fetches nothing.
-
-    Args:
-        value: What the guest gives.
-        size: ``width`` and ``height`` in pixels, if they are given.
-        context: Of the message.
-
-    Returns:
-        HTML, or None.
-    """
-    if not isinstance(value, str):
-        context.block(Reason.MALFORMED, "an SVG that is no text")
-        return None
-    if len(value) > MAX_SVG_CHARACTERS:
-        context.block(Reason.SIZE, "an SVG of more than 8 million characters")
-        return None
-    data = base64.b64encode(value.encode("utf-8", "replace")).decode()
-    given = "".join(f' {escape(name)}="{number}"' for name, number in size.items() if name in {"width", "height"})
-    return f'<img alt="SVG"{given} style="max-width: 100%" src="data:image/svg+xml;base64,{data}">'

@@ -16,7 +16,7 @@ _LONGEST_TEXT: Final = 1_000_000
 
 _POLLUTING: Final = frozenset({"__proto__", "constructor", "prototype"})
 _PICTURE: Final = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*\Z")
-_MARKUP: Final = re.compile(r"<[^<>]*>")
+_MARKUP: Final = re.compile(r"<(?:[^<>]*>|[a-zA-Z/!?])")
 _PARTS: Final = re.compile(r"(<[^<>]*>)")
 _TAG: Final = re.compile(r"</?(?:b|i|br|sub|sup|em|strong|s|u|span|a|extra)\s*/?>\Z", re.IGNORECASE)
 _LOADING: Final = re.compile(r"url\s*\(|image-set\s*\(|@import|javascript\s*:", re.IGNORECASE)

@@ -103,6 +103,13 @@ def test_what_is_left_around_a_tag_makes_no_other() -> None:
     assert figure["data"] == [{"text": "&lt;&lt;x>a href='javas&lt;x>cript:1'>y<b>z</b>"}]
 
 
+def test_a_tag_that_does_not_end_is_written_out_and_less_than_stays() -> None:
+    ctx, _ = context()
+    figure = clean_plotly({"data": [{"text": ["<a onload=", "2 < 3", "<b>x"]}]}, ctx)
+    assert figure is not None
+    assert figure["data"] == [{"text": ["&lt;a onload=", "2 < 3", "<b>x"]}]
+
+
 def test_a_plotly_configuration_is_kept_by_name() -> None:
     figure = {"data": [], "config": {"plotlyServerURL": EVIL, "topojsonURL": EVIL, "responsive": True}}
     assert clean_plotly(figure, context()[0]) == {"data": [], "config": {"responsive": True}}
