@@ -69,6 +69,21 @@ def test_a_burner_is_kept_and_stopped_and_runs_on_when_told_to() -> None:
         assert value(nb, "burner.poll()") is None
 
 
+def test_a_burners_vm_is_ended_and_the_notebook_is_told_why() -> None:
+    with burning("kill") as (paths, nb, _):
+        (entry,) = audited_soon(paths.state, 1, "anomaly_response")
+        assert (entry["response"], entry["detail"]) == ("kill", "ended")
+        with SyncSupervisorClient(paths, start=False) as client:
+            assert entry["vm"] not in [vm.id for vm in client.vms().vms]
+        cell = nb.run("1")
+        assert cell.status == "error"
+        assert "ended because of the anomaly unattended-cpu" in str(cell.errors)
+        assert "%vm restart" in str(cell.errors)
+        ok(nb, "%vm restart")
+        assert value(nb, "6 * 7") == 42
+        assert entry["vm"] not in told(nb, "%vm")
+
+
 def test_a_scan_by_a_cell_is_noted_under_it() -> None:
     with own_supervisor() as paths, notebook(environment_of(paths)) as nb:
         msg_id = nb.client.execute(SCAN)
