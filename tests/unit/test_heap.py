@@ -45,3 +45,18 @@ async def test_many_wishes_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     loop.call_later(0.05, later.set_result, None)
     await later
     assert done.empty()
+
+
+async def test_it_is_put_off_while_there_are_wishes_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(heap, "trim", lambda: loop.call_soon_threadsafe(done.set))
+    ours = Heap(seconds=1000, most=0.2)
+    wishes = 0
+    async with asyncio.timeout(60):
+        while not done.is_set():
+            ours.trim_soon()
+            wishes += 1
+            await asyncio.sleep(0)
+    assert wishes > 1
+    ours.close()
