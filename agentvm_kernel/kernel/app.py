@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import json
 import logging
 import os
@@ -122,6 +123,7 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
         machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect, policy)
         router = Router(self.sockets, machine, self.magics, shows_facts=shows_facts)
         router.revive(Path(notebook))
+        gc.freeze()  # all that there is now stays: to look through it again and again would hold up cells
         await router.run()
 
     def _configured(self, notebook: str) -> tuple[Policy, bool]:

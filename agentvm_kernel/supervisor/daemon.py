@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -120,6 +121,7 @@ async def serve(paths: Paths, ready_fd: int | None, foreground: bool) -> None:
         await web.UnixSite(runner, str(paths.socket)).start()
     loop.add_signal_handler(signal.SIGHUP, _reload, supervisor)
     _log.info("serving on %s, accelerator %s: %s", paths.socket, supervisor.accelerator, supervisor.accelerator_reason)
+    gc.freeze()  # all that there is now stays: to look through it again and again would hold up who waits for a VM
     if ready_fd is not None:
         _tell(ready_fd, b"1")
     notify("READY=1")
