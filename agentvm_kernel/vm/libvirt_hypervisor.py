@@ -58,7 +58,7 @@ class LibvirtHypervisor(Hypervisor):
         self._prefix = f"{DOMAIN_PREFIX}{user_tag or os.geteuid()}-"
         self._nat = LibvirtNat(self._connection, user_tag) if nat else None
         self._machines: dict[str, LibvirtMachine] = {}
-        self._reaper = Reaper(self._on_reaped)
+        self._reaper = Reaper(self._on_reaped, self._unreaped)
         self._reaped: dict[int, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._subtree: Subtree | None = None
@@ -189,6 +189,9 @@ class LibvirtHypervisor(Hypervisor):
     async def _destroy(self, domain: libvirt.virDomain) -> None:
         with suppress(DomainGoneError):
             await self._connection.call(domain.destroy)
+
+    def _unreaped(self) -> list[int]:
+        return [machine.pid for machine in self._machines.values() if not machine.reaped_as]
 
     def _on_reaped(self, pid: int, status: int) -> None:
         for machine in self._machines.values():

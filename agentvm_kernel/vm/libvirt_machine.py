@@ -13,7 +13,7 @@ from typing import Any, cast
 from xml.etree import ElementTree as ET  # nosec B405 - parses only what libvirt itself wrote
 
 import libvirt
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.link.endpoint import VsockEndpoint
@@ -38,6 +38,16 @@ _BEHIND = 32  # times less weight
 _MERGE_JOB = "agentvm-merge"
 _TOP_NODE = "agentvm-disk"
 _NESTED = "agentvm-below-"
+
+
+class _Monitor(QMPClient):
+    """QEMU's monitor without the library's log, for which each message would be laid out even if nobody reads it."""
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
 
 
 class LibvirtMachine(Machine):
@@ -68,7 +78,7 @@ class LibvirtMachine(Machine):
         self.reaped_as = ""
         self._connection = connection
         self._domain = domain
-        self._monitor = QMPClient()  # with a name it would leave a logger behind for each VM there ever was
+        self._monitor = _Monitor()  # with a name it would leave a logger behind for each VM there ever was
         self._is_ending = False
         self._disk_nodes: list[str] = []  # lowest first
         self._spare_node = ""

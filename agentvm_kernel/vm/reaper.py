@@ -11,13 +11,14 @@ import asyncio
 import ctypes
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agentvm_kernel.errors import HostError
 
 _PR_SET_CHILD_SUBREAPER = 36
-_QEMU_COMM = "qemu-system-"
+_QEMU_COMM = b"qemu-system-"
+_SWEEP_SECONDS = 0.1
 
 
 def become_subreaper() -> None:
@@ -43,10 +44,14 @@ class Reaper:
 
     Args:
         on_reaped: Called with pid and ``waitpid`` status of each.
+        known: Returns the pids of those that have been started. Others, which died before anybody knew of them, are
+            looked for in a thread: that takes as long as there are processes on the host.
     """
 
-    def __init__(self, on_reaped: Callable[[int, int], None]) -> None:
+    def __init__(self, on_reaped: Callable[[int, int], None], known: Callable[[], Iterable[int]]) -> None:
         self._on_reaped = on_reaped
+        self._known = known
+        self._sweep: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin; called in the event loop's thread."""
@@ -55,13 +60,30 @@ class Reaper:
     def stop(self) -> None:
         """End."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+        if self._sweep is not None:
+            self._sweep.cancel()
 
     def reap(self) -> None:
-        """Reap every adopted QEMU that is dead."""
-        for pid in _dead_adopted_qemus():
+        """Reap every adopted QEMU that is dead: those that are known at once, others in a moment."""
+        for pid in tuple(self._known()):
+            self._reap(pid)
+        if not isinstance(self._sweep, asyncio.TimerHandle):
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._begin_sweep)
+
+    def _begin_sweep(self) -> None:
+        self._sweep = asyncio.get_running_loop().create_task(self._look_for_others(), name="reaper")
+
+    async def _look_for_others(self) -> None:
+        for pid in await asyncio.to_thread(_dead_adopted_qemus):
+            self._reap(pid)
+
+    def _reap(self, pid: int) -> None:
+        try:
             reaped, status = os.waitpid(pid, os.WNOHANG)
-            if reaped:
-                self._on_reaped(pid, status)
+        except ChildProcessError:  # it is not a child of ours yet, or not any more
+            return
+        if reaped:
+            self._on_reaped(pid, status)
 
 
 def _dead_adopted_qemus() -> list[int]:
@@ -70,17 +92,17 @@ def _dead_adopted_qemus() -> list[int]:
     Those lead a session of their own. Children that libvirt itself waits for (it asks QEMU for its capabilities) are in
     our session and must be left to libvirt.
     """
-    own_session = os.getsid(0)
+    own, own_session = os.getpid(), os.getsid(0)
     dead = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
         try:
-            text = Path(entry.path, "stat").read_text(errors="replace")
+            text = Path(entry.path, "stat").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        comm, _, rest = text.partition("(")[2].rpartition(")")
-        state, ppid, _, session = rest.split()[:4]
-        if state == "Z" and int(ppid) == os.getpid() and int(session) != own_session and comm.startswith(_QEMU_COMM):
+        comm, _, rest = text.partition(b"(")[2].rpartition(b")")
+        state, ppid, _, session = rest.split(maxsplit=4)[:4]
+        if state == b"Z" and int(ppid) == own and int(session) != own_session and comm.startswith(_QEMU_COMM):
             dead.append(int(entry.name))
     return dead
