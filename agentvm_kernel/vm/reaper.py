@@ -19,6 +19,7 @@ from agentvm_kernel.errors import HostError
 _PR_SET_CHILD_SUBREAPER = 36
 _QEMU_COMM = b"qemu-system-"
 _SWEEP_SECONDS = 0.1
+_ENDS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 
 
 def become_subreaper() -> None:
@@ -79,11 +80,12 @@ class Reaper:
 
     def _reap(self, pid: int) -> None:
         try:
-            reaped, status = os.waitpid(pid, os.WNOHANG)
+            # Only a look at first: that it stopped is news for the thread that traces it.
+            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is not None and found.si_code in _ENDS:
+                self._on_reaped(*os.waitpid(pid, os.WNOHANG))
         except ChildProcessError:  # it is not a child of ours yet, or not any more
             return
-        if reaped:
-            self._on_reaped(pid, status)
 
 
 def _dead_adopted_qemus() -> list[int]:
