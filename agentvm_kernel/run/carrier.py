@@ -67,6 +67,45 @@ def line(**values: Any) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 
 
+class _Folders:
+    """Opens folders below a root, part by part: what becomes a link meanwhile leads nowhere else.
+
+    Args:
+        root: Where they begin; a link is followed.
+        followed: Those that may be links.
+    """
+
+    def __init__(self, root: str, followed: set[str]) -> None:
+        self._root = root
+        self._followed = followed
+        self._open: list[tuple[str, int]] = []
+
+    def at(self, path: str) -> int:
+        """Return a descriptor of a folder, good until the next call.
+
+        Raises:
+            OSError: there is none, or a link in its place.
+        """
+        parts = path.split("/") if path else []
+        chain = ["/".join(parts[:count]) for count in range(len(parts) + 1)]
+        while self._open and self._open[-1][0] not in chain:
+            os.close(self._open.pop()[1])
+        for inner in chain[len(self._open) :]:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            if not self._open:
+                held = os.open(self._root, flags)
+            else:
+                flags |= 0 if inner in self._followed else os.O_NOFOLLOW
+                held = os.open(os.path.basename(inner), flags, dir_fd=self._open[-1][1])
+            self._open.append((inner, held))
+        return self._open[-1][1]
+
+    def close(self) -> None:
+        """Close what is open."""
+        while self._open:
+            os.close(self._open.pop()[1])
+
+
 class Source:
     """Files and folders that are sent.
 
@@ -95,8 +134,15 @@ class Source:
         self._root = root
         self._most = most
         self._since = since
-        for path in paths:
-            self._list(path)
+        paths = list(paths)
+        named = [path.split("/") for path in paths]
+        followed = {"/".join(parts[:count]) for parts in named for count in range(1, len(parts))}
+        self._folders = _Folders(root, followed)
+        try:
+            for path in paths:
+                self._list(path)
+        finally:
+            self._folders.close()
 
     def pieces(self, kept: Mapping[str, tuple[int, str]]) -> Iterator[bytes]:
         """Yield what is sent.
@@ -106,30 +152,41 @@ class Source:
 
         Raises:
             RefusedError: a file became shorter meanwhile.
-            OSError: something cannot be read.
+            OSError: something cannot be read, or has become a link.
         """
         yield line(size=self.size, count=len(self.members))
         sums: dict[str, str] = {}
-        for path, status in self.members:
-            about: dict[str, Any] = {
-                "path": path, "mode": stat.S_IMODE(status.st_mode) & 0o777, "mtime": status.st_mtime_ns,
-            }  # fmt: skip
-            try:
-                if stat.S_ISREG(status.st_mode):
-                    yield from self._file(about, kept.get(key(path)), sums)
-                elif stat.S_ISLNK(status.st_mode):
-                    yield line(**about, kind="link", target=os.readlink(self._place(path)))
-                else:
-                    yield line(**about, kind="folder" if stat.S_ISDIR(status.st_mode) else "other")
-            except FileNotFoundError:
-                continue  # it was removed meanwhile
+        try:
+            for path, status in self.members:
+                try:
+                    yield from self._member(path, status, kept.get(key(path)), sums)
+                except FileNotFoundError:
+                    continue  # it was removed meanwhile
+                except OSError as error:
+                    error.filename = os.path.join(self._root, path)
+                    raise
+        finally:
+            self._folders.close()
         self.digest = digest(sums)
         yield line(digest=self.digest)
 
+    def _member(
+        self, path: str, status: os.stat_result, there: tuple[int, str] | None, sums: dict[str, str]
+    ) -> Iterator[bytes]:
+        about: dict[str, Any] = {
+            "path": path, "mode": stat.S_IMODE(status.st_mode) & 0o777, "mtime": status.st_mtime_ns,
+        }  # fmt: skip
+        if stat.S_ISREG(status.st_mode):
+            yield from self._file(about, there, sums)
+        elif stat.S_ISLNK(status.st_mode):
+            folder, name = os.path.split(path)
+            yield line(**about, kind="link", target=os.readlink(name, dir_fd=self._folders.at(folder)))
+        else:
+            yield line(**about, kind="folder" if stat.S_ISDIR(status.st_mode) else "other")
+
     def _file(self, about: dict[str, Any], there: tuple[int, str] | None, sums: dict[str, str]) -> Iterator[bytes]:
         path = about["path"]
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if path else 0)
-        with open(os.open(self._place(path), flags), "rb", buffering=0) as file:
+        with open(self._opened(path), "rb", buffering=0) as file:
             size, offset, summing = os.fstat(file.fileno()).st_size, 0, hashlib.sha256()
             if there and 0 < there[0] <= size:
                 for piece in _read(file, there[0], path):
@@ -148,11 +205,18 @@ class Source:
                 yield piece
         sums[path] = summing.hexdigest()
 
+    def _opened(self, path: str) -> int:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        if not path:
+            return os.open(self._root, flags)
+        folder, name = os.path.split(path)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=self._folders.at(folder))
+
     def _list(self, path: str) -> None:
-        place = self._place(path)
-        status = os.lstat(place) if path else os.stat(place)
+        folder, name = os.path.split(path)
+        status = os.stat(name, dir_fd=self._folders.at(folder), follow_symlinks=False) if path else os.stat(self._root)
         if not path and is_other(status):
-            raise RefusedError(f"{place} is neither a file nor a folder")
+            raise RefusedError(f"{self._root} is neither a file nor a folder")
         if self._since is None or status.st_ctime_ns > self._since:
             self.members.append((path, status))
             self.size += status.st_size if stat.S_ISREG(status.st_mode) else 0
@@ -161,12 +225,9 @@ class Source:
         if stat.S_ISDIR(status.st_mode):
             if path.count("/") >= DEEPEST:
                 raise RefusedError("a folder is nested too deeply")
-            for name in sorted(os.listdir(place)):
-                if not name.startswith(PART):
-                    self._list(f"{path}/{name}" if path else name)
-
-    def _place(self, path: str) -> str:
-        return os.path.join(self._root, path) if path else self._root
+            for inner in sorted(os.listdir(self._folders.at(path))):
+                if not inner.startswith(PART):
+                    self._list(f"{path}/{inner}" if path else inner)
 
 
 def _read(file: Any, size: int, path: str) -> Iterator[bytes]:
