@@ -20,6 +20,8 @@ from agentvm_kernel.errors import TransferError
 from agentvm_kernel.run.carrier import DEEPEST, PART, Part, RefusedError, digest
 from agentvm_kernel.run.entries import Entry, EntryStream
 
+_MASK: Final = 0o755
+"""Of the permissions that a guest claims: nothing that comes from it is for others to write to."""
 _MAX_PATH: Final = 4000
 _MAX_NAME: Final = 255
 _MAX_NAMES: Final = 32 << 20
@@ -127,7 +129,7 @@ class Unpacking:
             raise TransferError("What came is not what the VM says that it has sent.", "Copy it again.")
         for path, folder in reversed(self._folders):
             # Whoever owns a folder can always go on to look into it, and remove it.
-            path.chmod(folder.mode | 0o700)
+            path.chmod(folder.mode & _MASK | 0o700)
             os.utime(path, ns=(folder.mtime, folder.mtime))
         self.received.digest = digest(self._sums)
         return self.received
@@ -204,7 +206,7 @@ class Unpacking:
                 async for piece in content:
                     await writer.write(piece)
                     self._tell(len(piece))
-            os.fchmod(file.fileno(), entry.mode)
+            os.fchmod(file.fileno(), entry.mode & _MASK)
             os.utime(file.fileno(), ns=(entry.mtime, entry.mtime))
         return str(summing.hexdigest())
 
