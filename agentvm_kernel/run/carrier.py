@@ -144,8 +144,8 @@ class Source:
         finally:
             self._folders.close()
 
-    def pieces(self, kept: Mapping[str, tuple[int, str]]) -> Iterator[bytes]:
-        """Yield what is sent.
+    def pieces(self, kept: Mapping[str, tuple[int, str]]) -> Iterator[bytes | memoryview]:
+        """Yield what is sent, each piece good until the next.
 
         Args:
             kept: Size and SHA-256 of what is there already of files, by `key`.
@@ -172,7 +172,7 @@ class Source:
 
     def _member(
         self, path: str, status: os.stat_result, there: tuple[int, str] | None, sums: dict[str, str]
-    ) -> Iterator[bytes]:
+    ) -> Iterator[bytes | memoryview]:
         about: dict[str, Any] = {
             "path": path, "mode": stat.S_IMODE(status.st_mode) & 0o777, "mtime": status.st_mtime_ns,
         }  # fmt: skip
@@ -184,7 +184,9 @@ class Source:
         else:
             yield line(**about, kind="folder" if stat.S_ISDIR(status.st_mode) else "other")
 
-    def _file(self, about: dict[str, Any], there: tuple[int, str] | None, sums: dict[str, str]) -> Iterator[bytes]:
+    def _file(
+        self, about: dict[str, Any], there: tuple[int, str] | None, sums: dict[str, str]
+    ) -> Iterator[bytes | memoryview]:
         path = about["path"]
         with open(self._opened(path), "rb", buffering=0) as file:
             size, offset, summing = os.fstat(file.fileno()).st_size, 0, hashlib.sha256()
@@ -230,13 +232,15 @@ class Source:
                     self._list(f"{path}/{inner}" if path else inner)
 
 
-def _read(file: Any, size: int, path: str) -> Iterator[bytes]:
+def _read(file: Any, size: int, path: str) -> Iterator[memoryview]:
+    """Yield what is read, each piece good until the next: it lies in the same memory, which is faster than new."""
+    space = memoryview(bytearray(min(size, _CHUNK)))
     while size:
-        piece = file.read(min(size, _CHUNK))
-        if not piece:
+        count = file.readinto(space[: min(size, _CHUNK)])
+        if not count:
             raise RefusedError(f"{path or 'it'} became shorter while it was copied")
-        size -= len(piece)
-        yield piece
+        size -= count
+        yield space[:count]
 
 
 class Part:
@@ -440,8 +444,9 @@ class Receiver:
         summing = self._part.take_up(about["path"], place, offset) if offset else hashlib.sha256()
         with open(place, "ab" if offset else "xb", buffering=0) as file:
             left = about["size"] - offset
+            space = memoryview(bytearray(min(left, _CHUNK)))
             while left:
-                piece = stream.read(min(left, _CHUNK)) or _gone()
+                piece = space[: stream.readinto(space[: min(left, _CHUNK)]) or _gone()]
                 summing.update(piece)
                 left -= len(piece)
                 while piece := piece[file.write(piece) :]:
@@ -451,7 +456,7 @@ class Receiver:
         return str(summing.hexdigest())
 
 
-def _gone() -> bytes:
+def _gone() -> Any:
     raise EOFError
 
 
@@ -492,7 +497,7 @@ def send(root: str, most: str, how: str, *words: str) -> None:
         _say(piece)
 
 
-def _say(data: bytes) -> None:
+def _say(data: bytes | memoryview) -> None:
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 

@@ -300,7 +300,7 @@ class _Program:
         return bytes(said), None
 
     async def feed(
-        self, pieces: Iterator[bytes], source: Source | None = None, on_progress: OnProgress = no_progress
+        self, pieces: Iterator[bytes | memoryview], source: Source | None = None, on_progress: OnProgress = no_progress
     ) -> None:
         """Write to its stdin what is read from the disk meanwhile; if that fails, end it.
 
