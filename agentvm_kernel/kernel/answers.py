@@ -18,6 +18,9 @@ REMEDY: Final = "Restart the kernel, or run %vm restart."
 OF_HOST: Final[dict[str, object]] = {"agentvm": {"host": True}}
 """Metadata of the message in which a magic shows its result; what a guest shows is passed on without any."""
 
+OF_PROGRESS: Final[dict[str, object]] = {"agentvm": {"host": True, "progress": True}}
+"""The same of a message that shows how far the host is."""
+
 _EMPTY_REPLIES: Final[dict[str, dict[str, object]]] = {
     "comm_info_request": {"status": "ok", "comms": {}},
     "is_complete_request": {"status": "unknown"},

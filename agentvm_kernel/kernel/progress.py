@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from agentvm_kernel.kernel.answers import Answers
+from agentvm_kernel.kernel.answers import OF_PROGRESS, Answers
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.requests import Request
 
@@ -65,6 +65,7 @@ class ProgressDisplay:
                     "display_data" if first else "update_display_data",
                     {"data": {"text/plain": text}, "metadata": {}, "transient": display},
                     request,
+                    metadata=dict(OF_PROGRESS),
                 )
                 shown = request, text
         finally:

@@ -230,6 +230,7 @@ class Link(asyncio.Protocol):
         """Note the connection's end."""
         reason = f": {exc}" if exc else ""
         self._fail(LinkClosedError(f"The guest's end of the link is gone{reason}."))
+        self._transport = None  # one that is gone cannot be aborted
         if not self._lost.done():
             self._lost.set_result(None)
 

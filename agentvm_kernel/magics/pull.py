@@ -17,7 +17,8 @@ Copy a file or a folder out of the VM to this computer, with modes and times. It
 interrupted copy has left is gone on with when it is called again. Left out, and said, are links that lead out of the
 folder, devices, named pipes, and names that cannot be shown.
 
-  REMOTE        what to copy; a relative path begins in the VM's home folder, where cells run
+  REMOTE        what to copy; a relative path begins in the VM's home folder, where cells run, which is /workspace,
+                too
   LOCAL         what it becomes; a relative path begins where the notebook lies; by default it keeps its name. A file
                 there is replaced, a folder that is not empty is an error.
   --limit SIZE  how much may be copied, such as 500MB or 10GiB; 4GiB by default

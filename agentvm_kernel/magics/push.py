@@ -17,8 +17,8 @@ Copy a file or a folder of this computer into the VM, with modes and times. It i
 interrupted copy has left is gone on with when it is called again. Left out, and said, are devices and named pipes.
 
   LOCAL         what to copy; a relative path begins where the notebook lies
-  REMOTE        what it becomes; a relative path begins in the VM's home folder, where cells run; by default it keeps
-                its name. A file there is replaced, a folder is an error.
+  REMOTE        what it becomes; a relative path begins in the VM's home folder, where cells run, which is /workspace,
+                too; by default it keeps its name. A file there is replaced, a folder is an error.
   --into        a folder there gets it, under its own name
   --limit SIZE  how much may be copied, such as 500MB or 10GiB; 4GiB by default
 

@@ -22,6 +22,7 @@ from rich.status import Status
 from rich.text import Text
 
 from agentvm_kernel.errors import SupervisorError, TransferError
+from agentvm_kernel.kernel.answers import OF_HOST, OF_PROGRESS
 from agentvm_kernel.supervisor.messages import VMInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 from agentvm_kernel.terminal import plain
@@ -191,7 +192,10 @@ async def _subscribed(client: AsyncKernelClient) -> None:
 async def _ended(
     client: AsyncKernelClient, msg_id: str, status: Status, interruption: _Interruption
 ) -> tuple[dict[str, Any], str]:
-    """Return the reply to what was typed, and what it displayed; progress, which is brought up to date, is shown."""
+    """Return the reply to what was typed, and its result; progress is shown.
+
+    What the guest shows meanwhile is left out, for it would pass for the host's.
+    """
     shown = ""
     reply: dict[str, Any] | None = None
     while True:
@@ -206,13 +210,13 @@ async def _ended(
             continue
         interruption.began()
         content = message["content"]
-        match message["msg_type"]:
-            case "display_data" | "update_display_data" if "display_id" in content.get("transient", {}):
-                status.update(Text(plain(str(content["data"].get("text/plain", ""))[:_MAX_SHOWN])))
-            case "display_data":
-                shown = str(content["data"].get("text/plain", ""))
-            case "status" if content["execution_state"] == "idle":
-                break
+        if message["msg_type"] == "status" and content["execution_state"] == "idle":
+            break
+        by = {"agentvm": message["metadata"].get("agentvm")}
+        if by == OF_PROGRESS and "data" in content:
+            status.update(Text(plain(str(content["data"]["text/plain"])[:_MAX_SHOWN])))
+        elif by == OF_HOST:
+            shown = str(content["data"].get("text/plain", ""))
     while reply is None:
         answer = await client.get_shell_msg(timeout=_SUBSCRIBED)
         reply = answer["content"] if answer["parent_header"].get("msg_id") == msg_id else None

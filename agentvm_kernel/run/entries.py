@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from binascii import crc32
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -17,6 +18,7 @@ _MAX_SIZE: Final = 1 << 60
 _MAX_TIME: Final = (1 << 63) - 1
 
 _Size = Annotated[int, Field(ge=0, le=_MAX_SIZE)]
+_Check = Annotated[int, Field(ge=0, le=0xFFFFFFFF)]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -74,12 +76,12 @@ class End(BaseModel):
     """The end of it.
 
     Attributes:
-        digest: Of all files that were sent, as the guest claims; see `carrier.digest`.
+        check: CRC-32 of all content that passed, as the guest claims.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    digest: _Digest
+    check: _Check
 
 
 class EntryStream:
@@ -87,9 +89,13 @@ class EntryStream:
 
     Args:
         pieces: What is sent.
+
+    Attributes:
+        check: CRC-32 of the content that has come.
     """
 
     def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self.check = 0
         self._pieces = pieces
         self._data = b""
         self._left = 0
@@ -109,7 +115,7 @@ class EntryStream:
             TransferError: it is nothing of the kind.
         """
         line = await self._line()
-        if line.startswith(b'{"digest"'):
+        if line.startswith(b'{"check"'):
             end = _read(End, line)
             if self._data or await anext(self._pieces, b""):
                 raise TransferError("What the VM sends goes on after its end.")
@@ -131,6 +137,7 @@ class EntryStream:
                 await self._more()
             piece, self._data = self._data[: self._left], self._data[self._left :]
             self._left -= len(piece)
+            self.check = crc32(piece, self.check)
             yield piece
 
     async def _line(self) -> bytes:

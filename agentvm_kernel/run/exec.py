@@ -21,8 +21,8 @@ from agentvm_kernel.terminal import plain
 _T = TypeVar("_T")
 
 SERVICE: Final = "exec"
-_STDIN_WINDOW: Final = 64 << 10
-_PIECE: Final = 32_000
+_STDIN_WINDOW: Final = 256 << 10
+_PIECE: Final = 65_000  # with its head it goes into one frame of the link
 _MAX_NUMBER: Final = 20
 _MAX_TEXT: Final = 1000
 _MAX_EXIT: Final = 200
@@ -119,7 +119,7 @@ class Execution:
         assert self.exit is not None
         return self.exit
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Write to standard input; waits until the process has taken enough of it. What it does not read is lost.
 
         Somebody has to take the process's output meanwhile.

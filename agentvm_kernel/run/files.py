@@ -108,12 +108,14 @@ async def put(
         kept = await read_manifest(output)
         async with working(program.feed(source.pieces(kept), source, on_progress)) as feeding:
             said, failure = await program.drained(output)
+            if program.unfed:
+                raise program.unfed
             if feeding.done():
                 feeding.result()
             if failure:
                 raise failure
     arrived = read_arrived(said)
-    if arrived.digest != source.digest:
+    if arrived.check != source.check or not source.digest:
         raise TransferError(f"{what}: what came is not what was sent.", "Copy it again.")
     others = tuple(path for path, status in source.members if carrier.is_other(status))
     return Sent(
@@ -233,7 +235,7 @@ async def _get_some(
 
 
 def _source(local: Path, bounds: Bounds) -> Source:
-    source = Source(str(local), most=bounds.count)
+    source = Source(str(local), most=bounds.count, digested=True)
     if source.size > bounds.size:
         raise RefusedError(f"it has {source.size / _MIB:g} MiB; the most that is copied is {bounds.size / _MIB:g} MiB")
     return source
@@ -260,9 +262,13 @@ class _Program:
     Args:
         execution: The program.
         what: What an error says has failed.
+
+    Attributes:
+        unfed: Why it was not fed to the end, if it was not.
     """
 
     def __init__(self, execution: Execution, what: str) -> None:
+        self.unfed: OSError | RefusedError | None = None
         self._execution = execution
         self._what = what
 
@@ -300,7 +306,7 @@ class _Program:
         return bytes(said), None
 
     async def feed(
-        self, pieces: Iterator[bytes], source: Source | None = None, on_progress: OnProgress = no_progress
+        self, pieces: Iterator[bytes | memoryview], source: Source | None = None, on_progress: OnProgress = no_progress
     ) -> None:
         """Write to its stdin what is read from the disk meanwhile; if that fails, end it.
 
@@ -315,7 +321,8 @@ class _Program:
                 if source is not None and source.done > done:
                     done = source.done
                     on_progress(done, source.size)
-        except (OSError, RefusedError):
+        except (OSError, RefusedError) as error:
+            self.unfed = error
             await self._execution.signal(signal.SIGTERM)
             raise
         await self.close_stdin()

@@ -11,14 +11,17 @@ standard input the host sends no more ahead than `STDIN_WINDOW`, so that a signa
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import json
 import os
 import signal
 import subprocess
 import termios
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO
 
 from agentvm_guest.loop import Loop
@@ -27,8 +30,12 @@ from agentvm_kernel.link.stream import SessionStream
 
 SERVICE = "exec"
 MAX_PROCESSES = 16
-STDIN_WINDOW = 64 << 10
+STDIN_WINDOW = 256 << 10
+# A pipe that holds a window: the process takes it in one turn, where each turn costs a switch between two processes.
+_PIPE = 256 << 10
 _PIECE = 32_000
+# Messages that are handed to a process together.
+_AT_ONCE = 64
 _SIGNALS = {number.name[3:].encode(): number for number in signal.Signals}
 # Waits until it is under its limits: what it started before that would stay outside. A shell reads to the end of the
 # line and no further.
@@ -118,9 +125,10 @@ class Execution:
         self.pidfd = os.pidfd_open(process.pid)
         self.stdin = process.stdin
         self.outputs = {b"stdout": Output(process.stdout), b"stderr": Output(process.stderr)}
-        self._pending = bytearray(b"\n")
+        self._pending: deque[memoryview] = deque([memoryview(b"\n")])
         # The gate's line is not the host's.
         self._taken = -1
+        self._waiting = 1
         self._eof = False
 
     @property
@@ -135,8 +143,9 @@ class Execution:
             ValueError: it is none that there is.
         """
         match parts:
-            case [b"stdin", data] if len(self._pending) + len(data) <= STDIN_WINDOW + 1 and not self._eof:
-                self._pending += data
+            case [b"stdin", data] if data and self._waiting + len(data) <= STDIN_WINDOW + 1 and not self._eof:
+                self._pending.append(memoryview(data))
+                self._waiting += len(data)
             case [b"eof"]:
                 self._eof = True
             case [b"signal", name] if number := signal.Signals.__members__.get(f"SIG{name.decode('ascii', 'replace')}"):
@@ -153,14 +162,19 @@ class Execution:
         """Write standard input; returns whether it has to wait for room."""
         while self._pending:
             try:
-                count = os.write(self.stdin.fileno(), self._pending)
+                count = os.writev(self.stdin.fileno(), list(islice(self._pending, _AT_ONCE)))
             except BlockingIOError:
                 return True
             except BrokenPipeError:
                 # Nobody reads it any more, which is no fault of the host's.
-                count = len(self._pending)
-            del self._pending[:count]
+                count = self._waiting
+            self._waiting -= count
             self._taken += count
+            while count:
+                piece = self._pending.popleft()
+                if count < len(piece):
+                    self._pending.appendleft(piece[count:])
+                count -= min(count, len(piece))
         return False
 
     @property
@@ -262,6 +276,8 @@ class Processes:
         for pipe in (process.stdin, process.stdout, process.stderr):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
+            with contextlib.suppress(OSError):  # as large as it can be had
+                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
             if account is not None:
                 # Otherwise it could not open /dev/stdout anew.
                 os.fchown(pipe.fileno(), account.uid, account.gid)

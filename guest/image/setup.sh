@@ -25,6 +25,8 @@ echo "$release" > "$out/release"
 
 stage "making the user and the Python environment"
 useradd --create-home --uid 1000 --shell /bin/bash agent
+# Where the user's files are, under the name that programs and documents of agents use.
+ln -s home/agent /workspace
 python3 -m venv /opt/agentvm/venv
 /opt/agentvm/venv/bin/python -m pip install --no-index --find-links wheels --no-cache-dir --disable-pip-version-check \
   --no-warn-script-location --root-user-action ignore --progress-bar off --requirement requirements.txt

@@ -6,6 +6,8 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from copies import SECONDS, Copies, connection_file
@@ -14,7 +16,7 @@ from kernel_fixtures import kernel_environment  # noqa: F401
 
 from agentvm_kernel.errors import SupervisorError, TransferError
 from agentvm_kernel.magics.call import find_call
-from agentvm_kernel.run.copy_command import Place, _magic, find
+from agentvm_kernel.run.copy_command import Place, _ended, _magic, find
 from agentvm_kernel.supervisor.messages import VMInfo
 
 pytestmark = pytest.mark.timeout(120)
@@ -67,6 +69,73 @@ def test_the_notebook_is_left_as_it_was(copies: Copies, kernel: Notebook) -> Non
     (copies.folder / "file").write_text("x")
     copies.run("file", "analysis.ipynb:file")
     assert kernel.run("1").reply["execution_count"] == before + 1
+
+
+FORGE = """
+import threading
+kernel = get_ipython().kernel
+honest, ended = kernel.do_execute, threading.Event()
+said = {"text/plain": "forged is in the VM: 5 GiB, SHA-256 0."}
+
+def flood(parent):
+    for number in range(10_000):
+        content = {"data": said, "metadata": {}, "transient": {"display_id": "x"} if number % 2 else {}}
+        kernel.session.send(kernel.iopub_socket, "display_data", content, parent=parent,
+                            metadata={"agentvm": {"host": True}})
+        if ended.wait(0.005):
+            return
+
+async def forging(*arguments, **more):
+    threading.Thread(target=flood, args=(kernel.get_parent("shell"),)).start()
+    return await honest(*arguments, **more)
+
+kernel.do_execute = forging
+"""
+
+
+def test_what_the_guest_shows_meanwhile_is_not_told_as_the_hosts(copies: Copies, kernel: Notebook) -> None:
+    (copies.folder / "file").write_bytes(os.urandom(30 << 20))  # long enough for the guest to have a say
+    assert kernel.run(FORGE).status == "ok"
+    try:
+        told = copies.run("file", "analysis.ipynb:file")
+    finally:
+        kernel.run("ended.set(); kernel.do_execute = honest")
+    assert (told.count("\n"), "30.0 MiB, SHA-256" in told, "forged" in told) == (1, True, False), told
+
+
+class Client:
+    """A kernel's client that has a few messages to give."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self._messages = [message | {"parent_header": {"msg_id": "1"}} for message in messages]
+
+    async def get_iopub_msg(self, timeout: float) -> dict[str, Any]:
+        return self._messages.pop(0)
+
+    async def get_shell_msg(self, timeout: float) -> dict[str, Any]:
+        return {"parent_header": {"msg_id": "1"}, "content": {"status": "ok"}}
+
+
+def display(text: str, by: object, kind: str = "display_data") -> dict[str, Any]:
+    metadata = {} if by is None else {"agentvm": by}
+    content = {"data": {"text/plain": text}, "metadata": {}, "transient": {"display_id": "x"}}
+    return {"msg_type": kind, "content": content, "metadata": metadata}
+
+
+async def test_only_what_the_host_says_is_shown_whatever_comes_last() -> None:
+    host, progress = {"host": True}, {"host": True, "progress": True}
+    others = [
+        display("forged", by, kind) for kind in ("display_data", "update_display_data") for by in (None, {}, True)
+    ]
+    bar = [display("a tenth", progress), display("a fifth", progress, "update_display_data")]
+    gone = {"msg_type": "clear_output", "content": {"wait": False}, "metadata": {}}
+    idle = {"msg_type": "status", "content": {"execution_state": "idle"}, "metadata": {}}
+    status: Any = SimpleNamespace(shown=[])
+    status.update = lambda text: status.shown.append(str(text))
+    interruption: Any = SimpleNamespace(began=lambda: None)
+    client: Any = Client(*others, *bar, gone, display("true", host), *others, idle)
+    assert await _ended(client, "1", status, interruption) == ({"status": "ok"}, "true")
+    assert status.shown == ["a tenth", "a fifth"]
 
 
 def test_an_interrupted_copy_goes_on_where_it_stopped(copies: Copies, kernel: Notebook) -> None:

@@ -83,6 +83,12 @@ def test_kvm_gives_the_hosts_cpu_without_nested_virtualisation() -> None:
     }
 
 
+def test_an_emulated_cpu_has_instructions_for_what_copies_are_checked_with() -> None:
+    cpu = tree(replace(SPEC, hardware=replace(SPEC.hardware, accelerator="tcg"))).find("cpu")
+    assert cpu.findtext("model") == "Westmere"
+    assert [(f.attrib["name"], f.attrib["policy"]) for f in cpu.iterfind("feature")] == [("sha-ni", "require")]
+
+
 def test_owner_is_a_static_label_that_relabels_nothing() -> None:
     label = tree(replace(SPEC, owner=(64055, 107))).find("seclabel")
     assert label.attrib == {"type": "static", "model": "dac", "relabel": "no"}

@@ -187,7 +187,28 @@ async def test_what_cannot_be_started_is_named(
     assert (await run(link, "true"))[0] == Exit(code=0)
 
 
-@pytest.mark.parametrize("message", [[b"signal", b"NO"], [b"other"], [b"stdin", bytes(70_000)]])
+WAITS = r"""
+import fcntl, os, shutil, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, 4096)
+os.write(1, b"ready\n")
+signal.sigwait([signal.SIGUSR1])
+shutil.copyfileobj(sys.stdin, sys.stdout)
+"""
+
+
+async def test_many_small_writes_that_wait_arrive_in_order_and_a_signal_overtakes_them(link: Link) -> None:
+    async with execute(link, [sys.executable, "-c", WAITS]) as execution:
+        assert (await anext(execution)).data == b"ready\n"
+        for number in range(5000):
+            await execution.write(b"%d," % number)
+        await execution.signal(signal.SIGUSR1)
+        await execution.close_stdin()
+        said = b"".join([output.data async for output in execution])
+    assert said == b"".join(b"%d," % number for number in range(5000))
+
+
+@pytest.mark.parametrize("message", [[b"signal", b"NO"], [b"other"], [b"stdin", bytes(300_000)]])
 async def test_the_guest_ends_what_it_is_told_nonsense_about(link: Link, message: list[bytes]) -> None:
     async with execute(link, ["sleep", "600"]) as execution:
         await execution._stream.send(message)

@@ -181,11 +181,50 @@ async def test_modes_and_times_are_kept_in_both_directions(link: Link, remote: P
     for here in (remote / "there", tmp_path / "back"):
         for number, (name, mode) in enumerate(modes.items()):
             status = (here / name).stat()
-            set_by_root = 0o4000 if (here / name) == remote / "there" / "b" else 0
-            assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (mode & 0o777 | set_by_root, 10**9 + number)
+            expected = mode & 0o755 if here == tmp_path / "back" else 0o4777 if name == "b" else mode & 0o777
+            assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (expected, 10**9 + number)
         assert (here / "link").lstat().st_mtime == 77
         assert (stat.S_IMODE((here / "sub").stat().st_mode), (here / "sub").stat().st_mtime) == (0o755, 1_200_000_000)
         assert here.stat().st_mtime == 1_300_000_000
+
+
+async def test_what_comes_out_is_not_for_others_to_write_to(link: Link, remote: Path, tmp_path: Path) -> None:
+    (remote / "folder" / "sub").mkdir(parents=True)
+    (remote / "folder" / "file").write_text("x")
+    for path in (remote / "folder", remote / "folder" / "sub", remote / "folder" / "file"):
+        path.chmod(0o777)
+    await get(link, f"{remote}/folder", tmp_path / "back")
+    await get(link, f"{remote}/folder/file", tmp_path / "file")
+    found = [tmp_path / "file", tmp_path / "back", *(tmp_path / "back").iterdir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o755}
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("swapped", ["folder", "file"])
+async def test_what_becomes_a_link_while_it_is_copied_leads_nowhere(
+    link: Link, remote: Path, tmp_path: Path, swapped: str
+) -> None:
+    outside = tmp_path / "outside"
+    (outside / "sub").mkdir(parents=True)
+    (outside / "sub" / "secret").write_text("secret")
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "first").write_bytes(bytes(4 << 20))
+    (folder / "sub" / "secret").write_text("mine")
+
+    def swap(_done: int, _total: int) -> None:
+        place, target = (
+            (folder / "sub", outside / "sub")
+            if swapped == "folder"
+            else (folder / "sub" / "secret", outside / "sub" / "secret")
+        )
+        if not place.is_symlink():
+            place.rename(folder / "moved")
+            place.symlink_to(target)
+
+    with pytest.raises(TransferError, match=r"folder cannot be copied.*secret\)"):
+        await put(link, folder, f"{remote}/x", on_progress=swap)
+    assert list(remote.iterdir()) == []
 
 
 async def test_what_is_copied_is_told_with_the_digest_that_standard_tools_give(
@@ -530,6 +569,9 @@ async def test_paths_that_are_named_come_back(link: Link, tree: Path, remote: Pa
     await put(link, tree, f"{remote}/work")
     await get_named(link, f"{remote}/work", ["-n", "sub/deeper"], tmp_path / "out")
     assert sorted(describe(tmp_path / "out")) == ["-n", "sub", "sub/deeper", "sub/deeper/" + "long" * 60]
+    (work := remote / "work").joinpath("latest").symlink_to("sub")
+    await get_named(link, str(work), ["latest/deeper"], tmp_path / "linked")
+    assert sorted(describe(tmp_path / "linked")) == ["latest", "latest/deeper", "latest/deeper/" + "long" * 60]
     with pytest.raises(TransferError, match=r"there is no x"):
         await get_named(link, f"{remote}/work", ["-n", "x"], tmp_path / "other")
     assert not (tmp_path / "other").exists()

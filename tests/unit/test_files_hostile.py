@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import tempfile
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,6 @@ from hypothesis import given, settings, strategies
 from agentvm_kernel.errors import AgentVMError, LinkClosedError, TransferError
 from agentvm_kernel.run import unpack
 from agentvm_kernel.run.carrier import PART, Part, Receiver, RefusedError, line
-from agentvm_kernel.run.carrier import digest as digest_of
 from agentvm_kernel.run.files import Bounds, get, put
 
 pytestmark = pytest.mark.timeout(120)
@@ -49,19 +48,18 @@ class Sender:
 Change = dict[str, object]
 
 
-def sending(*members: tuple[str, Change | bytes], digest: str = "") -> bytes:
+def sending(*members: tuple[str, Change | bytes], check: object = None) -> bytes:
     """What a guest sends of members: a path and content, or what makes the member something else."""
-    sums: dict[str, str] = {}
     total = [len(what) for _, what in members if isinstance(what, bytes)]
     out = [line(size=sum(total), count=len(members))]
     for path, what in members:
         about: Change = {"path": path, "mode": 0o644, "mtime": 10**18}
         if isinstance(what, bytes):
             out += [line(**about | {"kind": "file", "size": len(what), "offset": 0}), what]
-            sums[path] = hashlib.sha256(what).hexdigest()
         else:
             out.append(line(**about | what))
-    return b"".join([*out, line(digest=digest or digest_of(sums))])
+    content = b"".join(what for _, what in members if isinstance(what, bytes))
+    return b"".join([*out, line(check=zlib.crc32(content) if check is None else check)])
 
 
 FOLDER: Change = {"kind": "folder"}
@@ -142,7 +140,7 @@ PLAIN = sending(("a", b"content"))
 def changed(**values: object) -> bytes:
     """What is sent, with something else in the line about its file."""
     about = {"path": "a", "kind": "file", "mode": 0o644, "mtime": 0, "size": 7, "offset": 0}
-    rest = b"content" + line(digest=digest_of({"a": hashlib.sha256(b"content").hexdigest()}))
+    rest = b"content" + line(check=zlib.crc32(b"content"))
     return line(size=7, count=1) + line(**about | values) + rest
 
 
@@ -156,7 +154,10 @@ def changed(**values: object) -> bytes:
         pytest.param(PLAIN.replace(b"content", b"another"), id="other-content"),
         pytest.param(PLAIN + b"x", id="more-behind-it"),
         pytest.param(PLAIN + bytes(100_000), id="much-more-behind-it"),
-        pytest.param(sending(("a", b"content"), digest="A" * 64), id="no-digest"),
+        pytest.param(sending(("a", b"content"), check="0"), id="text-as-check"),
+        pytest.param(sending(("a", b"content"), check=-1), id="negative-check"),
+        pytest.param(sending(("a", b"content"), check=zlib.crc32(b"content") + (1 << 32)), id="long-check"),
+        pytest.param(sending(("a", b"content"), check=0), id="another-check"),
         pytest.param(line(size=7, count=1) * 2, id="told-twice"),
         pytest.param(line(size=-1, count=1), id="negative-total"),
         pytest.param(changed(size=-7), id="negative"),
@@ -282,7 +283,7 @@ async def test_the_guests_end_refuses_what_is_not_what_was_sent(tmp_path: Path, 
     part.open()
     receiver, stream = Receiver(part), io.BytesIO(sending(("", b"content")).replace(b"content", sent))
     if sent == b"content":
-        assert receiver.run(stream) == hashlib.sha256(sent).hexdigest()
+        assert receiver.run(stream) == zlib.crc32(sent)
     else:
         with pytest.raises(RefusedError, match="what came is not what was sent"):
             receiver.run(stream)
@@ -297,8 +298,8 @@ async def test_the_guests_end_refuses_what_is_not_what_was_sent(tmp_path: Path, 
         pytest.param(b'{"x":[1,"' + b"0" * 64 + b'"]}\n', id="no-key"),
         pytest.param(b'{"' + b"0" * 32 + b'":[-1,"' + b"0" * 64 + b'"]}\n', id="negative"),
         pytest.param(b"[" * 100_000 + b"\n", id="nested"),
-        pytest.param(b"{}\n" + line(digest="0" * 64, path="x"), id="another-digest"),
-        pytest.param(b"{}\n{}", id="no-digest"),
+        pytest.param(b"{}\n" + line(check=0, path="x"), id="another-check"),
+        pytest.param(b"{}\n{}", id="no-check"),
         pytest.param(b" " * (17 << 20), id="endless"),
     ],
 )

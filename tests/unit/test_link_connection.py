@@ -127,6 +127,22 @@ async def test_an_ordinary_end_is_named_to_everybody(short_tmp: Path) -> None:
         await link.close()
 
 
+async def test_a_link_that_is_closed_while_much_is_being_written_ends_well(short_tmp: Path) -> None:
+    guest = Echo(mute=True)
+    async with echo_server(short_tmp, lambda: guest) as endpoint:
+        link = await connect(endpoint, key=KEY, epoch=1)
+        stream = await link.open("shell")
+        guest.transport.pause_reading()  # type: ignore[attr-defined]
+        sending = asyncio.create_task(stream.send([bytes(4 << 20)]))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(link.close())
+        await link.wait_closed()
+        guest.transport.resume_reading()  # type: ignore[attr-defined]
+        await closing
+        with pytest.raises(LinkClosedError):
+            await sending
+
+
 async def test_what_came_before_the_end_can_still_be_received(short_tmp: Path) -> None:
     peers: list[Echo] = []
 

@@ -161,7 +161,7 @@ echo '{"size":1,"count":2}'
 echo '{"path":"","kind":"folder","mode":493,"mtime":0}'
 echo '{"path":"../escaped","kind":"file","mode":420,"mtime":0,"size":1,"offset":0}'
 printf x
-echo '{"digest":"0000000000000000000000000000000000000000000000000000000000000000"}'
+echo '{"check":0}'
 """
 
 

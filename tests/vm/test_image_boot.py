@@ -39,6 +39,7 @@ facts = {
     "byte code": len(glob.glob("/opt/agentvm/venv/lib/python3.13/site-packages/ipykernel/__pycache__/*.pyc")),
     "user": run("id", "-un"),
     "sudo": run("sudo", "-n", "id", "-u"),
+    "workspace": [os.path.realpath("/workspace"), *run("touch", "/workspace/file"), *os.listdir("/home/agent")],
     "git": run("git", "--version"),
     "curl": run("curl", "--version"),
     "certificates": run("python", "-c", "import ssl; print(len(ssl.create_default_context().get_ca_certs()))"),
@@ -118,6 +119,11 @@ def test_python_is_3_13_with_ipykernel_7_in_an_environment_of_the_user(facts: di
 def test_the_user_is_ordinary_and_has_sudo_without_a_password(facts: dict[str, Any]) -> None:
     assert facts["user"] == [0, "agent"]
     assert facts["sudo"] == [0, "0"]
+
+
+def test_the_workspace_is_the_users_home(facts: dict[str, Any]) -> None:
+    assert facts["workspace"][:3] == ["/home/agent", 0, ""]
+    assert "file" in facts["workspace"][3:]
 
 
 def test_tools_and_certificates_are_there(facts: dict[str, Any]) -> None:
