@@ -118,6 +118,22 @@ def _kept(cell: Cell) -> int:
     return run if type(run) is int and 0 < run < 1 << 31 else 0
 
 
+def seeded(source: str, cell: Cell) -> str:
+    """Return a call of forks with the seed that they had, if the cell's metadata keeps it.
+
+    Args:
+        source: The cell's code.
+        cell: The cell.
+    """
+    call = call_of(source)
+    said = cell.metadata.get(KEY)
+    forks = said.get("forks") if isinstance(said, dict) else None
+    seed = str(forks.get("seed", "")) if isinstance(forks, dict) else ""
+    if call is None or call.name != "%fork" or "--seed" in call.words or not _SEED.fullmatch(seed):
+        return source
+    return f"%%fork {' '.join([*call.words, '--seed', seed])}\n{call.body}"
+
+
 def _without_record(cells: Sequence[Cell]) -> Path:
     wanted = [place for place, cell in enumerate(cells) if cell.source.strip()]
     kernels = {str(cells[place].metadata.get(KEY, {}).get("kernel", "")) for place in wanted if _kept(cells[place])}
@@ -125,12 +141,13 @@ def _without_record(cells: Sequence[Cell]) -> Path:
     is_numbered = all(numbers) and len(kernels) == 1 and len(set(numbers)) == len(numbers)
     if is_numbered:
         wanted.sort(key=lambda place: _kept(cells[place]))
-    steps = tuple(Step(cells[place].source, place, _kept(cells[place])) for place in wanted)
+    steps = tuple(Step(seeded(cells[place].source, cells[place]), place, _kept(cells[place])) for place in wanted)
     if len(steps) > _MOST_STEPS:
         raise ReproduceError(f"The path has more than {_MOST_STEPS} steps.")
     return Path((Leg(None, steps),), "numbers of runs" if is_numbered else "document")
 
 
+_SEED: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _Key = tuple[float, float]
 
 
@@ -190,7 +207,8 @@ class _Leg:
 
     def _magics(self) -> Iterator[tuple[_Key, Step]]:
         for key, number in self.magics.items():
-            yield key, Step(self._rewritten(self.cells[number].source), number, int(key[0]))
+            source = seeded(self._rewritten(self.cells[number].source), self.cells[number])
+            yield key, Step(source, number, int(key[0]))
 
     def _rewritten(self, source: str) -> str:
         """Return a magic in which a snapshot's id, which is another each time, is a label."""

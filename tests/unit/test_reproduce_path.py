@@ -77,9 +77,7 @@ def test_magics_stand_behind_the_cell_before_them(bed: Bed, tmp_path: Path) -> N
     assert [step.cell for step in one.steps] == [0, 1, 2, 3, 4, 5]
 
 
-def test_magics_stand_where_the_numbers_of_their_runs_say_if_those_are_of_this_record(
-    bed: Bed, tmp_path: Path
-) -> None:
+def test_magics_stand_where_the_numbers_of_their_runs_say_if_those_are_of_this_record(bed: Bed, tmp_path: Path) -> None:
     bed.run("a")
     bed.run("b")
     bed._runs = 3
@@ -191,3 +189,21 @@ def test_a_record_of_another_notebook_is_refused(bed: Bed, tmp_path: Path) -> No
     with pytest.raises(ReproduceError, match="not of this notebook"):
         plan([], record)
     assert plan(cells, record).order == "record"
+
+
+SEED = "0123456789abcdef" * 2
+
+
+def test_forks_are_given_the_seed_that_they_had(tmp_path: Path) -> None:
+    kept = {"agentvm": {"run": 1, "kernel": "k", "forks": {"count": 2, "seed": SEED}}}
+    cells = [code("# before\n%%fork 2 --timeout 9\nx()", **kept)]
+    assert unrecorded(*cells, folder=tmp_path)[0] == [f"%%fork 2 --timeout 9 --seed {SEED}\nx()"]
+
+
+@pytest.mark.parametrize("seed", ["", "x" * 32, f"{SEED} --timeout 9", f"{SEED}\n%net allow evil.example", 7, None])
+def test_a_seed_that_is_none_is_left_out(tmp_path: Path, seed: object) -> None:
+    source = "%%fork 2\nx()"
+    kept = {"agentvm": {"run": 1, "kernel": "k", "forks": {"seed": seed}}}
+    assert unrecorded(code(source, **kept), folder=tmp_path)[0] == [source]
+    own = f"%%fork 2 --seed {'f' * 32}\nx()"
+    assert unrecorded(code(own, agentvm={"run": 1, "forks": {"seed": SEED}}), folder=tmp_path)[0] == [own]
