@@ -117,7 +117,7 @@ def test_one_changed_digit_is_found_wherever_it_is() -> None:
         places = [place for place, one in enumerate(shown) if one.isdigit()]
         place = rng.choice(places)
         digit = rng.choice([one for one in "0123456789" if one != shown[place]])
-        saved = f"{shown[:place]}{digit}{shown[place + 1:]}"
+        saved = f"{shown[:place]}{digit}{shown[place + 1 :]}"
         line = shown.count("\n", 0, place) + 1
         assert differs([text(saved)], [text(shown)]).what == f"stdout: line {line} differs", f"seed {seed}"
 
@@ -204,7 +204,11 @@ def test_pictures_that_cannot_be_decoded_or_are_too_large_differ() -> None:
 def test_no_text_and_no_pattern_makes_a_comparison_hang() -> None:
     many = "a" * 400_000 + "0" * 400_000
     rule = Normaliser("evil", "(a+)+$|(0|0)*x", "")
-    for saved, shown in ((many, f"{many}!"), ("\n".join("ab" * 1000), "\n".join("ba" * 1000)), ("1" * 9**6, "2" * 9**6)):
+    for saved, shown in (
+        (many, f"{many}!"),
+        ("\n".join("ab" * 1000), "\n".join("ba" * 1000)),
+        ("1" * 9**6, "2" * 9**6),
+    ):
         differs([text(saved)], [text(shown)], Rules((*DEFAULTS, rule), relative=0.1))
 
 
@@ -309,7 +313,9 @@ def test_a_files_digest_is_held_against_the_recorded_one() -> None:
     assert one.word == "differs", "what is not recorded is not the same"
 
 
-def outcome(*words: str, is_exact: bool = True, is_wanted: bool = False, files: tuple[FileVerdict, ...] = ()) -> Outcome:
+def outcome(
+    *words: str, is_exact: bool = True, is_wanted: bool = False, files: tuple[FileVerdict, ...] = ()
+) -> Outcome:
     cells = tuple(Verdict(1, 1, word, is_wanted=is_wanted) for word in words)  # type: ignore[arg-type]
     return Outcome("n.ipynb", "document", (), {}, is_exact, (), cells, files)
 
