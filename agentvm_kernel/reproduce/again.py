@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +16,11 @@ import nbformat
 from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import host_error
 from agentvm_kernel.image.store import ImageStore
-from agentvm_kernel.report.document import read_bounded
+from agentvm_kernel.report.document import Cell, read_bounded
 from agentvm_kernel.reproduce.environment import Used, find_image
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.judge import Judge, file_verdicts
+from agentvm_kernel.reproduce.markers import Marker, markers_of
 from agentvm_kernel.reproduce.path import Leg, call_of, plan
 from agentvm_kernel.reproduce.path import Path as Way
 from agentvm_kernel.reproduce.permits import Permits
@@ -79,7 +80,7 @@ def reproduce(source: Source, order: Order, paths: Paths, on_progress: OnProgres
     if os.path.lexists(order.out):
         raise ReproduceError(f"{order.out}, where the results are to go, is there already.", "Name another with --out.")
     cells = source.cells
-    way = plan(cells, source.record)
+    way = _without_skipped(plan(cells, source.record), cells)
     on_progress("looking for the recorded image", None)
     images = [_image(source, leg, order, paths, on_progress) for leg in way.legs]
     _check_images(images, order)
@@ -99,6 +100,13 @@ def reproduce(source: Source, order: Order, paths: Paths, on_progress: OnProgres
     except OSError as error:
         raise host_error(error) from error
     return outcome
+
+
+def _without_skipped(way: Way, cells: Sequence[Cell]) -> Way:
+    """Leave out what is marked not to be run."""
+    skipped = {place for place, cell in enumerate(cells) if Marker.SKIP in markers_of(cell)}
+    legs = (replace(leg, steps=tuple(step for step in leg.steps if step.cell not in skipped)) for leg in way.legs)
+    return replace(way, legs=tuple(legs))
 
 
 def _told(on_progress: OnProgress) -> Callable[[int, int], None]:
