@@ -39,6 +39,15 @@ def of_cell(reply: Mapping[str, Any], kernel: str) -> dict[str, Any] | None:
     return whole if len(json.dumps(whole)) <= _MOST else record
 
 
+def of_image(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of an image: what tells later in which packages of Python another one differs.
+
+    Args:
+        manifest: The image's; see `image.store.Image`.
+    """
+    return {name: manifest[name] for name in ("kernel", "python", "python_packages") if name in manifest}
+
+
 def of_notebook(status: Status, owner: str) -> dict[str, Any]:
     """Return what is kept with a notebook: in what its cells ran.
 
