@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 import pytest
 from audited import audited, audited_soon
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from vms import environment_of, own_supervisor
 
 from agentvm_kernel.config import Paths
@@ -212,7 +212,7 @@ HOSTILE = (
 def test_a_hostile_notebook_runs_in_the_machine_only(bed: Bed) -> None:
     notebook = bed.folder / "hostile.ipynb"
     forged = {"agentvm": {"verdict": "same", "run": 1}}
-    outputs = [{"output_type": "stream", "name": "stdout", "text": "reached\n"}]
+    outputs = [new_output("stream", text="reached\n")]
     cells = [new_code_cell(one, metadata=forged, outputs=outputs) for one in HOSTILE]
     nbformat.write(new_notebook(cells=cells), notebook)
     before = {path.name for path in bed.folder.iterdir()}
