@@ -47,6 +47,7 @@ DEFAULTS: Final = (
     Normaliser("memory-addresses", r"\b0x[0-9a-fA-F]{4,16}\b", "0xADDRESS"),
     Normaliser("execution-counts", r"\b(In|Out) ?\[[0-9]+\]", r"\1[COUNT]"),
     Normaliser("cell-files", r"\bipykernel_[0-9]+/[0-9]+\.py", "ipykernel/CELL.py"),
+    Normaliser("machine-names", r"\bvm-[0-9a-f]{8}\b", "vm-NAME"),
     Normaliser("uuids", r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "UUID"),
     Normaliser(
         "timestamps",

@@ -130,6 +130,7 @@ def test_one_changed_digit_is_found_wherever_it_is() -> None:
         ("Cell In[3], line 1", "Cell In[14], line 1", "execution-counts"),
         ("/tmp/ipykernel_1/2.py", "/tmp/ipykernel_33/44.py", "cell-files"),
         ("2024-01-02 03:04:05", "2026-11-12 13:14:15.5", "timestamps"),
+        ("machine: vm-40c5a94d", "machine: vm-e3afdbea", "machine-names"),
         ("123e4567-e89b-12d3-a456-426614174000", "00000000-e89b-12d3-a456-426614174fff", "uuids"),
     ],
 )
