@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,9 @@ from agentvm_kernel.reproduce.permits import VARIABLE, Permits, RefusedError
 from agentvm_kernel.run.provenance import KEY
 
 _STARTUP_SECONDS: Final = 120
+_MOST: Final = 512 << 20
+"""Bytes of outputs that are kept of a leg."""
+
 _LOST: Final = frozenset({VMEndedError.__name__, "CellDeadlineError", "LinkClosedError", "SupervisorError"})
 
 OnStep = Callable[[int, int], None]
@@ -91,12 +95,16 @@ async def play(leg: Leg, stage: Stage, on_step: OnStep) -> list[Shown]:
     """
     steps = with_labels(leg).steps
     shown: list[Shown] = []
+    room = _MOST
     async with _started(stage) as client:
         try:
             async with asyncio.timeout(stage.timeout):
                 for number, step in enumerate(steps):
                     on_step(number, len(steps))
                     shown.append(await client.show(step))
+                    room -= len(json.dumps(shown[-1].outputs))
+                    if room < 0:
+                        shown[-1] = replace(shown[-1], outputs=(), lost=f"all showed more than {_MOST >> 20} MiB")
                     if shown[-1].lost:
                         break
         except TimeoutError:
