@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from report_bed import Bed, code, notebook, text
 
 from agentvm_kernel import cli
+from agentvm_kernel.image.store import ImageStore
 from agentvm_kernel.magics.call import find_call
 from agentvm_kernel.magics.registry import Registry
 from agentvm_kernel.report.signature import fingerprint, own_key, sign
@@ -29,12 +30,17 @@ from agentvm_kernel.reproduce.source import open_source
 Files = dict[str, bytes]
 
 
+def nothing_is_built(*_: object) -> None:
+    raise AssertionError("what is refused lets nothing be built")
+
+
 @pytest.fixture
 def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bed:
     made = Bed(tmp_path)
     for name, value in made.paths.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ImageStore, "build", nothing_is_built)
     path = tmp_path / "n.ipynb"
     made.begin(notebook=str(path))
     made.run("a", text("1"))

@@ -137,6 +137,14 @@ def test_a_snapshot_behind_forks_stands_behind_the_run_before_them(bed: Bed, tmp
     assert [(one.label, one.run) for one in record.sessions[0].snapshots] == [("later", 1)]
 
 
+def test_what_ran_in_forks_is_run_by_the_cell_of_the_forks(bed: Bed, tmp_path: Path) -> None:
+    bed.run("a")
+    bed.run("b", fork=1, vm="vm-f1")
+    bed.run("b", fork=2, vm="vm-f2")
+    bed.run("b")
+    assert sources(leg(bed, tmp_path, code("a"), code("%%fork 2\nb"), code("b"))) == ["a", "%%fork 2\nb", "b"]
+
+
 def test_outputs_of_two_sessions_are_of_two_machines(bed: Bed, tmp_path: Path) -> None:
     bed.run("a", text("1"))
     bed.run("b", text("1"))
