@@ -18,7 +18,7 @@ from agentvm_kernel.reproduce.compare import Comparison, Rules, compare
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.judge import Judge, file_verdicts
 from agentvm_kernel.reproduce.markers import Marker, markers_of
-from agentvm_kernel.reproduce.normalise import DEFAULTS, Normaliser, read_normalisers
+from agentvm_kernel.reproduce.normalise import DEFAULTS, OF_FORKS, Normaliser, read_normalisers
 from agentvm_kernel.reproduce.path import Step
 from agentvm_kernel.reproduce.pictures import Tolerance
 from agentvm_kernel.reproduce.player import Shown
@@ -347,6 +347,15 @@ def test_rules_are_read_from_toml(tmp_path: Path) -> None:
     rules = Rules((*DEFAULTS, *read_normalisers(file)))
     assert same([text("run-a17 done")], [text("run-a42 done")], rules).by == ("run-id",)
     differs([text("run-a17")], [text("run-b17")], rules)
+
+
+def test_the_rules_of_the_document_are_valid_and_its_table_names_all_that_are_usual(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
+    file = tmp_path / "rules.toml"
+    file.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert same([text("run-17")], [text("run-4")], Rules(read_normalisers(file))).by == ("run-id",)
+    for rule in OF_FORKS:
+        assert f"`{rule.name}`" in page
 
 
 @pytest.mark.parametrize(
