@@ -159,16 +159,16 @@ def _policies(way: Way, order: Order) -> list[str]:
 
 
 def _stage(source: Source, leg: Leg, image: Used, order: Order, paths: Paths, place: Path) -> tuple[Stage, list[str]]:
-    settings = load_settings(paths)
+    profiles = load_settings(paths).known_profiles
     recorded = leg.session.profile if leg.session else str(source.kept.get("profile", ""))
     name = order.profile or recorded
     notes = []
-    if name and name not in settings.profiles:
+    if name and name not in profiles:
         raise ReproduceError(
             f"The notebook was run with the profile {name!a:.70}, which is not configured here.",
-            f"Choose another with --profile: {', '.join(sorted(settings.profiles))}.",
+            f"Choose another with --profile: {', '.join(sorted(profiles))}.",
         )
-    profile = settings.profiles.get(name)
+    profile = profiles.get(name)
     if profile and leg.session and leg.session.vcpus:
         before, now = (leg.session.vcpus, leg.session.memory_mib), (profile.vcpus, profile.memory_mib)
         if before != now:
