@@ -25,7 +25,7 @@ from agentvm_kernel.reproduce.path import Leg, call_of, plan
 from agentvm_kernel.reproduce.path import Path as Way
 from agentvm_kernel.reproduce.permits import Permits
 from agentvm_kernel.reproduce.player import Shown, Stage, play
-from agentvm_kernel.reproduce.recorded import RecordedImage, as_object
+from agentvm_kernel.reproduce.recorded import RecordedImage, as_object, network_of
 from agentvm_kernel.reproduce.source import Source
 from agentvm_kernel.reproduce.verdict import Outcome, Verdict
 from agentvm_kernel.run.files import placed
@@ -148,9 +148,7 @@ def _policies(way: Way, order: Order) -> list[str]:
     """Say what the recorded machine could reach that this one cannot."""
     notes = []
     for leg in way.legs:
-        network = as_object(leg.session.network) if leg.session else {}
-        hosts = [str(host)[:300] for host in network.get("allow") or () if isinstance(host, str)]
-        others = [host for host in hosts if host not in order.allow]
+        others = [host for host in network_of(leg.session).allowed if host not in order.allow]
         if others:
             notes.append(
                 f"The recorded machine could also reach {', '.join(others[:20])!a:.600}: --allow HOST does so."
@@ -175,7 +173,6 @@ def _stage(source: Source, leg: Leg, image: Used, order: Order, paths: Paths, pl
             notes.append(
                 f"The profile {name} was {before[0]} CPUs and {before[1]} MiB, and is {now[0]} CPUs and {now[1]} MiB."
             )
-    network = as_object(leg.session.network) if leg.session else {}
     folder = place / ".kernel"
     folder.mkdir(mode=0o700)
     notes += _copy_cassettes(source, leg, folder)
@@ -183,8 +180,15 @@ def _stage(source: Source, leg: Leg, image: Used, order: Order, paths: Paths, pl
         files=place / _FILES, inputs=dict(order.inputs), allow=order.allow, size=order.size
     )  # fmt: skip
     used = image.digest if image.is_exact else image.flavour
-    isolated = network.get("mode") == "isolated"
-    return Stage(used, name, isolated, _lowered(leg, profile), permits, folder, order.timeout), notes
+    asked = (*_lowered(leg, profile), *_closed(leg))
+    return Stage(used, name, asked, permits, folder, order.timeout), notes
+
+
+def _closed(leg: Leg) -> tuple[str, ...]:
+    """Return what closes the network as far as it was closed; none is opened because a record says so."""
+    network = network_of(leg.session)
+    denied = f"%net deny {' '.join(network.denied)}"
+    return (*([denied] if network.denied else []), *(["%net off"] if network.mode == "isolated" else []))
 
 
 def _lowered(leg: Leg, profile: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec
@@ -23,6 +23,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
 from agentvm_kernel.errors import VMEndedError
+from agentvm_kernel.firewall.text import sound
 from agentvm_kernel.report.record import REPRODUCTION
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.path import Leg, Step, with_labels
@@ -66,8 +67,7 @@ class Stage:
     Attributes:
         image: Flavour or digest of the image.
         profile: Name of the profile; empty for the configured one.
-        is_isolated: The network is off.
-        limits: What is lowered before anything runs, as `%limits` takes it.
+        asked: What is asked for before anything runs: magics that lower limits and close the network.
         permits: What the notebook may do.
         folder: Where the kernel process runs; cassettes are in it.
         timeout: Seconds for all of it; None for no limit.
@@ -75,8 +75,7 @@ class Stage:
 
     image: str
     profile: str
-    is_isolated: bool
-    limits: tuple[str, ...]
+    asked: tuple[str, ...]
     permits: Permits
     folder: Path
     timeout: float | None = None
@@ -125,7 +124,7 @@ async def _started(stage: Stage) -> AsyncIterator[_Client]:
         context = client.async_setup_kernel(cleanup_kc=True, cwd=str(stage.folder), env=environment)
         async with context:
             await client.ask("pass")
-            for request in (*(["%net off"] if stage.is_isolated else []), *stage.limits):
+            for request in stage.asked:
                 await client.ask(request)
             yield client
     except RuntimeError as error:
@@ -192,4 +191,5 @@ class _Client(NotebookClient):
 
 
 def _plain(cell: NotebookNode) -> tuple[dict[str, Any], ...]:
-    return tuple(dict(output) for output in cell.outputs)
+    """Return outputs without what no file can hold."""
+    return tuple(cast("dict[str, Any]", sound(dict(output))) for output in cell.outputs)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +14,7 @@ from agentvm_kernel.reproduce.error import ReproduceError
 
 FORMAT: Final = 1
 _MOST: Final = 20_000
+_HOST: Final = re.compile(r"[a-zA-Z0-9.*_:,\[\]-]{1,300}", re.ASCII)
 
 Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Short = Annotated[str, Field(max_length=300)]
@@ -107,6 +110,26 @@ def read_record(values: Mapping[str, Any]) -> Record:
             f"The record of the report cannot be used: {place!a:.80}: {first['msg']:.120}.",
             "Make the report again with this version of agentvm.",
         ) from error
+
+
+@dataclass(frozen=True)
+class RecordedNetwork:
+    """What a machine could reach: the mode, and hosts that were allowed or denied besides what ships."""
+
+    mode: str = ""
+    allowed: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
+
+
+def network_of(session: RecordedSession | None) -> RecordedNetwork:
+    """Return what a session's machine could reach, of what the supervisor has put into words."""
+    mode, *parts = session.network.split("; ") if session else [""]
+    rules = [part.split(" ") for part in parts]
+    hosts: dict[str, list[str]] = {"allow": [], "deny": []}
+    for verb, *named in rules:
+        if verb in hosts and len(named) == 1 and _HOST.fullmatch(named[0]):
+            hosts[verb].append(named[0])
+    return RecordedNetwork(mode, tuple(hosts["allow"]), tuple(hosts["deny"]))
 
 
 def as_object(text: str) -> dict[str, Any]:

@@ -122,22 +122,36 @@ def test_limits_are_lowered_to_the_recorded_and_never_raised(tmp_path: Path) -> 
         folder.mkdir()
         limits = json.dumps({"cell_deadline": deadline, "user_memory_mib": 1 << 20})
         stage, _ = stage_of(folder, {"limits": limits})
-        assert stage.limits == expected
+        assert stage.asked == expected
 
 
-def test_a_network_that_was_off_is_off_and_one_that_was_open_is_not_opened(tmp_path: Path) -> None:
-    for mode in ("isolated", "record-only", "filtered"):
-        folder = tmp_path / mode
-        folder.mkdir()
-        stage, _ = stage_of(folder, {"network": json.dumps({"mode": mode, "allow": ["evil.example"]})})
-        assert stage.is_isolated == (mode == "isolated")
-        assert stage.permits.allow == ()
+RULES = "120 rules, SHA-256 1a"
+
+
+@pytest.mark.parametrize(
+    ("network", "asked"),
+    [
+        (f"isolated; {RULES}", ("%net off",)),
+        (f"record-only; {RULES}; allow evil.example", ()),
+        (f"filtered; {RULES}", ()),
+        (
+            f"filtered; {RULES}; deny a.example; allow b.example; deny **.c.example",
+            ("%net deny a.example **.c.example",),
+        ),
+        (f"filtered; {RULES}; deny a.example\n!rm; deny; deny a b; deny --x=$(y)", ()),
+        ("", ()),
+        ("; ; ;", ()),
+    ],
+)
+def test_a_network_is_closed_as_it_was_and_never_opened(tmp_path: Path, network: str, asked: tuple[str, ...]) -> None:
+    stage, _ = stage_of(tmp_path, {"network": network})
+    assert stage.asked == asked
+    assert stage.permits.allow == ()
 
 
 def test_hosts_that_were_allowed_are_told_and_allowed_only_by_the_user(tmp_path: Path) -> None:
-    session = {"network": json.dumps({"allow": ["a.example", "b.example"]})}
-    (tmp_path / "x").mkdir()
-    _, notes = stage_of(tmp_path / "x", session, allow=("a.example",))
+    session = {"network": f"filtered; {RULES}; allow a.example; allow b.example"}
+    _, notes = stage_of(tmp_path, session, allow=("a.example",))
     assert ["b.example" in note and "a.example" not in note for note in notes] == [True]
 
 
