@@ -127,7 +127,7 @@ RECORDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "many sessions": lambda r: r.update(sessions=r["sessions"] * 201),
     "many runs": lambda r: _session(r).update(runs=_session(r)["runs"] * 15_000),
     "a cell behind the last": lambda r: _session(r)["runs"][0].update(cell=99),
-    "a cell before the first": lambda r: _session(r)["runs"][0].update(cell=-1),
+    "a cell before the first": lambda r: _session(r)["runs"][-1].update(cell=-1),
     "a cell that is a text": lambda r: _session(r)["runs"][0].update(cell="../../x"),
     "a digest of other code": lambda r: _session(r)["runs"][0].update(digest="0" * 64),
     "a digest that is none": lambda r: _session(r)["runs"][0].update(digest="../../etc/passwd"),
@@ -193,6 +193,12 @@ def test_a_wrong_archive_beside_a_notebook_is_told_and_not_passed_over(
 ) -> None:
     write(packed, ARCHIVES["a changed record"](files_of(packed)))
     assert "changed after" in refused(monkeypatch, capsys, tmp_path, "n.ipynb")
+
+
+def test_an_archive_of_other_cells_beside_a_notebook_is_not_its_record(packed: Path, bed: Bed, tmp_path: Path) -> None:
+    assert "n.report.zip" in open_source(tmp_path / "n.ipynb", bed.paths).told[0]
+    notebook(tmp_path / "n.ipynb", code("a", text("1")), code("b + 1", text("2")))
+    assert "audit log" in open_source(tmp_path / "n.ipynb", bed.paths).told[0]
 
 
 def test_a_report_of_another_key_is_told_and_refused_where_a_key_is_named(
