@@ -46,8 +46,8 @@ class Judge:
         """
         markers = markers_of(cell)
         run = shown.step.run if shown else 0
-        if Marker.SKIP in markers:
-            return Verdict(number, run, "not run", "marked NBVAL_SKIP", is_wanted=True)
+        if why := _left_out(cell):
+            return Verdict(number, run, "not run", why, is_wanted=True)
         if shown is None or shown.lost or shown.refused:
             why = (shown.lost or shown.refused) if shown else "nothing in the path runs it, or the machine was gone"
             return Verdict(number, run, "not run", why)
@@ -83,6 +83,14 @@ class Judge:
         own = self.rules.normalisers[len(DEFAULTS) :] if not self.is_exact else self.rules.normalisers
         rules = replace(self.rules, normalisers=(*OF_FORKS, *own))
         return compare(_tables(cell.outputs), _tables(shown.outputs), rules)
+
+
+def _left_out(cell: Cell) -> str:
+    """Return why a cell is not run, where that is as wanted; else nothing."""
+    call = call_of(cell.source)
+    if call is not None and call.name == "report":
+        return "not carried out: no report is made while a notebook is reproduced"
+    return "marked NBVAL_SKIP" if Marker.SKIP in markers_of(cell) else ""
 
 
 def _tables(outputs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -23,6 +23,9 @@ from agentvm_kernel.supervisor.execution_messages import digest_of
 
 _MOST_LEGS: Final = 8
 _MOST_STEPS: Final = 10_000
+_FIRST: Final = digest_of("pass")
+"""What `agentvm run` runs first, to see that the machine answers; it does nothing."""
+
 _ID: Final = re.compile(r"[0-9a-f]{6,64}")
 
 Order = Literal["record", "numbers of runs", "document"]
@@ -198,6 +201,8 @@ class _Leg:
             if run.fork:
                 continue
             source = sources.get(run.digest)
+            if source is None and run.digest == _FIRST:
+                continue
             if source is None:
                 end = "" if run.on_the_way else ", on a branch that was left"
                 self.missing.append(f"run {run.run} was of code that is not in the notebook any more{end}")

@@ -283,6 +283,11 @@ def test_what_host_magics_show_is_not_compared_but_whether_they_succeed() -> Non
     assert judged("%rollback x", [error()], [display(plain="Back")]).word == "differs"
 
 
+def test_no_report_is_made_again_and_that_is_as_wanted() -> None:
+    one = judged("%report --zip", [display(plain="The report is in n.zip")], [error()], refused="not carried out")
+    assert (one.word, one.is_wanted) == ("not run", True)
+
+
 TABLE = "fork  status  time    CPU     memory   result\n1     ok      {}  0.10 s  {}  {}\n%adopt K makes fork K it."
 
 

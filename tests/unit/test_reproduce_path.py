@@ -65,6 +65,13 @@ def test_code_that_is_gone_is_told(bed: Bed, tmp_path: Path) -> None:
     assert one.missing == ("run 2 was of code that is not in the notebook any more",)
 
 
+def test_what_agentvm_run_runs_first_is_no_part_of_the_path(bed: Bed, tmp_path: Path) -> None:
+    bed.run("pass")
+    bed.run("a")
+    one = leg(bed, tmp_path, code("a"))
+    assert (sources(one), one.missing) == (["a"], ())
+
+
 def test_magics_stand_behind_the_cell_before_them(bed: Bed, tmp_path: Path) -> None:
     bed.run("a")
     bed.snapshot("5a5a5a", "good")

@@ -87,7 +87,9 @@ def assert_all_same(status: int, verdict: dict[str, Any], said: str) -> None:
 
 
 def test_time_travel(bed: Bed) -> None:
-    assert_all_same(*bed.reproduced(bed.recorded(NOTEBOOKS / "time_travel.ipynb")))
+    status, verdict, said = bed.reproduced(bed.recorded(NOTEBOOKS / "time_travel.ipynb"))
+    assert_all_same(status, verdict, said)
+    assert verdict["notes"] == [], "the whole path is gone"
 
 
 def test_forks_draw_the_same_random_numbers_again(bed: Bed) -> None:
