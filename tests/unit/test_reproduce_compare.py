@@ -22,7 +22,7 @@ from agentvm_kernel.reproduce.normalise import DEFAULTS, OF_FORKS, Normaliser, r
 from agentvm_kernel.reproduce.path import Step
 from agentvm_kernel.reproduce.pictures import Tolerance
 from agentvm_kernel.reproduce.player import Shown
-from agentvm_kernel.reproduce.verdict import FileVerdict, Outcome, Verdict
+from agentvm_kernel.reproduce.verdict import FileVerdict, Outcome, Verdict, lines_of
 
 EXACT = Rules(())
 USUAL = Rules()
@@ -388,3 +388,17 @@ def test_a_file_that_has_no_rules_is_refused_with_the_remedy(tmp_path: Path, con
         read_normalisers(file)
     assert str(file) in caught.value.message
     assert "docs/reproduce.md" in caught.value.hint
+
+
+def test_what_is_printed_names_each_verdict_and_whether_all_is_the_same() -> None:
+    differing = Verdict(2, 5, "differs", "line 1 differs", diff=("--- saved", "+++ now", *[f"-{n}" for n in range(50)]))
+    cells = (Verdict(1, 4, "same", by=("durations",)), differing)
+    files = (FileVerdict(3, "'x'", "differs", "ab", "cd"),)
+    lines = list(lines_of(Outcome("n", "by the record", ("signed by you",), {}, False, ("a note",), cells, files)))
+    assert lines[:5] == [
+        "signed by you", "Path: by the record.", "a note", "cell 1 (run 4): same: after durations",
+        "cell 2 (run 5): differs: line 1 differs",
+    ]  # fmt: skip
+    assert "    … 12 more lines: see verdict.json" in lines
+    assert lines[-2] == "file 'x' of cell 3: differs (recorded ab, now cd)"
+    assert lines[-1].startswith("Not the same: 1 same, 1 differs; in a machine of ANOTHER IMAGE")
