@@ -28,6 +28,7 @@ from agentvm_kernel.host import install_packages
 from agentvm_kernel.kernelspec_command import kernelspec_app
 from agentvm_kernel.observe.audit_command import audit_app
 from agentvm_kernel.report.command import report
+from agentvm_kernel.reproduce.command import reproduce
 from agentvm_kernel.run.command import run
 from agentvm_kernel.run.copy_command import cp
 from agentvm_kernel.snapshots.command import snapshot_app
@@ -48,6 +49,7 @@ app.add_typer(kernelspec_app, name="kernelspec")
 app.add_typer(secret_app, name="secret")
 app.add_typer(audit_app, name="audit")
 app.command()(report)
+app.command()(reproduce)
 app.command()(run)
 app.command()(cp)
 app.command()(supervisor)

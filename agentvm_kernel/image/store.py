@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +27,7 @@ INITRAMFS, MANIFEST = "initramfs.cpio", "manifest.json"
 _PARTS = (layer.KERNEL, INITRAMFS, layer.ROOTFS)
 _LAYER = "layer.json"
 _UNFINISHED = ".unfinished-"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 LayerBuilder = Callable[[Sources, Flavour, Path, Path, Progress], None]
 
@@ -121,7 +123,7 @@ class ImageStore:
         return [image for _, image in sorted(filter(None, found), key=lambda pair: pair[0], reverse=True)]
 
     def find(self, flavour: str) -> Image | None:
-        """Return the complete, up-to-date image of a flavour, if there is one.
+        """Return the complete, up-to-date image of a flavour, if there is one; of a digest, the complete image.
 
         Every acquire of a VM asks this: as long as no file has changed, the last answer is given again.
 
@@ -132,6 +134,8 @@ class ImageStore:
         known = self._found.get(flavour)
         if known is not None and known[0] == stamp:
             return known[1]
+        if _DIGEST.fullmatch(flavour):
+            return next((image for image in self.images() if image.digest == flavour and image.manifest()), None)
         wanted = self.digest(flavour)
         for image in self.images():
             if image.flavour == flavour and digest(image.manifest()["inputs"]) == wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Final, Literal, TypeVar
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.chronicle import Chronicle
@@ -17,6 +17,7 @@ from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor.messages import Replaced, SnapshotInfo, SnapshotKind, SnapshotRequest
 
 _T = TypeVar("_T")
+_PATH: Final = 300
 
 
 class Host:
@@ -36,6 +37,7 @@ class Host:
         request: The cell.
         taken: Id of the snapshot that was taken for the cell.
         display_id: By which what the magic shows can be brought up to date; empty if it will not be.
+        told: What else the reply's metadata says of the magic.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Host:
         self.usage = usage
         self.facts = facts
         self.taken = self.display_id = ""
+        self.told: dict[str, object] = {}
         self.request = request
         self._table = table
 
@@ -100,6 +103,17 @@ class Host:
         self.timeline.ran(self.request.run, None, self.request.code)
         self.timeline.unseen = self.timeline.travelling
         return replaced
+
+    def note_copy(self, way: Literal["push", "pull"], path: str, digest: str, size: int) -> None:
+        """Let the reply's metadata tell what was copied.
+
+        Args:
+            way: Into the VM, or out of it.
+            path: Which file or folder, as the magic names it.
+            digest: See `Sent` and `Received`.
+            size: Bytes of content.
+        """
+        self.told["copied"] = {"way": way, "path": path[-_PATH:], "sha256": digest, "size": size}
 
     async def _inherit(self, replacing: Awaitable[_T]) -> _T:
         """Show under the cell what something in the new VM prints that was begun before it."""

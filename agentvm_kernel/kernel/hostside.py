@@ -112,7 +112,7 @@ class HostSide:
                 content["transient"] = {"display_id": host.display_id}
             await self._answers.publish("display_data", content, request, metadata=dict(OF_HOST))
         reply = request.reply or {"execution_count": self._answers.execution_count, "user_expressions": {}}
-        metadata = self._answers.stamp(request, **({"taken": host.taken} if host.taken else {}))
+        metadata = self._answers.stamp(request, **({"taken": host.taken} if host.taken else {}), **host.told)
         self._answers.reply(request, {"payload": [], **reply, "status": "ok"}, metadata=metadata)
         await self._answers.idle(request)
         return True

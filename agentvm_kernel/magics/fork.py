@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -17,7 +18,7 @@ from agentvm_kernel.magics.call import Call, UsageError
 from agentvm_kernel.magics.outcome import draw
 from agentvm_kernel.supervisor.messages import ForkRequest
 
-HELP = """%%fork N [--randomness diverge|common] [--timeout S]
+HELP = """%%fork N [--randomness diverge|common] [--seed HEX] [--timeout S]
 
 Run the lines below in N clones of the notebook's VM at the same time, each a machine of its own, and show what came of
 each. The notebook's VM stays as it is; %adopt K goes on in fork K, %adopt max in the one with the greatest result.
@@ -25,6 +26,8 @@ each. The notebook's VM stays as it is; %adopt K goes on in fork K, %adopt max i
   N             1 to 64; what does not fit into this host at once waits
   --randomness  diverge (default): random numbers differ between the forks; common: random, NumPy and torch give the
                 same in all of them, for comparing in pairs
+  --seed HEX    32 hexadecimal digits, by which the same forks draw the same random numbers again; a new one by default,
+                which the metadata of the cell's reply has
   --timeout S   seconds after which a fork's cell is interrupted; by default the deadline of cells (%limits timeout=S)
 
 Example:
@@ -34,10 +37,14 @@ Example:
   score = random.random()
   score"""
 
-_VALID: Final = "%%fork N [--randomness diverge|common] [--timeout S], N from 1 to 64, S from 1 to 86400"
+_VALID: Final = (
+    "%%fork N [--randomness diverge|common] [--seed HEX] [--timeout S], N from 1 to 64, HEX of 32 digits, S from 1 to"
+    " 86400"
+)
 _LONGEST: Final = 40
 _MOST_FORKS: Final = 64
 _MOST_SECONDS: Final = 86_400
+_SEED: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 
 
@@ -48,18 +55,22 @@ async def run(call: Call, host: Host) -> Mapping[str, object]:
         UsageError: there is no such call, or there are no lines below.
         AgentVMError: there could be no forks at all.
     """
-    read = call.read(_VALID, most=1, texts={"--randomness", "--timeout"})
+    read = call.read(_VALID, most=1, texts={"--randomness", "--seed", "--timeout"})
     count = _number(call, "".join(read.words), _MOST_FORKS)
     given = read.texts.get("--timeout")
     timeout = _number(call, given, _MOST_SECONDS) if given else host.machine.limits.now.cell_deadline
     randomness = read.texts.get("--randomness", "diverge")
     if randomness not in {"diverge", "common"}:
         raise call.wrong(_VALID)
+    seed = read.texts.get("--seed") or secrets.token_hex(16)
+    if not _SEED.fullmatch(seed):
+        raise call.wrong(_VALID)
     if not call.body.strip():
         raise UsageError("%%fork needs the lines to run below it.", "%%fork? has an example.")
     request = ForkRequest(
-        count=count, randomness=cast("Literal['diverge', 'common']", randomness), cell=host.timeline.cell
+        count=count, randomness=cast("Literal['diverge', 'common']", randomness), seed=seed, cell=host.timeline.cell
     )
+    host.told["forks"] = {"count": count, "randomness": randomness, "seed": seed}
     results = await _forked(host, request, call.body, timeout)
     host.timeline.forked, host.timeline.scores = host.request.run, scores(results)
     return {**draw(results), columns.MIME: columns.bundle(results, host.request.run)}

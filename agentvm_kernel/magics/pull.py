@@ -45,6 +45,7 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     bounds = transfer.bounds(read.texts)
     with transfer.progress(host, f"Copying {transfer.title(remote)} out of the VM") as tell:
         received = await get(host.machine, remote, local, bounds, on_progress=tell)
+    host.note_copy("pull", remote, received.digest, received.size)
     lines = [f"{remote} is here as {local}: {transfer.said(received, local.is_dir())}."]
     lines += transfer.left_out(received.left_out, received.left_out_count)
     return {"text/plain": "\n".join(lines)}

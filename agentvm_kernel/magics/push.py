@@ -44,6 +44,7 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     bounds, into = transfer.bounds(read.texts), "--into" in read.flags
     with transfer.progress(host, f"Copying {transfer.title(local)} into the VM") as tell:
         sent = await put(host.machine, local, remote, bounds=bounds, on_progress=tell, into=into)
+    host.note_copy("push", str(local), sent.digest, sent.size)
     lines = [f"{local} is in the VM as {sent.path}: {transfer.said(sent, local.is_dir())}."]
     lines += transfer.left_out([f"{path!a}" for path in sent.left_out[:_TOLD]], len(sent.left_out))
     return {"text/plain": "\n".join(lines)}

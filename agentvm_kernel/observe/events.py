@@ -119,7 +119,7 @@ class LeaseAcquired(OfLease):
         vcpus: Virtual CPUs.
         memory_mib: Guest memory, MiB.
         limits: What holds for what runs in the VM, as JSON.
-        network: What it may reach, as JSON.
+        network: What it may reach, in words.
     """
 
     event: Literal["lease_acquired"] = "lease_acquired"

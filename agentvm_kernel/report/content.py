@@ -162,7 +162,7 @@ def make_content(
         left_out=", ".join(f"{count} {reason}" for reason, count in sorted(cleaner.left_out.items())),
         sessions=tuple(_session(session, matches) for session in sessions),
         hosts=tuple(_host(host) for host in hosts), blocked=_blocked(sessions), images=tuple(images),
-        again=_again(document, sessions, images), cautions=_cautions(matches, sessions),
+        again=_again(document), cautions=_cautions(matches, sessions),
     )  # fmt: skip
 
 
@@ -344,12 +344,8 @@ def _blocked(sessions: Sequence[Session]) -> tuple[tuple[int, str, int], ...]:
     return tuple((run, what, number) for (run, what), number in sorted(rows.items())[:_MOST_ROWS])
 
 
-def _again(document: Document, sessions: Sequence[Session], images: Sequence[Environment]) -> str:
-    last = sessions[-1].acquired if sessions else None
-    words = ["agentvm run", _quoted(plain(document.name))]
-    words += ["--profile", last.profile] if last and last.profile else []
-    words += ["--image", images[-1].flavour] if images and images[-1].flavour else []
-    return " ".join(words)
+def _again(document: Document) -> str:
+    return f"agentvm reproduce {_quoted(plain(document.name))}"
 
 
 def _quoted(name: str) -> str:
@@ -357,7 +353,7 @@ def _quoted(name: str) -> str:
 
 
 def _cautions(matches: Sequence[Match], sessions: Sequence[Session]) -> tuple[str, ...]:
-    cautions = ["It runs the cells in the order of the notebook, in a fresh machine of the image that is up to date."]
+    cautions = ["It goes the recorded path in a fresh machine of the same image, and compares what the cells show."]
     if any(session.returns for session in sessions):
         cautions.append("There were ways back: what the state at the end consists of is the runs on the green path.")
     numbers = [match.run.number for match in matches if match.run]

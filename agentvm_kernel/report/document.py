@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -41,6 +41,8 @@ class Cell:
         source: Its text.
         count: The execution count that the file shows.
         outputs: As the file has them: not cleaned.
+        tags: What it is tagged with.
+        metadata: What is written down beside it.
     """
 
     kind: Literal["code", "markdown", "raw"]
@@ -48,6 +50,8 @@ class Cell:
     source: str
     count: int | None = None
     outputs: tuple[Output, ...] = ()
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,4 +176,7 @@ def _cell(one: dict[str, Any]) -> Cell:
         return Cell("markdown" if kind == "markdown" else "raw", name, source)
     count = one.get("execution_count")
     outputs = tuple(dict(output) for output in one.get("outputs", ()))
-    return Cell("code", name, source, count if isinstance(count, int) else None, outputs)
+    metadata = dict(one.get("metadata", {}))
+    tags = metadata.get("tags")
+    words = tuple(str(tag) for tag in tags) if isinstance(tags, list) else ()
+    return Cell("code", name, source, count if isinstance(count, int) else None, outputs, words, metadata)

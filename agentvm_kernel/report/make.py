@@ -21,8 +21,8 @@ from agentvm_kernel.supervisor.execution_messages import digest_of
 
 
 @dataclass(frozen=True)
-class Report:
-    """A report.
+class Gathered:
+    """What is known of a notebook.
 
     Attributes:
         document: The notebook.
@@ -30,8 +30,7 @@ class Report:
         matches: Its code cells' runs.
         images: Of its sessions.
         log: What was found of the audit log.
-        made: When it was made, seconds since 1970.
-        page: The page.
+        made: When that was looked up, seconds since 1970.
     """
 
     document: Document
@@ -40,11 +39,41 @@ class Report:
     images: tuple[Environment, ...]
     log: Verdict
     made: float
+
+
+@dataclass(frozen=True)
+class Report(Gathered):
+    """A report.
+
+    Attributes:
+        page: The page.
+    """
+
     page: str
 
 
 def make_report(notebook: Path, paths: Paths) -> Report:
     """Make the report of a notebook; blocks.
+
+    Args:
+        notebook: Its file.
+        paths: Where the audit log and the images are.
+
+    Raises:
+        ReportError: the notebook cannot be read.
+        HostError: the audit log cannot.
+    """
+    known = gather(notebook, paths)
+    try:
+        hosts = hosts_of(known.found.sessions, paths.state / "connections")
+    except OSError as error:
+        raise host_error(error) from error
+    content = make_content(known.document, known.found, known.matches, hosts, known.images, known.log, known.made)
+    return Report(known.document, known.found, known.matches, known.images, known.log, known.made, page=render(content))
+
+
+def gather(notebook: Path, paths: Paths) -> Gathered:
+    """Look up what is known of a notebook; blocks.
 
     Args:
         notebook: Its file.
@@ -62,10 +91,7 @@ def make_report(notebook: Path, paths: Paths) -> Report:
     try:
         found = find_sessions(folder, names, codes)
         log = verify(folder)
-        hosts = hosts_of(found.sessions, paths.state / "connections")
         images = tuple(environments((one.acquired.image for one in found.sessions), ImageStore(paths.cache)))
     except OSError as error:
         raise host_error(error) from error
-    matches = tuple(match(document.cells, found.sessions))
-    page = render(make_content(document, found, matches, hosts, images, log, now))
-    return Report(document, found, matches, images, log, now, page)
+    return Gathered(document, found, tuple(match(document.cells, found.sessions)), images, log, now)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentvm_kernel.report.make import Report
+from agentvm_kernel.report.environment import Environment
+from agentvm_kernel.report.make import Gathered
 from agentvm_kernel.report.record import Run, Session
 
 
-def recorded(report: Report) -> dict[str, Any]:
+def recorded(report: Gathered) -> dict[str, Any]:
     """Return what a program needs to run a notebook as it was run."""
     cells = {id(match.run): place for place, match in enumerate(report.matches) if match.run}
     return {
@@ -19,7 +20,14 @@ def recorded(report: Report) -> dict[str, Any]:
             {"digest": match.run.digest if match.run else "", "standing": match.standing} for match in report.matches
         ],
         "sessions": [_session(session, cells) for session in report.found.sessions],
+        "images": {one.digest: _image(one) for one in report.images},
     }
+
+
+def _image(image: Environment) -> dict[str, Any]:
+    """Return what tells later which packages another image has differently."""
+    kinds = {"Python packages": "python_packages", "Debian packages": "debian_packages"}
+    return {"flavour": image.flavour, "packages": {kinds[title]: dict(found) for title, found in image.packages}}
 
 
 def _session(session: Session, cells: dict[int, int]) -> dict[str, Any]:
@@ -38,6 +46,8 @@ def _session(session: Session, cells: dict[int, int]) -> dict[str, Any]:
         "returns": [
             {"time": one.time, "from": one.source, "to": one.target, "run": one.run} for one in session.returns
         ],
+        "relabelled": [{"time": time, "id": name, "label": label} for time, name, label in session.relabelled],
+        "removed": [{"time": time, "ids": list(names), "count": count} for time, names, count in session.removed],
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeGuard, TypeVar
 
 from agentvm_kernel.observe import events
 from agentvm_kernel.observe.chain import MAX_LINE, Record, look, read_line
@@ -19,6 +19,9 @@ MOST: Final = 20_000
 
 _STARTED: Final = b'"event":"vm_started"'
 _FINDING: Final = (b'"event":"lease_acquired"', b'"event":"execution_started"')
+
+REPRODUCTION: Final = "reproduce-"
+"""How the owners of sessions begin in which a notebook was only run again, to compare: they are none of its own."""
 
 _T = TypeVar("_T")
 
@@ -119,6 +122,8 @@ class Session:
         runs: What ran, in order.
         snapshots: What was saved, in order.
         returns: Ways back, in order.
+        relabelled: Snapshots that got another label: when, which, and the label.
+        removed: Snapshots that were removed: when, the first of them, and how many.
         connections: What it wanted to reach, in order, with the times.
         blocked: How much output was not let through, by run and reason.
         changes: What was changed of its limits and network, with the times.
@@ -135,6 +140,8 @@ class Session:
     runs: list[Run] = field(default_factory=list)
     snapshots: list[Saved] = field(default_factory=list)
     returns: list[Return] = field(default_factory=list)
+    relabelled: list[tuple[float, str, str]] = field(default_factory=list)
+    removed: list[tuple[float, tuple[str, ...], int]] = field(default_factory=list)
     connections: list[tuple[float, events.NetworkConnection]] = field(default_factory=list)
     blocked: Counter[tuple[int, str]] = field(default_factory=Counter)
     changes: list[tuple[float, str]] = field(default_factory=list)
@@ -142,6 +149,11 @@ class Session:
     anomalies: list[tuple[float, events.AnomalyDetected]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     here: str = ""
+
+    @property
+    def last_run(self) -> int:
+        """Number of the last run in its own VM, up to now; forks' runs have none."""
+        return next((run.number for run in reversed(self.runs) if run.fork == 0), 0)
 
     @property
     def path(self) -> list[str]:
@@ -204,17 +216,24 @@ def find_sessions(log: Path, names: Collection[str], codes: Collection[str]) -> 
     """
     named: dict[str, None] = {}
     ran: dict[str, set[str]] = {}
+    others: set[str] = set()
     for record in _records(log, _FINDING):
         event = record.event
-        if isinstance(event, events.LeaseAcquired) and event.notebook in names:
+        if isinstance(event, events.LeaseAcquired) and event.owner.startswith(REPRODUCTION):
+            others.add(event.lease)
+        elif isinstance(event, events.LeaseAcquired) and event.notebook in names:
             named[event.lease] = None
-        elif isinstance(event, events.ExecutionStarted) and event.kind == "cell" and event.digest in codes:
+        elif _is_cell(event, codes) and event.lease not in others:
             ran.setdefault(event.lease, set()).add(event.digest)
     if named:
         return Found(_read(log, named), "name")
     # A later lease with as many replaces an earlier one.
     best = max(enumerate(ran), key=lambda one: (len(ran[one[1]]), one[0]), default=None)
     return Found(_read(log, [best[1]] if best else []), "code")
+
+
+def _is_cell(event: Event, codes: Collection[str]) -> TypeGuard[events.ExecutionStarted]:
+    return isinstance(event, events.ExecutionStarted) and event.kind == "cell" and event.digest in codes
 
 
 def _read(log: Path, leases: Collection[str]) -> tuple[Session, ...]:
@@ -269,12 +288,13 @@ class _Reader:
             case events.ExecutionStarted() | events.ExecutionEnded() | events.OutputShown():
                 self._take_execution(session, time, event)
             case events.SnapshotCreated():
-                parent, run = self._base(event.vm), session.runs[-1].number if session.runs else 0
-                _add(session.snapshots, Saved(event.snapshot, parent, event.label, event.kind, time, event.vm, run))
+                parent = self._base(event.vm)
+                saved = Saved(event.snapshot, parent, event.label, event.kind, time, event.vm, session.last_run)
+                _add(session.snapshots, saved)
                 self._bases[event.vm] = session.here = event.snapshot
             case events.SnapshotRestored():
-                run = session.runs[-1].number if session.runs else 0
-                _add(session.returns, Return(time, self._base(event.before), event.snapshot, run, event.vm))
+                source = self._base(event.before)
+                _add(session.returns, Return(time, source, event.snapshot, session.last_run, event.vm))
                 self._bases[event.vm] = session.here = event.snapshot
             case events.NetworkConnection():
                 _add(session.connections, (time, event))
@@ -310,6 +330,13 @@ def _take_other(session: Session, time: float, event: Event) -> None:
     match event:
         case events.ConfigurationChanged():
             _add(session.changes, (time, event.what))
+        case events.SnapshotRelabelled():
+            _add(session.relabelled, (time, event.snapshot, event.label))
+            session.snapshots = [
+                replace(one, label=event.label) if one.id == event.snapshot else one for one in session.snapshots
+            ]
+        case events.SnapshotsRemoved():
+            _add(session.removed, (time, tuple(event.snapshots), event.count))
         case events.ResourceLimitExceeded():
             _add(session.exceeded, event)
         case events.AnomalyDetected():

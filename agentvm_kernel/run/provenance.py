@@ -22,7 +22,8 @@ def of_cell(reply: Mapping[str, Any], kernel: str) -> dict[str, Any] | None:
 
     Returns:
         The run's number, its machine, the snapshots before and after, the kernel, and what the run cost, as measured on
-        the host; None if the host says nothing of it.
+        the host; of a magic also the forks that it made, with their seed, or the file that it copied, with its digest.
+        None if the host says nothing of it.
     """
     said = reply.get("metadata", {}).get(KEY)
     if not isinstance(said, Mapping) or not isinstance(said.get("run"), int):
@@ -33,8 +34,18 @@ def of_cell(reply: Mapping[str, Any], kernel: str) -> dict[str, Any] | None:
         "run": said["run"], "vm": said.get("vm", ""), "base": facts.pop("snapshot_before", snapshot),
         "after": facts.pop("snapshot_after", snapshot), "kernel": kernel,
     }  # fmt: skip
+    record |= {name: said[name] for name in ("forks", "copied") if isinstance(said.get(name), Mapping)}
     whole = record | {"facts": facts}
     return whole if len(json.dumps(whole)) <= _MOST else record
+
+
+def of_image(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of an image: what tells later in which packages of Python another one differs.
+
+    Args:
+        manifest: The image's; see `image.store.Image`.
+    """
+    return {name: manifest[name] for name in ("kernel", "python", "python_packages") if name in manifest}
 
 
 def of_notebook(status: Status, owner: str) -> dict[str, Any]:

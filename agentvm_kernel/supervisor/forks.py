@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from agentvm_kernel.supervisor.messages import (
 from agentvm_kernel.vm.clone import VM, Randomness
 from agentvm_kernel.vm.snapshot import Snapshot
 
-_SEED_BYTES = 64
+_SEED_BYTES = 16
 _CONNECT_SECONDS = 1.0
 """After which a fork has its way out even while others are being made."""
 
@@ -48,9 +49,7 @@ class Forks:
         self._slots = asyncio.Semaphore(min(request.count, supervisor.budget.slots()))
         self._in_the_making = 0
         self._unconnected: list[Fork] = []
-        self._randomness = Randomness()
-        if request.randomness == "common":
-            self._randomness = Randomness("common", secrets.token_bytes(_SEED_BYTES))
+        self._seed = bytes.fromhex(request.seed) or secrets.token_bytes(_SEED_BYTES)
 
     async def serve(self) -> None:
         """Make the forks, and return when each of them rests or has ended.
@@ -98,7 +97,7 @@ class Forks:
         )
         try:
             with supervisor.pool.quiet(), self._making():
-                vm = await self._clone(snapshot)
+                vm = await self._clone(number, snapshot)
             slot.started()
             if lease.forking is not self:
                 supervisor.pool.retire(vm)
@@ -136,12 +135,19 @@ class Forks:
             if not (fork.is_resting or fork.vm.ended.done()):
                 self._lease.network.attach(fork.vm)
 
-    async def _clone(self, snapshot: Snapshot) -> VM:
+    def _randomness(self, number: int) -> Randomness:
+        """Return how a fork's generators are seeded; where they diverge by a seed, from one of its own."""
+        if self._request.randomness == "diverge" and not self._request.seed:
+            return Randomness()
+        own = b"" if self._request.randomness == "common" else b" %d" % number
+        return Randomness("common", hashlib.sha512(self._seed + own).digest())
+
+    async def _clone(self, number: int, snapshot: Snapshot) -> VM:
         terms = self._lease.terms
         async with self._supervisor.history.found(terms, snapshot.id) as stored:
             try:
                 return await self._supervisor.pool.clone(
-                    stored.snapshot, self._randomness, self._lease.limits, self._lease.network.guest
+                    stored.snapshot, self._randomness(number), self._lease.limits, self._lease.network.guest
                 )
             except BaseException:
                 unpin(terms, stored.snapshot)

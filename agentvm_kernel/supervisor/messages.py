@@ -356,11 +356,13 @@ class ForkRequest(Message):
         count: How many.
         randomness: ``diverge``: the generators of each fork are seeded differently; ``common``: all alike (but the
             kernel's, which always differs).
+        seed: From what they are seeded, so that forks can be repeated; empty for something new.
         cell: What was run last.
     """
 
     count: int = Field(ge=1, le=64)
     randomness: Literal["diverge", "common"] = "diverge"
+    seed: str = Field(default="", pattern=r"^([0-9a-f]{32})?$")
     cell: Cell = Cell()
 
 

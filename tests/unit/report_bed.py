@@ -113,7 +113,11 @@ class Bed:
     def blocked(self, run: int, count: int = 1) -> None:
         self.record(events.OutputBlocked(**self.subject, reason=Reason.SCRIPT, count=count, run=run))
 
+    def record_release(self) -> None:
+        """Give the VM back."""
+        self.record(events.LeaseReleased(**self.subject))
+
     def end(self) -> None:
         """Give the VM back, and close the log."""
-        self.record(events.LeaseReleased(**self.subject))
+        self.record_release()
         self.log.close()

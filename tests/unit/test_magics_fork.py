@@ -95,7 +95,10 @@ async def test_forks_run_the_lines_below_and_their_results_are_a_table(tmp_path:
         {"output_type": "stream", "name": "stdout", "text": "printed r2\n"},
         {"output_type": "execute_result", "execution_count": 1, "data": {"text/plain": "r2"}, "metadata": {}},
     ]
-    assert reply["metadata"]["agentvm"] == {"run": 2, "vm": "vm-1", "snapshot": POINT, "facts": ANY}
+    assert reply["metadata"]["agentvm"] == {
+            "run": 2, "vm": "vm-1", "snapshot": POINT, "facts": ANY,
+            "forks": {"count": 2, "randomness": "common", "seed": ANY},
+        }  # fmt: skip
     assert {"forks 2 common", "rest 1", "rest 2"} <= set(kernel.supervisor.asked)
     assert not kernel.supervisor.forking
 

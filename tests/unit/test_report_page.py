@@ -66,7 +66,7 @@ def test_the_page_says_what_the_log_has(bed: Bed) -> None:
         "cell deadline 300.0, open files 4096",
         "3, of which 1 failed", "outputs as recorded", "on a branch that was left", "ZeroDivisionError",
         "good (s1)", "gone back to 1\N{MULTIPLICATION SIGN}", "Runs on the way: 1, 3; left behind: 2",
-        "connection to evil.example:443", "output: script", "agentvm run 'n.ipynb' --profile standard",
+        "connection to evil.example:443", "output: script", "agentvm reproduce 'n.ipynb'",
     ):  # fmt: skip
         assert wanted in said, wanted
     assert re.search(r"evil\.example 443 1 ", said)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentvm_kernel.run.provenance import of_cell
+from agentvm_kernel.run.provenance import of_cell, of_image
 
 FACTS = {"seconds": 0.1, "snapshot_before": "aaaaaaaaaaaa", "snapshot_after": "bbbbbbbbbbbb"}
 
@@ -39,3 +39,17 @@ def test_a_record_is_never_larger_than_2_kb() -> None:
 @pytest.mark.parametrize("other", [{}, {"metadata": {}}, {"metadata": {"agentvm": 3}}, {"metadata": {"agentvm": {}}}])
 def test_where_the_host_says_nothing_nothing_is_kept(other: dict[str, Any]) -> None:
     assert of_cell(other, "k") is None
+
+
+def test_of_an_image_its_packages_of_python_are_kept() -> None:
+    manifest = {"kernel": "6.12", "python": "3.13", "python_packages": {"ipython": "9"}, "debian_packages": {"a": "1"}}
+    assert of_image(manifest) == {"kernel": "6.12", "python": "3.13", "python_packages": {"ipython": "9"}}
+
+
+def test_with_a_cell_its_forks_with_their_seed_and_what_it_copied_are_kept() -> None:
+    forks = {"count": 2, "randomness": "diverge", "seed": "0" * 32}
+    copied = {"way": "pull", "path": "x", "sha256": "1" * 64, "size": 3}
+    reply = {"metadata": {"agentvm": {"run": 1, "vm": "v", "snapshot": "", "forks": forks, "copied": copied}}}
+    record = of_cell(reply, "k")
+    assert record is not None
+    assert (record["forks"], record["copied"]) == (forks, copied)

@@ -1,0 +1,141 @@
+"""The record of a report as `agentvm reproduce` takes it: from anywhere, so that nothing in it is believed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agentvm_kernel.reproduce.error import ReproduceError
+
+FORMAT: Final = 1
+_MOST: Final = 20_000
+_HOST: Final = re.compile(r"[a-zA-Z0-9.*_:,\[\]-]{1,300}", re.ASCII)
+
+Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+Short = Annotated[str, Field(max_length=300)]
+Number = Annotated[int, Field(ge=0, lt=1 << 31)]
+Packages = Annotated[dict[Annotated[str, Field(max_length=200)], Short], Field(max_length=_MOST)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RecordedRun(_Part):
+    """Something that ran.
+
+    Attributes:
+        run: Its number.
+        fork: In which fork; 0 for the notebook's own VM.
+        digest: Of its code.
+        cell: Which of the notebook's code cells shows its outputs, from 0; None for none.
+        outcome: How it ended.
+        on_the_way: It lies behind the state at the end.
+    """
+
+    run: Number
+    fork: Number = 0
+    digest: Digest
+    cell: Number | None = None
+    outcome: Literal["completed", "failed", "timeout", ""] = ""
+    on_the_way: bool = True
+
+
+class RecordedSnapshot(_Part):
+    """A snapshot; `run` is the last run before it."""
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
+    kind: Literal["manual", "auto", "fork"] = "manual"
+    run: Number = 0
+
+
+class RecordedReturn(_Part):
+    """A way back to a snapshot; `run` is the last run before it."""
+
+    to: Short
+    run: Number = 0
+
+
+class RecordedSession(_Part):
+    """What ran in one lease, and in what machine."""
+
+    image: Digest = ""
+    profile: Annotated[str, Field(max_length=64)] = ""
+    accelerator: Annotated[str, Field(max_length=16)] = ""
+    vcpus: Number = 0
+    memory_mib: Number = 0
+    limits: Annotated[str, Field(max_length=4096)] = ""
+    network: Annotated[str, Field(max_length=4096)] = ""
+    runs: Annotated[tuple[RecordedRun, ...], Field(max_length=_MOST)] = ()
+    snapshots: Annotated[tuple[RecordedSnapshot, ...], Field(max_length=_MOST)] = ()
+    returns: Annotated[tuple[RecordedReturn, ...], Field(max_length=_MOST)] = ()
+
+
+class RecordedImage(_Part):
+    """What an image was made of; packages by kind and name, with their versions."""
+
+    flavour: Annotated[str, Field(pattern=r"^[a-z0-9-]{0,32}$")] = ""
+    packages: Annotated[dict[Annotated[str, Field(max_length=64)], Packages], Field(max_length=4)] = {}
+
+
+class Record(_Part):
+    """The record."""
+
+    format: Literal[1]
+    sessions: Annotated[tuple[RecordedSession, ...], Field(max_length=200)] = ()
+    images: Annotated[dict[Digest, RecordedImage], Field(max_length=200)] = {}
+
+
+def read_record(values: Mapping[str, Any]) -> Record:
+    """Return a record.
+
+    Args:
+        values: As JSON has it.
+
+    Raises:
+        ReproduceError: it says what no record says.
+    """
+    try:
+        return Record.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ReproduceError(
+            f"The record of the report cannot be used: {place!a:.80}: {first['msg']:.120}.",
+            "Make the report again with this version of agentvm.",
+        ) from error
+
+
+@dataclass(frozen=True)
+class RecordedNetwork:
+    """What a machine could reach: the mode, and hosts that were allowed or denied besides what ships."""
+
+    mode: str = ""
+    allowed: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
+
+
+def network_of(session: RecordedSession | None) -> RecordedNetwork:
+    """Return what a session's machine could reach, of what the supervisor has put into words."""
+    mode, *parts = session.network.split("; ") if session else [""]
+    rules = [part.split(" ") for part in parts]
+    hosts: dict[str, list[str]] = {"allow": [], "deny": []}
+    for verb, *named in rules:
+        if verb in hosts and len(named) == 1 and _HOST.fullmatch(named[0]):
+            hosts[verb].append(named[0])
+    return RecordedNetwork(mode, tuple(hosts["allow"]), tuple(hosts["deny"]))
+
+
+def as_object(text: str) -> dict[str, Any]:
+    """Return what a record has as JSON within a text; nothing if it is no such object."""
+    try:
+        values = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

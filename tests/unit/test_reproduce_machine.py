@@ -1,0 +1,179 @@
+"""In which machine a notebook is run again: of the recorded image, or it is said what differs; never a larger one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_image import fake_layer, make_sources
+from report_bed import code, notebook
+
+from agentvm_kernel.config import Paths
+from agentvm_kernel.errors import ImageError
+from agentvm_kernel.image import ImageStore
+from agentvm_kernel.report.document import read_document
+from agentvm_kernel.reproduce.again import Order, _policies, _stage
+from agentvm_kernel.reproduce.compare import Rules
+from agentvm_kernel.reproduce.environment import Used, compare_packages, find_image
+from agentvm_kernel.reproduce.error import ReproduceError
+from agentvm_kernel.reproduce.judge import Judge
+from agentvm_kernel.reproduce.path import Leg, Step
+from agentvm_kernel.reproduce.path import Path as Way
+from agentvm_kernel.reproduce.recorded import RecordedImage, RecordedSession
+from agentvm_kernel.reproduce.source import Source
+
+OTHER = "e" * 64
+
+
+def quiet(_stage: str, _done: float | None) -> None:
+    """Take progress and say nothing."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path / "cache", sources=make_sources(tmp_path), build_layer=fake_layer)
+
+
+def recorded(**python: str) -> RecordedImage:
+    packages = {"python_packages": python, "debian_packages": {"bash:amd64": "5"}}
+    return RecordedImage(flavour="minimal", packages=packages)
+
+
+def test_the_recorded_image_is_found_by_its_digest(store: ImageStore) -> None:
+    image = store.build("minimal", quiet)
+    used = find_image(image.digest, RecordedImage(), "", store, quiet)
+    assert (used.digest, used.flavour, used.is_exact, used.differences) == (image.digest, "minimal", True, ())
+
+
+def test_an_image_of_an_older_recipe_is_found_as_well(store: ImageStore, tmp_path: Path) -> None:
+    old = store.build("minimal", quiet)
+    (tmp_path / "guest" / "agentvm_guest" / "init.py").write_text("# newer\n")
+    new = store.build("minimal", quiet)
+    assert new.digest != old.digest
+    assert find_image(old.digest, recorded(), "", store, quiet).is_exact
+    assert store.find(old.digest) == old
+    assert store.find("minimal") == new
+
+
+def test_an_image_that_was_changed_is_not_leased_by_its_digest(store: ImageStore) -> None:
+    image = store.build("minimal", quiet)
+    manifest = image.folder / "manifest.json"
+    manifest.chmod(0o600)
+    manifest.write_text(manifest.read_text().replace("7.4.0", "7.4.1"))
+    with pytest.raises(ImageError, match="was changed"):
+        store.find(image.digest)
+
+
+def test_an_image_that_is_nowhere_is_built_and_its_packages_are_held_against_the_recorded(store: ImageStore) -> None:
+    used = find_image(OTHER, recorded(ipykernel="7.3.9", numpy="2.0"), "", store, quiet)
+    assert not used.is_exact
+    assert used.digest == store.build("minimal", quiet).digest
+    assert used.differences == (
+        "Python package 'ipykernel': recorded 7.3.9, now 7.4.0", "Python package 'numpy': recorded 2.0, now none"
+    )  # fmt: skip
+
+
+def test_what_is_not_known_of_an_image_is_told(store: ImageStore) -> None:
+    assert "are not known" in find_image(OTHER, RecordedImage(), "minimal", store, quiet).differences[0]
+    assert "not recorded" in find_image("", RecordedImage(), "minimal", store, quiet).differences[0]
+    same = find_image(OTHER, recorded(ipykernel="7.4.0"), "", store, quiet)
+    assert "all packages are the same" in same.differences[0]
+
+
+@pytest.mark.parametrize("flavour", ["../../x", "other", "\x1b[31m"])
+def test_a_flavour_that_is_none_is_refused(store: ImageStore, flavour: str) -> None:
+    with pytest.raises(ReproduceError, match="not known here") as caught:
+        find_image(OTHER, RecordedImage(), flavour, store, quiet)
+    assert "minimal" in caught.value.hint
+    assert caught.value.message.isprintable()
+
+
+def test_many_packages_are_counted_and_hostile_names_do_nothing() -> None:
+    before = {"python_packages": {f"p{number:04}": "1" for number in range(1000)} | {"\x1b[2J": "\n\x1b"}}
+    lines = compare_packages(before, {})
+    assert len(lines) == 51
+    assert lines[-1] == "and 951 packages more"
+    assert all(line.isprintable() for line in lines)
+
+
+# The machine's profile, limits and network
+
+
+def stage_of(tmp_path: Path, session: dict[str, Any], *steps: str, **wanted: Any) -> tuple[Any, list[str]]:
+    config = tmp_path / "config.toml"
+    config.write_text("[profiles.test]\nvcpus = 1\nmemory_mib = 512\ndisk_gb = 4\ncell_deadline = 300\n")
+    paths = Paths(tmp_path / "c", tmp_path / "s", tmp_path / "r", config)
+    place = tmp_path / "place"
+    place.mkdir()
+    document = read_document(notebook(tmp_path / "n.ipynb", code("a")))
+    source = Source(document, None, (), tmp_path)
+    leg = Leg(RecordedSession.model_validate({"profile": "test", **session}), tuple(map(Step, steps)))
+    order = replace(Order(Judge(Rules()), tmp_path / "out"), **wanted)
+    stage, notes = _stage(source, leg, Used("1", "1", "minimal"), order, paths, place)
+    return stage, notes + _policies(Way((leg,), "record"), order)
+
+
+def test_limits_are_lowered_to_the_recorded_and_never_raised(tmp_path: Path) -> None:
+    for deadline, expected in ((60, ("%limits timeout=60s",)), (300, ()), (9e9, ()), ("61", ()), (0, ()), (-1, ())):
+        folder = tmp_path / str(deadline)
+        folder.mkdir()
+        limits = json.dumps({"cell_deadline": deadline, "user_memory_mib": 1 << 20})
+        stage, _ = stage_of(folder, {"limits": limits})
+        assert stage.asked == expected
+
+
+RULES = "120 rules, SHA-256 1a"
+
+
+@pytest.mark.parametrize(
+    ("network", "asked"),
+    [
+        (f"isolated; {RULES}", ("%net off",)),
+        (f"record-only; {RULES}; allow evil.example", ()),
+        (f"filtered; {RULES}", ()),
+        (
+            f"filtered; {RULES}; deny a.example; allow b.example; deny **.c.example",
+            ("%net deny a.example **.c.example",),
+        ),
+        (f"filtered; {RULES}; deny a.example\n!rm; deny; deny a b; deny --x=$(y)", ()),
+        ("", ()),
+        ("; ; ;", ()),
+    ],
+)
+def test_a_network_is_closed_as_it_was_and_never_opened(tmp_path: Path, network: str, asked: tuple[str, ...]) -> None:
+    stage, _ = stage_of(tmp_path, {"network": network})
+    assert stage.asked == asked
+    assert stage.permits.allow == ()
+
+
+def test_hosts_that_were_allowed_are_told_and_allowed_only_by_the_user(tmp_path: Path) -> None:
+    session = {"network": f"filtered; {RULES}; allow a.example; allow b.example"}
+    _, notes = stage_of(tmp_path, session, allow=("a.example",))
+    assert ["b.example" in note and "a.example" not in note for note in notes] == [True]
+
+
+def test_a_profile_that_is_not_configured_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ReproduceError, match="not configured here") as caught:
+        stage_of(tmp_path, {"profile": "huge"})
+    assert "standard" in caught.value.hint
+    (tmp_path / "y").mkdir()
+    stage, _ = stage_of(tmp_path / "y", {"profile": "huge"}, profile="test")
+    assert stage.profile == "test"
+
+
+def test_a_profile_that_was_another_is_told(tmp_path: Path) -> None:
+    _, notes = stage_of(tmp_path, {"vcpus": 4, "memory_mib": 4096})
+    assert notes == ["The profile test was 4 CPUs and 4096 MiB, and is 1 CPUs and 512 MiB."]
+
+
+def test_only_recordings_beside_the_notebook_are_given_to_its_machine(tmp_path: Path) -> None:
+    (tmp_path / "demo.cassette.jsonl").write_text("{}\n")
+    secret = tmp_path.parent / "secret.cassette.jsonl"
+    secret.write_text("{}\n")
+    steps = ("%net replay demo", "%net replay ../secret", f"%net replay {secret}", "%net record none", "print(1)")
+    stage, notes = stage_of(tmp_path, {}, *steps)
+    assert [one.name for one in stage.folder.iterdir()] == ["demo.cassette.jsonl"]
+    assert len(notes) == 1
