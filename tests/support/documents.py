@@ -26,7 +26,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 CHECKED = frozenset({"toml", "json", "yaml", "python"})
 
 _MARK = re.compile(r"<!-- (run|run by|not run): (.+?) -->")
-_EXPLANATION = re.compile(r"\s{3,}.*| +# .*")
+_EXPLANATION = re.compile(r"\s{2,}.*| +# .*")
 _PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b…?")
 
 
