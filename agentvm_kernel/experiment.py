@@ -246,6 +246,8 @@ class AsyncSession:
     ) -> list[ForkResult]:
         """Run a cell in clones of the VM; those in which it ended by itself can be adopted until the next fork.
 
+        Each has its number, from 1, in the environment variable ``AGENTVM_FORK``.
+
         Args:
             count: How many clones.
             code: The cell.

@@ -243,7 +243,13 @@ class Runner:
         self._ended = ended
 
     async def run(
-        self, code: str, *, timeout: float, limits: OutputLimits = OutputLimits(), outputs: Outputs | None = None
+        self,
+        code: str,
+        *,
+        timeout: float,
+        limits: OutputLimits = OutputLimits(),
+        outputs: Outputs | None = None,
+        silent: bool = False,
     ) -> CellResult:
         """Run a cell to its end; whatever becomes of it is a result.
 
@@ -252,9 +258,10 @@ class Runner:
             timeout: Seconds until it is interrupted.
             limits: Bounds of its output.
             outputs: Keeps what it shows.
+            silent: It is no cell of the user's: neither count nor history advance.
         """
         cell = _Cell(limits, outputs)
-        work = (self._send(cell.id, code), self._read("shell", cell), self._read("iopub", cell))
+        work = (self._send(cell.id, code, silent), self._read("shell", cell), self._read("iopub", cell))
         async with watched(*work) as broken:
             ends = (self._ended, *broken)
             await _first(cell.over, cell.flooded, *ends, timeout=timeout)
@@ -277,7 +284,7 @@ class Runner:
         ends = (self._ended, *broken)
         return next(end.result().message for end in ends if end.done())
 
-    async def _send(self, msg_id: str, code: str) -> AgentVMError:
+    async def _send(self, msg_id: str, code: str, silent: bool) -> AgentVMError:
         header = {
             "msg_id": msg_id,
             "msg_type": "execute_request",
@@ -288,8 +295,8 @@ class Runner:
         }
         content = {
             "code": code,
-            "silent": False,
-            "store_history": True,
+            "silent": silent,
+            "store_history": not silent,
             "user_expressions": {},
             "allow_stdin": False,
             "stop_on_error": False,

@@ -27,6 +27,9 @@ _SHOWN: Final = 256 << 10
 _ALL_SHOWN: Final = 2 << 20
 """Bytes of what one fork, and all of them, show that are kept: the notebook's file gets them."""
 
+_NUMBERING: Final = '__import__("os").environ["AGENTVM_FORK"] = "{}"'
+"""Code that tells a fork which one it is."""
+
 
 @dataclass(frozen=True)
 class ForkResult:
@@ -208,7 +211,9 @@ class _Forking:
             try:
                 async with running(link, asyncio.shield(lost)) as runner:
                     kept = Outputs(self._policy, min(_SHOWN, _ALL_SHOWN // self._count))
-                    cell = await runner.run(code, timeout=timeout, outputs=kept)
+                    cell = await runner.run(_NUMBERING.format(number), timeout=timeout, silent=True)
+                    if cell.status == "ok":
+                        cell = await runner.run(code, timeout=timeout, outputs=kept)
             finally:
                 await link.close()
         except AgentVMError as error:
