@@ -11,6 +11,7 @@ from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.events import (
     AnomalyDetected,
     AnomalyResponse,
+    ConfigurationChanged,
     LeaseAcquired,
     LeaseReleased,
     LinkRefused,
@@ -42,7 +43,15 @@ _KINDS: Final[tuple[tuple[tuple[type[Event], ...], What], ...]] = (
     ((NetworkConnection,), "connections"),
     ((OutputBlocked,), "blocked"),
     (
-        (LeaseAcquired, SnapshotRestored, ResourceLimitExceeded, AnomalyDetected, AnomalyResponse, LinkRefused),
+        (
+            LeaseAcquired,
+            SnapshotRestored,
+            ConfigurationChanged,
+            ResourceLimitExceeded,
+            AnomalyDetected,
+            AnomalyResponse,
+            LinkRefused,
+        ),
         "machine",
     ),
     ((LeaseReleased,), "gone"),
@@ -142,12 +151,12 @@ class Watch:
                 if kernel := self._kernel(lease):
                     self._herald.tell(kernel, "machine")
             async for news in events:
-                if isinstance(news.event, OfLease):
+                if isinstance(news.event, OfLease | ConfigurationChanged):
                     self._take(news.event)
                 if news.missed:
                     self._missed()
 
-    def _take(self, event: OfLease) -> None:
+    def _take(self, event: OfLease | ConfigurationChanged) -> None:
         if isinstance(event, LeaseAcquired):
             self._owners[event.lease] = event.owner
         if kernel := self._kernel(event.lease):

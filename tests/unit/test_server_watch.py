@@ -15,7 +15,7 @@ from kernel_harness import within
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import SupervisorError
 from agentvm_kernel.firewall.reasons import Reason
-from agentvm_kernel.observe.events import OutputBlocked
+from agentvm_kernel.observe.events import ConfigurationChanged, OutputBlocked
 from agentvm_kernel.server import watch as module
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.news import Herald
@@ -99,6 +99,21 @@ async def test_nothing_is_told_of_a_kernel_at_which_nobody_looks(paths: Paths) -
             supervisor.happens(OutputBlocked(reason=Reason.SCRIPT, vm="v", lease=lease))
         await within(lambda: "blocked" in page.kinds("a"))
         assert page.kinds("b") == []
+        await page.close()
+
+
+async def test_a_policy_or_a_limit_that_was_changed_by_hand_is_told(paths: Paths) -> None:
+    page = Page(paths)
+    async with FakeSupervisor(paths) as supervisor, leased(paths, "a") as a:
+        page.watch.look([kernel("a")])
+        await within(lambda: {"stats", "machine"} <= set(page.kinds("a")))
+        page.told.clear()
+        supervisor.happens(ConfigurationChanged(what="the supervisor read its configuration again"))
+        supervisor.happens(OutputBlocked(reason=Reason.SCRIPT, vm="v", lease=a))
+        await within(lambda: "blocked" in page.kinds("a"))
+        assert "machine" not in page.kinds("a")
+        supervisor.happens(ConfigurationChanged(what="limits: cpu", lease=a))
+        await within(lambda: "machine" in page.kinds("a"))
         await page.close()
 
 
