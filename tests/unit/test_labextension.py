@@ -73,8 +73,9 @@ def test_what_a_browser_loads_stays_small(built: Path) -> None:
     assert sum(path.stat().st_size for path in scripts) < LARGEST
 
 
-def test_no_registry_is_named_in_the_lock_file() -> None:
-    assert '"resolved"' not in (SOURCES / "package-lock.json").read_text()
+@pytest.mark.parametrize("folder", [SOURCES, SOURCES / "ui-tests"], ids=lambda path: path.name)
+def test_no_registry_is_named_in_the_lock_file(folder: Path) -> None:
+    assert '"resolved"' not in (folder / "package-lock.json").read_text()
 
 
 def test_nothing_is_shown_as_markup() -> None:
