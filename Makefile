@@ -61,4 +61,4 @@ nested: setup  ## Real vhost-vsock, here or one level down.
 	@$(BIN)/python -m pytest tests/nested
 
 clean:  ## Remove what was installed and built in this folder.
-	rm -rf $(VENV) agentvm_kernel/widgets/static labextension/*/node_modules labextension/*/lib labextension/*/built build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) agentvm_kernel/widgets/static labextension/*/node_modules labextension/*/ui-tests/node_modules labextension/*/lib labextension/*/built build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

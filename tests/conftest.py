@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,13 @@ def pytest_configure() -> None:
     """Let programs be interrupted even where a shell has started the tests with ``&``, which has them ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where screenshots lie, for a human to look at; the processes that run the tests inherit it.
+    os.environ.setdefault("AGENTVM_GALLERY", str(Path(tempfile.gettempdir(), f"avm-gallery-{os.getpid()}")))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if Path(os.environ["AGENTVM_GALLERY"]).is_dir():
+        terminalreporter.write_line(f"Screenshots of what the tests saw lie in {os.environ['AGENTVM_GALLERY']}.")
 
 
 @pytest.hookimpl(tryfirst=True)

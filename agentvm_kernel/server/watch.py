@@ -11,6 +11,7 @@ from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.events import (
     AnomalyDetected,
     AnomalyResponse,
+    ConfigurationChanged,
     LeaseAcquired,
     LeaseReleased,
     LinkRefused,
@@ -28,6 +29,7 @@ from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.news import Herald, What
 from agentvm_kernel.server.supervision import Supervision
 from agentvm_kernel.server.views import Stats
+from agentvm_kernel.supervisor.audit_messages import AuditNews
 
 log = logging.getLogger("agentvm.server")
 
@@ -42,7 +44,15 @@ _KINDS: Final[tuple[tuple[tuple[type[Event], ...], What], ...]] = (
     ((NetworkConnection,), "connections"),
     ((OutputBlocked,), "blocked"),
     (
-        (LeaseAcquired, SnapshotRestored, ResourceLimitExceeded, AnomalyDetected, AnomalyResponse, LinkRefused),
+        (
+            LeaseAcquired,
+            SnapshotRestored,
+            ConfigurationChanged,
+            ResourceLimitExceeded,
+            AnomalyDetected,
+            AnomalyResponse,
+            LinkRefused,
+        ),
         "machine",
     ),
     ((LeaseReleased,), "gone"),
@@ -137,17 +147,26 @@ class Watch:
     async def _events(self) -> None:
         client = await self._supervision.client()
         async with client.events() as events:
-            self._owners = {one.lease: one.owner for one in (await client.status()).leases}
-            for lease in self._owners:
-                if kernel := self._kernel(lease):
-                    self._herald.tell(kernel, "machine")
-            async for news in events:
-                if isinstance(news.event, OfLease):
-                    self._take(news.event)
-                if news.missed:
-                    self._missed()
+            self._supervision.remember()
+            try:
+                self._owners = {one.lease: one.owner for one in (await client.status()).leases}
+                for lease in self._owners:
+                    if kernel := self._kernel(lease):
+                        self._herald.tell(kernel, "machine")
+                async for news in events:
+                    self._hear(news)
+            finally:
+                self._supervision.forget()
 
-    def _take(self, event: OfLease) -> None:
+    def _hear(self, news: AuditNews) -> None:
+        if news.missed or isinstance(news.event, OutputBlocked):
+            self._supervision.remember()
+        if isinstance(news.event, OfLease | ConfigurationChanged):
+            self._take(news.event)
+        if news.missed:
+            self._missed()
+
+    def _take(self, event: OfLease | ConfigurationChanged) -> None:
         if isinstance(event, LeaseAcquired):
             self._owners[event.lease] = event.owner
         if kernel := self._kernel(event.lease):

@@ -176,10 +176,9 @@ class Visit:
 
     def picture(self, name: str, page: Page | None = None) -> None:
         shown = page or self.page
-        if folder := os.environ.get("AGENTVM_GALLERY"):
-            for width in WIDTHS:
-                shown.set_viewport_size({"width": width, "height": 1000})
-                shown.screenshot(path=Path(folder) / f"notebook_{name}_{width}.png")
+        for width in WIDTHS:
+            shown.set_viewport_size({"width": width, "height": 1000})
+            shown.screenshot(path=Path(os.environ["AGENTVM_GALLERY"]) / f"notebook_{name}_{width}.png")
 
     def dark(self, *, on: bool) -> None:
         theme = "JupyterLab Dark" if on else "JupyterLab Light"

@@ -47,10 +47,13 @@ HTML("<b>seen</b><img src='https://evil.example.net/pixel.png'>")
 CELLS = {
     "one": "x = 1",
     "two": f"x = 2  # {_HOSTILE}\u202e",
-    "file": "from pathlib import Path\nPath('note.txt').write_text('n' * 5000)",
+    "file": "from pathlib import Path\nfrom subprocess import Popen\nPath('note.txt').write_text('n' * 5000)\n"
+    "sleeper = Popen(['sleep', '12345'])",
     "say": "print('x is', x)",
     "ask": f"from urllib.request import urlopen\nprint(urlopen('http://{SITE}/hello', timeout=60).status)",
     "deny": f"%net deny {SITE}",
+    "hand": "%net allow by-hand.example",
+    "limit": "%limits cpu=0.5",
     "many": _MANY,
     "blocked": _BLOCKED,
     "random": "print('mine', mine)",
@@ -94,15 +97,44 @@ def test_the_status_bar_leads_to_the_panel_which_shows_the_machine(visit: Visit)
         is_emulated = client.status().accelerator == "tcg"
     expect(visit.panel.get_by_role("note")).to_have_count(int(is_emulated))
     expect(visit.panel.locator(".avm-plot path[d*='L']")).to_have_count(4, timeout=PATIENCE)
+    facts = visit.panel.locator(".avm-header .avm-facts")
+    expect(facts).to_contain_text(re.compile(r"Profile\s*test.*512 MiB memory.*minimal [0-9a-f]{12}.*Up for\s*\d+ "))
     visit.picture("running")
 
 
 def test_a_snapshot_with_a_label_appears_in_the_tree(visit: Visit) -> None:
     visit.click("Snapshot …")
-    visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label").fill("base")
+    label = visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label")
+    label.fill("no label")
+    expect(label).to_have_attribute("aria-invalid", "true")
+    expect(label).to_have_accessible_description(re.compile("Letters from a to z, digits"))
+    visit.picture("label")
+    label.fill("base")
+    expect(label).to_have_attribute("aria-invalid", "false")
     visit.answer("Take snapshot")
     expect(visit.row("base")).to_be_visible(timeout=PATIENCE)
     visit.until(lambda: "base" in visit.snapshots)
+    visit.row("base").click()
+    expect(visit.panel.get_by_role("button", name="Remove …", exact=True)).to_be_disabled()
+    expect(visit.panel).to_contain_text("The machine goes on from it")
+
+
+def test_commands_are_in_the_palette(visit: Visit) -> None:
+    visit.page.keyboard.press("Control+Shift+C")
+    palette = visit.page.get_by_role("searchbox").or_(visit.page.locator(".lm-CommandPalette-input"))
+    palette.last.fill("Take a Snapshot with a Label")
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label")).to_be_focused()
+    visit.answer("Cancel")
+
+
+def test_what_can_be_used_has_a_name(visit: Visit) -> None:
+    nameless = visit.page.evaluate(
+        """() => [...document.querySelectorAll('.avm-panel :is(button, input, select, [role]), .avm-status-button')]
+          .filter(one => !one.getAttribute('aria-label') && !one.textContent.trim() && !one.labels?.length)
+          .map(one => one.outerHTML)"""
+    )
+    assert nameless == []
 
 
 def test_going_back_says_what_is_lost_and_does_it(visit: Visit) -> None:
@@ -111,6 +143,7 @@ def test_going_back_says_what_is_lost_and_does_it(visit: Visit) -> None:
     visit.answer("Take snapshot")
     row = visit.row("onerror")
     expect(row).to_contain_text("⟨U+202E⟩", timeout=PATIENCE)
+    expect(row).to_contain_text(re.compile(r"\d+ \w+ ago · [\d.]+ \w+ · cell \[\d+\]"))
     before = visit.vm.id
     visit.row("base").click()
     visit.picture("selected")
@@ -152,6 +185,8 @@ def test_two_states_are_compared(visit: Visit) -> None:
     dialogue = visit.page.locator(".jp-Dialog")
     expect(dialogue).to_be_visible(timeout=3 * PATIENCE)
     expect(dialogue).to_contain_text("note.txt")
+    expect(dialogue).to_contain_text("+sleep 12345")
+    expect(dialogue).to_contain_text("+sleeper subprocess.Popen")
     expect(dialogue).to_contain_text("This is what the machine says of itself")
     visit.picture("comparison")
     visit.answer("Close")
@@ -240,6 +275,8 @@ def test_a_host_is_allowed_by_its_name(visit: Visit) -> None:
         timeout=PATIENCE
     )
     expect(host).to_have_value("")
+    visit.lab.run_one("hand")
+    expect(visit.panel.get_by_text(re.compile(r"by-hand\.example"))).to_be_visible(timeout=PATIENCE)
 
 
 def test_each_of_many_connections_has_a_row(visit: Visit) -> None:
@@ -265,6 +302,9 @@ def test_blocked_outputs_are_told_with_their_reason(visit: Visit) -> None:
 
 def test_a_limit_is_set(visit: Visit) -> None:
     visit.panel.get_by_text("Limits", exact=True).click()
+    visit.lab.run_one("limit")
+    cores = visit.panel.locator(".avm-limit").filter(has_text="CPU").get_by_role("textbox")
+    expect(cores).to_have_value("0.5", timeout=PATIENCE)
     limit = visit.panel.locator(".avm-limit").filter(has_text="Time for a cell")
     limit.get_by_role("textbox").fill("123")
     visit.click("Set", limit)
@@ -307,3 +347,15 @@ def test_forks_leave_the_machine_as_it_is_until_one_is_adopted(visit: Visit) -> 
     assert visit.vm.id != before
     expect(visit.panel.locator(".avm-id")).to_have_text(visit.vm.id, timeout=PATIENCE)
     assert f"mine {two[0]}" in visit.said("random")
+
+
+def test_the_settings_turn_the_item_in_the_status_bar_off(visit: Visit) -> None:
+    expect(visit.status).to_be_visible()
+    for raw, count in (('{"statusBar": false}', 0), ("{}", 1)):
+        visit.page.evaluate("raw => jupyterapp.serviceManager.settings.save('agentvm-kernel:machine', raw)", raw)
+        visit.page.goto(f"{visit.server.url}/lab/tree/first.ipynb?token={visit.server.token}")
+        visit.lab.prepare()
+        visit.page.evaluate("() => jupyterapp.commands.execute('agentvm:open-panel')")
+        visit.lab.open("first.ipynb")
+        visit.runs()
+        expect(visit.page.locator(".avm-status-button:visible")).to_have_count(count)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
+from threading import Thread
 
 import pytest
 
@@ -31,6 +35,7 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
+BROKEN = {"code": "internal", "message": "The supervisor is broken.", "hint": "Look at its log."}
 CELLS = {"one": "x = 1", "two": "x = 2", "say": "print('x is', x)"}
 
 
@@ -58,6 +63,33 @@ def visit(tmp_path_factory: pytest.TempPathFactory, paths: Paths, browser: Brows
             yield Visit(server, opened, paths)
 
 
+@contextmanager
+def broken_supervisor(paths: Paths) -> Iterator[None]:
+    """One that can do nothing, in the place of one that was killed."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(BROKEN).encode()
+            self.send_response(500)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    paths.socket.unlink()
+    with ThreadingUnixStreamServer(str(paths.socket), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+    paths.socket.unlink()
+
+
 @pytest.fixture(autouse=True)
 def no_dialogue_stays(visit: Visit) -> Iterator[None]:
     """Close what a test that failed has left open, so that the next one can tell its own tale."""
@@ -76,6 +108,9 @@ def test_a_kernel_of_another_kind_is_said_to_run_on_the_host(visit: Visit) -> No
     expect(visit.status).to_have_count(0)
     visit.picture("foreign")
     visit.choose_kernel()
+    # The first machine of a supervisor takes its time.
+    expect(visit.said_state).to_have_text("The machine starts …", timeout=PATIENCE)
+    visit.picture("starting")
     visit.runs()
     visit.lab.close()
 
@@ -125,8 +160,7 @@ def test_notebook_7_in_another_browser_hears_of_what_is_done_here(visit: Visit, 
         page.locator(".jp-Dialog").get_by_role("button", name="Set label", exact=True).click()
         expect(visit.row("from-there")).to_be_visible(timeout=PATIENCE)
         assert "from-there" in visit.snapshots
-        if folder := os.environ.get("AGENTVM_GALLERY"):
-            page.screenshot(path=Path(folder) / "panel_notebook7.png")
+        page.screenshot(path=Path(os.environ["AGENTVM_GALLERY"]) / "panel_notebook7.png")
     finally:
         context.close()
 
@@ -151,6 +185,7 @@ def test_a_hypervisor_that_is_killed_is_told_of_and_what_was_saved_is_there(visi
     expect(visit.said_state).to_have_text("The machine has ended", timeout=PATIENCE)
     expect(visit.status).to_contain_text("VM ended")
     visit.picture("ended")
+    expect(visit.row("The ended machine")).to_be_visible()
     visit.row("base").click()
     for name in ("Label …", "Remove …", "Prune …"):
         expect(visit.panel.get_by_role("button", name=name, exact=True)).to_be_disabled()
@@ -185,6 +220,14 @@ def test_a_supervisor_that_is_not_there_is_started_by_a_button(visit: Visit) -> 
     expect(visit.said_state).to_have_text("No machine runs under this notebook", timeout=PATIENCE)
     expect(visit.status).to_contain_text("no VM")
     visit.picture("no_supervisor")
+    with broken_supervisor(visit.paths):
+        # As when one comes back to the page.
+        visit.page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
+        expect(visit.said_state).to_have_text("The machine cannot be shown", timeout=PATIENCE)
+        expect(visit.panel).to_contain_text(f"{BROKEN['message']}{BROKEN['hint']}")
+        visit.picture("failed")
+    visit.click("Try again")
+    expect(visit.said_state).to_have_text("No machine runs under this notebook", timeout=PATIENCE)
     visit.click("Examine this host")
     found = visit.panel.get_by_role("list", name="What was found on this host")
     expect(found.or_(visit.panel.get_by_text("Nothing was found that would hinder"))).to_be_visible(timeout=PATIENCE)
@@ -192,6 +235,17 @@ def test_a_supervisor_that_is_not_there_is_started_by_a_button(visit: Visit) -> 
     visit.click("Start a machine")
     visit.runs()
     assert "NameError" in visit.said()
+
+
+def test_a_kernel_that_somebody_else_has_ended_is_told_of(visit: Visit) -> None:
+    # JupyterLab asks every few seconds which kernels there are; until then the panel alone knows.
+    asked = re.compile(r"/api/(kernels|sessions)\?")
+    visit.page.route(asked, lambda _: None)
+    visit.server.end_kernels()
+    expect(visit.said_state).to_have_text("The kernel has ended", timeout=PATIENCE)
+    visit.picture("gone")
+    visit.page.unroute(asked)  # what was held goes on
+    expect(visit.said_state).to_have_text("This notebook has no kernel", timeout=PATIENCE)
 
 
 def test_a_server_without_the_extension_is_told_and_one_that_ends_is_waited_for(

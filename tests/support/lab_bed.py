@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Error, FrameLocator, Locator, Page, Req
 CHROMIUM = shutil.which("chromium")
 
 # Nothing that Chromium does by itself: every request is the notebook's.
-_FLAGS = [
+FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -67,15 +67,39 @@ class Jupyter:
         """Return which cases have reached this server: they ask for what does not exist, which is logged."""
         return set(re.findall(r"(?:GET|HEAD|POST) /[^ ]*?canary-([\w-]+)", self.log.read_text())) & names
 
+    @property
+    def kernels(self) -> list[str]:
+        """The ids of its kernels."""
+        return [str(one["id"]) for one in json.loads(self._ask("GET", "kernels"))]
+
+    def end_kernels(self) -> None:
+        """End its kernels, as somebody else does whom no page has asked."""
+        for kernel in self.kernels:
+            self._ask("DELETE", f"kernels/{kernel}")
+
+    def _ask(self, verb: str, path: str) -> bytes:
+        headers = {"Authorization": f"token {self.token}"}
+        request = urllib.request.Request(f"{self.url}/api/{path}", headers=headers, method=verb)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return bytes(answer.read())
+
 
 @contextmanager
-def jupyter(folder: Path, environment: Mapping[str, str], earlier: Jupyter | None = None) -> Iterator[Jupyter]:
+def jupyter(
+    folder: Path,
+    environment: Mapping[str, str],
+    earlier: Jupyter | None = None,
+    python: str = sys.executable,
+    options: Sequence[str] = (),
+) -> Iterator[Jupyter]:
     """Run a Jupyter server with JupyterLab, Notebook and nbclassic; it and its kernels end with the context.
 
     Args:
         folder: A folder for all that it writes: an empty one, or an earlier server's.
         environment: What its kernels need besides the environment of this process.
         earlier: One that has ended, in whose place it comes: at the same address, with the same token.
+        python: The Python that has all this.
+        options: More of its command line.
     """
     notebooks, log = folder / "notebooks", folder / "server.log"
     settings = folder / "settings"
@@ -86,10 +110,11 @@ def jupyter(folder: Path, environment: Mapping[str, str], earlier: Jupyter | Non
     own["IPYTHONDIR"] = str(folder / "ipython")
     found = earlier or Jupyter(f"http://127.0.0.1:{_free_port()}", secrets.token_hex(16), notebooks, log)
     command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"),
+        *(python, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"),
         *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={found.url.rpartition(':')[2]}", "--ServerApp.port_retries=0"),
         *(f"--IdentityProvider.token={found.token}", f"--ServerApp.root_dir={notebooks}"),
         *(f"--LabApp.app_settings_dir={settings}", "--LabApp.extension_manager=readonly"),
+        *options,
     ]
     with (
         log.open("wb") as output,
@@ -127,7 +152,7 @@ def chromium() -> Iterator[Browser]:
     """Run Debian's Chromium."""
     assert CHROMIUM
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
             yield browser
         finally:
@@ -135,9 +160,10 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def lab(browser: Browser, server: Jupyter) -> Iterator[Lab]:
-    """Open JupyterLab in a fresh browser profile."""
+def lab(browser: Browser, server: Jupyter, script: str = "") -> Iterator[Lab]:
+    """Open JupyterLab in a fresh browser profile; a script goes before all of its own."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context.add_init_script(script)
     try:
         page = context.new_page()
         page.goto(f"{server.url}/lab?token={server.token}&reset", timeout=120_000)
@@ -293,4 +319,16 @@ def write_notebook(path: Path, cells: Mapping[str, str], kernel: str = "python3"
     nbformat.write(nbformat.v4.new_notebook(cells=nodes, metadata=spec), path)
 
 
-__all__ = ["CHROMIUM", "Browser", "Error", "Jupyter", "Lab", "Traffic", "chromium", "jupyter", "lab", "write_notebook"]
+__all__ = [
+    "CHROMIUM",
+    "FLAGS",
+    "Browser",
+    "Error",
+    "Jupyter",
+    "Lab",
+    "Traffic",
+    "chromium",
+    "jupyter",
+    "lab",
+    "write_notebook",
+]

@@ -19,6 +19,8 @@ from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 PATIENCE = 60_000
 WIDTHS = (1280, 1920)
+_NO_NEWS = ".Toastify { visibility: hidden; }"
+"""News go over what is shown for a few seconds."""
 
 
 @dataclass
@@ -92,7 +94,10 @@ class Visit:
 
     @property
     def vm(self) -> VMInfo:
-        kernel = self.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
+        """The machine under the notebook in front; where the page does not tell that, the server has one kernel."""
+        kernel = self.page.evaluate("() => window.jupyterapp?.shell.currentWidget.sessionContext.session.kernel.id")
+        if kernel is None:
+            (kernel,) = self.server.kernels
         with SyncSupervisorClient(self.paths, start=False) as client:
             (found,) = [one for one in client.vms().vms if kernel in one.owner and one.state == "leased"]
         return found
@@ -115,9 +120,7 @@ class Visit:
 
     def picture(self, name: str, *, is_connected: bool = True) -> None:
         """Show a state at both widths and in both themes; in the present one where no server gives another."""
-        folder = os.environ.get("AGENTVM_GALLERY")
-        if not folder:
-            return
+        folder = os.environ["AGENTVM_GALLERY"]
         for theme in ("Dark", "Light") if is_connected else ("Light",):
             if is_connected:
                 self.page.evaluate(
@@ -128,4 +131,5 @@ class Visit:
             for width in WIDTHS:
                 self.page.set_viewport_size({"width": width, "height": 1000})
                 self.page.evaluate("() => bed.drawn()")
-                self.page.screenshot(path=Path(folder) / f"panel_{name}_{theme.lower()}_{width}.png")
+                path = Path(folder) / f"panel_{name}_{theme.lower()}_{width}.png"
+                self.page.screenshot(path=path, style=_NO_NEWS)

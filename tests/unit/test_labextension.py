@@ -41,6 +41,16 @@ def test_what_needs_no_browser(tests: Path, node: Path) -> None:
     assert "# pass 0" not in told.stdout
 
 
+def test_what_there_is_to_translate_is_written_down(node: Path) -> None:
+    if not (SOURCES / "node_modules/typescript").is_dir():
+        pytest.skip("TypeScript is not installed here: the extension was built elsewhere")
+    told = subprocess.run([node, SOURCES / "translate.mjs", "--check"], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    catalogue = (SOURCES / "locale/agentvm_kernel.pot").read_text()
+    for entry in ('msgid "Go back …"', 'msgid_plural "%1 forks have run."', 'msgctxt "menu"\nmsgid "Virtual Machine"'):
+        assert entry in catalogue
+
+
 def test_the_extension_is_installed_and_names_its_parts(built: Path) -> None:
     package = json.loads((built / "package.json").read_text())
     build = package["jupyterlab"]["_build"]
@@ -63,8 +73,9 @@ def test_what_a_browser_loads_stays_small(built: Path) -> None:
     assert sum(path.stat().st_size for path in scripts) < LARGEST
 
 
-def test_no_registry_is_named_in_the_lock_file() -> None:
-    assert '"resolved"' not in (SOURCES / "package-lock.json").read_text()
+@pytest.mark.parametrize("folder", [SOURCES, SOURCES / "ui-tests"], ids=lambda path: path.name)
+def test_no_registry_is_named_in_the_lock_file(folder: Path) -> None:
+    assert '"resolved"' not in (folder / "package-lock.json").read_text()
 
 
 def test_nothing_is_shown_as_markup() -> None:

@@ -15,7 +15,8 @@ from kernel_harness import within
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import SupervisorError
 from agentvm_kernel.firewall.reasons import Reason
-from agentvm_kernel.observe.events import OutputBlocked
+from agentvm_kernel.observe.chain import Record
+from agentvm_kernel.observe.events import ConfigurationChanged, OutputBlocked
 from agentvm_kernel.server import watch as module
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.news import Herald
@@ -99,6 +100,52 @@ async def test_nothing_is_told_of_a_kernel_at_which_nobody_looks(paths: Paths) -
             supervisor.happens(OutputBlocked(reason=Reason.SCRIPT, vm="v", lease=lease))
         await within(lambda: "blocked" in page.kinds("a"))
         assert page.kinds("b") == []
+        await page.close()
+
+
+async def test_what_was_blocked_is_read_once_until_more_is(paths: Paths) -> None:
+    page = Page(paths)
+    async with FakeSupervisor(paths) as supervisor, leased(paths, "a") as a:
+
+        async def counted() -> tuple[int, int]:
+            """How much was blocked, and how often the supervisor was asked for that."""
+            found = [(await page.supervision.machine(kernel("a"))).blocked for _ in range(3)]
+            assert len(set(found)) == 1
+            return found[0], supervisor.asked.count(f"GET /v1/leases/{a}/audit")
+
+        def one_more(missed: int = 0) -> None:
+            event = OutputBlocked(reason=Reason.SCRIPT, vm="v", lease=a)
+            supervisor.recorded.append(Record(sequence=1, time=1.0, event=event, previous="0" * 64))
+            page.told.clear()
+            supervisor.happens(ConfigurationChanged(what="of another") if missed else event, missed=missed)
+
+        assert await counted() == (0, 3)
+        page.watch.look([kernel("a")])
+        await within(lambda: supervisor._listeners and {"stats", "machine"} <= set(page.kinds("a")))
+        assert await counted() == (0, 4)
+        one_more()
+        await within(lambda: "blocked" in page.kinds("a"))
+        assert await counted() == (1, 5)
+        one_more(missed=1)
+        await within(lambda: "blocked" in page.kinds("a"))
+        assert await counted() == (2, 6)
+        await page.watch.close()
+        assert await counted() == (2, 9)
+        await page.close()
+
+
+async def test_a_policy_or_a_limit_that_was_changed_by_hand_is_told(paths: Paths) -> None:
+    page = Page(paths)
+    async with FakeSupervisor(paths) as supervisor, leased(paths, "a") as a:
+        page.watch.look([kernel("a")])
+        await within(lambda: {"stats", "machine"} <= set(page.kinds("a")))
+        page.told.clear()
+        supervisor.happens(ConfigurationChanged(what="the supervisor read its configuration again"))
+        supervisor.happens(OutputBlocked(reason=Reason.SCRIPT, vm="v", lease=a))
+        await within(lambda: "blocked" in page.kinds("a"))
+        assert "machine" not in page.kinds("a")
+        supervisor.happens(ConfigurationChanged(what="limits: cpu", lease=a))
+        await within(lambda: "machine" in page.kinds("a"))
         await page.close()
 
 

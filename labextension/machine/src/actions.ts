@@ -58,9 +58,12 @@ export class Actions {
     const body = new ForkForm(code, this.trans);
     if (await this.question(this.trans.__('Run code in forks of this machine'), body, this.trans.__('Fork'))) {
       const forking = body.value;
-      const done = await store.act(this.trans.__('forking'), () => this.api.fork(store.kernel, forking));
-      // What they showed is a table, which no line of news can hold.
-      await this.news(done.error ? done : { ...done, text: this.trans.__('%1 forks have run.', forking.count) });
+      await this.act(store, this.trans.__('forking'), async () => {
+        const done = await this.api.fork(store.kernel, forking);
+        // What they showed is a table, which no line of news can hold.
+        const text = this.trans._n('%1 fork has run.', '%1 forks have run.', forking.count);
+        return done.error ? done : { ...done, text };
+      });
     }
   }
 
@@ -96,7 +99,7 @@ export class Actions {
     if (await this.question(this.trans.__('Remove a snapshot'), what, this.trans.__('Remove'), true)) {
       await this.change(store, this.trans.__('removing'), async () => {
         const { freed } = await this.api.remove(store.kernel, snapshot.id);
-        return this.trans.__('Removed; %1 are free again.', bytes(freed));
+        return [this.trans.__('Removed.'), this.trans.__('%1 are free again.', bytes(freed))].join(' ');
       });
     }
   }
@@ -106,7 +109,12 @@ export class Actions {
     if (await this.question(this.trans.__('Remove old snapshots'), body, this.trans.__('Remove'), true)) {
       await this.change(store, this.trans.__('pruning'), async () => {
         const { removed, freed } = await this.api.prune(store.kernel, body.value);
-        return this.trans.__('Removed %1 snapshots; %2 are free again.', removed.length, bytes(freed));
+        const { length } = removed;
+        const text = [
+          this.trans._n('Removed %1 snapshot.', 'Removed %1 snapshots.', length),
+          this.trans.__('%1 are free again.', bytes(freed))
+        ];
+        return text.join(' ');
       });
     }
   }
@@ -168,8 +176,9 @@ export class Actions {
   }
 
   private async act(store: Store, name: string, act: () => Promise<Done>): Promise<Done> {
+    const busy = this.trans.__('Still busy: %1. Try again when it has ended.', store.doing);
     const done = await store.act(name, act);
-    await this.news(done);
+    await this.news(done, busy);
     return done;
   }
 
@@ -177,9 +186,10 @@ export class Actions {
     await this.act(store, name, async () => ({ status: 'ok', text: await change(), error: null, snapshot: '' }));
   }
 
-  private async news(done: Done): Promise<void> {
+  private async news(done: Done, busy: string): Promise<void> {
     if (done.status === 'error') {
-      await this.failed(done.error ?? { code: '', message: done.text, hint: '' });
+      const failure = done.error ?? { code: '', message: done.text, hint: '' };
+      await this.failed({ ...failure, message: failure.message || busy });
     } else if (done.text.trim()) {
       Notification.success(plain(done.text.trim().split('\n')[0], 140), { autoClose: SHOWN });
     }

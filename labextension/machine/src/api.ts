@@ -2,6 +2,7 @@
 
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
+import type { TranslationBundle } from '@jupyterlab/translation';
 import { Signal } from '@lumino/signaling';
 
 import { Refusal, type Source } from './model/store.ts';
@@ -21,9 +22,11 @@ export class Api implements Source {
   /** Tells of forks that this page had made, with what they showed. */
   readonly forked = new Signal<Api, { kernel: string; outputs: readonly unknown[] }>(this);
   private readonly settings: ServerConnection.ISettings;
+  private readonly trans: TranslationBundle;
 
-  constructor(settings: ServerConnection.ISettings) {
+  constructor(settings: ServerConnection.ISettings, trans: TranslationBundle) {
     this.settings = settings;
+    this.trans = trans;
   }
 
   host(examine = false): Promise<Host> {
@@ -116,14 +119,14 @@ export class Api implements Source {
       response = await ServerConnection.makeRequest(url, init, this.settings);
       text = await response.text();
     } catch {
-      const message = 'The Jupyter server does not answer.';
-      throw new Refusal(0, { code: 'lost', message, hint: 'The panel goes on by itself when it does again.' });
+      const message = this.trans.__('The Jupyter server does not answer.');
+      throw new Refusal(0, { code: 'lost', message, hint: this.trans.__('The panel goes on by itself when it does again.') });
     }
     const answer = parsed(text);
     if (!response.ok || answer === undefined) {
       throw new Refusal(response.ok ? 502 : response.status, {
         code: said(answer, 'code'),
-        message: said(answer, 'message') || `The Jupyter server answered ${response.status} ${response.statusText}.`,
+        message: said(answer, 'message') || this.trans.__('The Jupyter server answered: %1.', response.status),
         hint: said(answer, 'hint')
       });
     }

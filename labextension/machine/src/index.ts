@@ -6,6 +6,7 @@ import { INotebookTracker } from '@jupyterlab/notebook';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
+import { Signal } from '@lumino/signaling';
 
 import { Api } from './api.ts';
 import { addCommands, OPEN } from './commands.ts';
@@ -26,7 +27,7 @@ const machines: JupyterFrontEndPlugin<IMachines> = {
   optional: [INotebookTracker, ITranslator],
   activate: (app: JupyterFrontEnd, tracker: INotebookTracker | null, translator: ITranslator | null): IMachines => {
     const trans = (translator ?? nullTranslator).load('agentvm_kernel');
-    const api = new Api(app.serviceManager.serverSettings);
+    const api = new Api(app.serviceManager.serverSettings, trans);
     return new Front(tracker, new Machines(api, app.serviceManager), trans);
   }
 };
@@ -66,13 +67,18 @@ const panel: JupyterFrontEndPlugin<void> = {
 
 /** Shows the machine in the status bar, as long as the settings say so. */
 async function addStatus(bar: IStatusBar, item: Status, registry: ISettingRegistry | null): Promise<void> {
-  bar.registerStatusItem('agentvm-kernel:status', { item, align: 'left', rank: 10 });
+  let isActive = (): boolean => true;
+  const activeStateChanged = new Signal<Status, void>(item);
+  const place = { align: 'left', rank: 10 } as const;
+  bar.registerStatusItem('agentvm-kernel:status', { item, ...place, isActive: () => isActive(), activeStateChanged });
   const settings = await registry?.load(panel.id).catch((reason: unknown) => {
     console.error('The settings of the virtual machine panel could not be read.', reason);
   });
-  const apply = (): void => item.setHidden(settings?.get('statusBar').composite === false);
-  settings?.changed.connect(apply);
-  apply();
+  if (settings) {
+    isActive = () => settings.get('statusBar').composite !== false;
+    settings.changed.connect(() => activeStateChanged.emit());
+    activeStateChanged.emit();
+  }
 }
 
 export default [machines, panel, notebook];

@@ -6,9 +6,12 @@ import type { Message } from '@lumino/messaging';
 import * as React from 'react';
 
 import type { Forking } from '../api.ts';
-import { whole } from './prune.tsx';
+import { NumberField } from './number.tsx';
 
 const COUNT = 4;
+const MOST = 64;
+/** Seconds. */
+const LONGEST = 86_400;
 
 export class ForkForm extends ReactWidget {
   readonly value: Forking;
@@ -47,17 +50,13 @@ export class ForkForm extends ReactWidget {
             'The code runs in clones of the machine as it is now, each a machine of its own; this one stays as it is.'
           )}
         </p>
-        <label className="avm-field">
-          {trans.__('How many forks (1 to 64)')}
-          <input
-            className="jp-mod-styled"
-            type="number"
-            min={1}
-            max={64}
-            defaultValue={COUNT}
-            onChange={event => (value.count = whole(event.target.value, COUNT, 1, 64))}
-          />
-        </label>
+        <NumberField
+          title={trans.__('How many forks (1 to %1)', MOST)}
+          least={1}
+          most={MOST}
+          initial={COUNT}
+          onChange={count => (value.count = count ?? COUNT)}
+        />
         <label className="avm-field">
           {trans.__('Random numbers')}
           <select
@@ -69,19 +68,12 @@ export class ForkForm extends ReactWidget {
             <option value="common">{trans.__('are the same in all forks')}</option>
           </select>
         </label>
-        <label className="avm-field">
-          {trans.__('Seconds for each fork (empty: as for cells)')}
-          <input
-            className="jp-mod-styled"
-            type="number"
-            min={1}
-            max={86_400}
-            onChange={event => {
-              const seconds = whole(event.target.value, 0, 1, 86_400);
-              value.timeout = seconds || undefined;
-            }}
-          />
-        </label>
+        <NumberField
+          title={trans.__('Seconds for each fork (empty: as for cells)')}
+          least={1}
+          most={LONGEST}
+          onChange={seconds => (value.timeout = seconds)}
+        />
         <label className="avm-field">
           {trans.__('Code')}
           <textarea

@@ -49,7 +49,7 @@ export class PlanView extends ReactWidget {
               {plan.left.slice(0, NAMED).map(one => (
                 <li key={one.id}>{plain(one.label, 64) || beginning(one.cell.code) || one.id}</li>
               ))}
-              {unnamed > 0 && <li>{trans.__('and %1 more snapshots', unnamed)}</li>}
+              {unnamed > 0 && <li>{trans._n('and %1 more snapshot', 'and %1 more snapshots', unnamed)}</li>}
             </ul>
           </>
         )}
@@ -57,7 +57,11 @@ export class PlanView extends ReactWidget {
         <ul>
           {plan.connection_count > 0 ? (
             <li>
-              {trans.__('traffic that was sent already: %1 connections, to', plan.connection_count)}{' '}
+              {trans._n(
+                'traffic that was sent already: %1 connection, to',
+                'traffic that was sent already: %1 connections, to',
+                plan.connection_count
+              )}{' '}
               <span className="avm-guest">{hosts(plan.connections)}</span>
             </li>
           ) : (

@@ -4,6 +4,8 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import { ReactWidget } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
+import { NumberField } from './number.tsx';
+
 const KEPT = 10;
 const MOST = 100_000;
 
@@ -26,24 +28,14 @@ export class PruneForm extends ReactWidget {
             'Old snapshots without a label are removed. Those with a label, and the one that the machine descends from, stay. This cannot be undone.'
           )}
         </p>
-        <label className="avm-field">
-          {trans.__('How many without a label stay')}
-          <input
-            className="jp-mod-styled"
-            type="number"
-            min={0}
-            max={MOST}
-            defaultValue={KEPT}
-            onChange={event => (this.value = whole(event.target.value, KEPT, 0, MOST))}
-          />
-        </label>
+        <NumberField
+          title={trans.__('How many without a label stay')}
+          least={0}
+          most={MOST}
+          initial={KEPT}
+          onChange={kept => (this.value = kept ?? KEPT)}
+        />
       </>
     );
   }
-}
-
-/** Returns the whole number that a field holds, within bounds; or another where it holds none. */
-export function whole(text: string, otherwise: number, least: number, most: number): number {
-  const number = Math.round(Number(text));
-  return text.trim() && Number.isFinite(number) ? Math.min(Math.max(number, least), most) : otherwise;
 }

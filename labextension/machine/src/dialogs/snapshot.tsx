@@ -4,6 +4,8 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import { ReactWidget } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
+import { isLabel, LONGEST } from '../model/label.ts';
+
 export class SnapshotForm extends ReactWidget {
   readonly value: { label: string; text: string };
   private readonly trans: TranslationBundle;
@@ -22,15 +24,7 @@ export class SnapshotForm extends ReactWidget {
     const { trans, value } = this;
     return (
       <>
-        <label className="avm-field">
-          {trans.__('Label')}
-          <input
-            className="jp-mod-styled"
-            maxLength={64}
-            defaultValue={value.label}
-            onChange={event => (value.label = event.target.value.trim())}
-          />
-        </label>
+        <Label label={value.label} trans={trans} onChange={label => (value.label = label)} />
         {this.isNew ? (
           <label className="avm-field">
             {trans.__('Remark')}
@@ -46,4 +40,38 @@ export class SnapshotForm extends ReactWidget {
       </>
     );
   }
+}
+
+function Label(props: {
+  label: string;
+  trans: TranslationBundle;
+  onChange: (label: string) => void;
+}): React.ReactElement {
+  const { label, trans, onChange } = props;
+  const [isValid, tell] = React.useState(isLabel(label));
+  const rule = React.useId();
+  return (
+    <>
+      <label className="avm-field">
+        {trans.__('Label')}
+        <input
+          className="jp-mod-styled"
+          maxLength={LONGEST}
+          defaultValue={label}
+          aria-invalid={!isValid}
+          aria-describedby={rule}
+          onChange={event => {
+            const text = event.target.value.trim();
+            tell(isLabel(text));
+            onChange(text);
+          }}
+        />
+      </label>
+      <p id={rule} className={isValid ? 'avm-faint' : 'avm-warning'}>
+        {trans.__(
+          'Letters from a to z, digits, dots, underscores and dashes, a letter or a digit first; not twelve hexadecimal digits, as an id has.'
+        )}
+      </p>
+    </>
+  );
 }

@@ -136,11 +136,11 @@ export class Store {
    *
    * @param name What it is, to be shown meanwhile.
    * @param act Does it.
-   * @returns What came of it; a refusal is one that was not done.
+   * @returns What came of it; a refusal is one that was not done, and says nothing where something else is being done.
    */
   async act<T extends Done>(name: string, act: () => Promise<T>): Promise<T | Done> {
     if (this.doing) {
-      return refused({ code: 'busy', message: `Still busy: ${this.doing}.`, hint: 'Try again when it has ended.' });
+      return refused({ code: 'busy', message: '', hint: '' });
     }
     this.doing = name;
     this.tell();

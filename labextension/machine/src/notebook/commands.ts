@@ -128,7 +128,7 @@ export class Commands {
     if (!notebook) {
       return;
     }
-    const earlier = this.columns.get(kernel)?.filter(one => !one.isDisposed) ?? [];
+    const earlier = this.columns.get(kernel) ?? [];
     const known = earlier.find(one => one.run === forks.run);
     if (known) {
       this.app.shell.activateById(known.id);
@@ -145,7 +145,17 @@ export class Commands {
     const place = last ? ({ mode: 'tab-after', ref: last.id } as const) : ({ mode: 'split-bottom', ref: notebook.id } as const);
     this.app.shell.add(widget, this.labShell ? 'main' : 'down', place);
     this.columns.set(kernel, [...earlier, widget]);
+    widget.disposed.connect(() => this.forget(kernel, widget));
     notebook.disposed.connect(() => widget.dispose());
+  }
+
+  private forget(kernel: string, closed: Side): void {
+    const left = this.columns.get(kernel)?.filter(one => one !== closed) ?? [];
+    if (left.length) {
+      this.columns.set(kernel, left);
+    } else {
+      this.columns.delete(kernel);
+    }
   }
 
   private async adopt(kernel: string, fork: number, run: number): Promise<boolean> {

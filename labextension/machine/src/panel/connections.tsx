@@ -42,7 +42,9 @@ function Policy(props: { network: Network; doing: string }): React.ReactElement 
   const { store, actions, shared } = useShared();
   const { trans } = shared;
   const [host, setHost] = React.useState('');
-  const shipped = network.shipped ? trans.__('%1 hosts that are allowed by default', network.shipped) : '';
+  const shipped = network.shipped
+    ? trans._n('%1 host that is allowed by default', '%1 hosts that are allowed by default', network.shipped)
+    : '';
   const own = (hosts: string[]): string => hosts.map(one => plain(one, LONGEST)).join(', ');
   return (
     <>

@@ -20,24 +20,26 @@ interface Known {
 
 /** The row of the tree that is selected, and what can be done with it. */
 export function Details(props: Known): React.ReactElement {
-  const { row, rows } = props;
+  const { row, rows, isThere } = props;
   const { trans } = useShared().shared;
   if (row.snapshot) {
     return <Selected {...props} snapshot={row.snapshot} />;
   }
-  const parent = rows[row.parent];
   const text =
     row.id === ORIGIN
       ? trans.__('Where every machine of this image begins. “Start fresh” leads there.')
-      : trans.__('It descends from: %1.', titleOf(parent, trans));
+      : trans.__('It descends from: %1.', titleOf(rows[row.parent], isThere, trans));
   return <p className="avm-faint">{text}</p>;
 }
 
 function Selected(props: Known & { snapshot: Snapshot }): React.ReactElement {
   const { row, snapshot, rows, doing, isThere } = props;
   const isIdle = isThere && !doing;
+  // The first row is the machine as it is now.
+  const isBase = rows[rows[0].parent].id === row.id;
   const { store, actions, shared } = useShared();
   const { trans } = shared;
+  const title = titleOf(row, isThere, trans);
   const facts: [string, string][] = [
     [trans.__('Id'), snapshot.id],
     [trans.__('Taken'), `${new Date(1000 * snapshot.created).toLocaleString()} (${plain(snapshot.kind, 40)})`],
@@ -45,8 +47,8 @@ function Selected(props: Known & { snapshot: Snapshot }): React.ReactElement {
     [trans.__('Pause'), trans.__('%1 ms', snapshot.pause_ms.toFixed(0))]
   ];
   return (
-    <div className="avm-details" role="group" aria-label={titleOf(row, trans)}>
-      <h3>{titleOf(row, trans)}</h3>
+    <div className="avm-details" role="group" aria-label={title}>
+      <h3>{title}</h3>
       {snapshot.text && <p className="avm-guest">{plain(snapshot.text, 2000)}</p>}
       <dl className="avm-facts">
         {facts.map(([name, value]) => (
@@ -73,10 +75,19 @@ function Selected(props: Known & { snapshot: Snapshot }): React.ReactElement {
         <button className="jp-mod-styled" disabled={!isIdle} onClick={() => void actions.label(store, snapshot)}>
           {trans.__('Label …')}
         </button>
-        <button className="jp-mod-styled" disabled={!isIdle} onClick={() => void actions.remove(store, snapshot)}>
+        <button
+          className="jp-mod-styled"
+          disabled={!isIdle || isBase}
+          onClick={() => void actions.remove(store, snapshot)}
+        >
           {trans.__('Remove …')}
         </button>
       </div>
+      {isThere && isBase && (
+        <p className="avm-faint">
+          {trans.__('The machine goes on from it: it can be removed once another one was taken or gone back to.')}
+        </p>
+      )}
       {isThere && <Compare row={row} rows={rows} />}
     </div>
   );
@@ -92,12 +103,12 @@ function Compare(props: { row: Row; rows: readonly Row[] }): React.ReactElement 
   const other = others.find(one => one.id === chosen) ?? others[0];
   const compare = async (): Promise<void> => {
     ask(true);
-    await actions.compare(store, row.id, other.id, [titleOf(row, trans), titleOf(other, trans)]);
+    await actions.compare(store, row.id, other.id, [titleOf(row, true, trans), titleOf(other, true, trans)]);
     ask(false);
   };
   return (
     <form
-      className="avm-line"
+      className="avm-line avm-compare"
       onSubmit={event => {
         event.preventDefault();
         void compare();
@@ -111,7 +122,7 @@ function Compare(props: { row: Row; rows: readonly Row[] }): React.ReactElement 
       >
         {others.map(one => (
           <option key={one.id} value={one.id}>
-            {titleOf(one, trans)}
+            {titleOf(one, true, trans)}
           </option>
         ))}
       </select>

@@ -66,7 +66,7 @@ export const Snapshots = React.memo(function Snapshots(props: {
           {travelling === null ? trans.__('Time travel (not known)') : trans.__('Time travel')}
         </label>
       </div>
-      <Tree layout={laid} selected={row.id} onSelect={select} onOpen={open} now={now} />
+      <Tree layout={laid} selected={row.id} onSelect={select} onOpen={open} now={now} isThere={isThere} />
       <Details row={row} rows={laid.rows} doing={doing} isThere={isThere} />
       <p className="avm-faint">
         {trans.__('All your snapshots take %1 of %2.', bytes(tree.used), bytes(tree.quota))}

@@ -41,7 +41,7 @@ export function State(props: { commands: CommandRegistry }): React.ReactElement 
   const canStart = phase === 'none' || phase === 'ended' || phase === 'failed';
   return (
     <Card said={said(store, trans)} isWaiting={phase === 'loading' || phase === 'starting'} doing={store.doing}>
-      {phase === 'foreign' && <ChangeKernel commands={props.commands} trans={trans} />}
+      {(phase === 'foreign' || phase === 'gone') && <ChangeKernel commands={props.commands} trans={trans} />}
       {canStart && (
         <button className="jp-mod-styled" disabled={!!store.doing} onClick={() => void actions.restart(store)}>
           {trans.__('Start a machine')}

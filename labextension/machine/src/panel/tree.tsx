@@ -24,10 +24,12 @@ interface Props {
   onSelect: (id: string) => void;
   onOpen: (id: string) => void;
   now: number;
+  /** The machine runs. */
+  isThere: boolean;
 }
 
 export const Tree = React.memo(function Tree(props: Props): React.ReactElement {
-  const { layout, selected, onSelect, onOpen, now } = props;
+  const { layout, selected, onSelect, onOpen, now, isThere } = props;
   const { trans } = useShared().shared;
   const { rows } = layout;
   const frame = React.useRef<HTMLDivElement>(null);
@@ -98,8 +100,8 @@ export const Tree = React.memo(function Tree(props: Props): React.ReactElement {
             isSelected={place === at}
             onSelect={onSelect}
             onOpen={onOpen}
+            title={titleOf(rows[place], isThere, trans)}
             ago={agoOf(rows[place], now, trans)}
-            trans={trans}
           />
         ))}
       </div>
@@ -115,12 +117,11 @@ const Line = React.memo(function Line(props: {
   isSelected: boolean;
   onSelect: (id: string) => void;
   onOpen: (id: string) => void;
+  title: string;
   ago: string;
-  trans: TranslationBundle;
 }): React.ReactElement {
-  const { row, place, count, width, isSelected, onSelect, onOpen, ago, trans } = props;
+  const { row, place, count, width, isSelected, onSelect, onOpen, title, ago } = props;
   const isPresent = row.id === PRESENT;
-  const title = titleOf(row, trans);
   return (
     <div
       className={`avm-row ${row.isOnPath ? 'avm-on-path' : 'avm-left'} ${isPresent ? 'avm-present' : ''}`}
@@ -170,10 +171,11 @@ function Lanes(props: { row: Row; width: number }): React.ReactElement {
 }
 
 /** Returns what a row is called. */
-export function titleOf(row: Row, trans: TranslationBundle): string {
+export function titleOf(row: Row, isThere: boolean, trans: TranslationBundle): string {
   const { snapshot } = row;
   if (!snapshot) {
-    return row.id === ORIGIN ? trans.__('The image as it was built') : trans.__('The machine as it is now');
+    const present = isThere ? trans.__('The machine as it is now') : trans.__('The ended machine');
+    return row.id === ORIGIN ? trans.__('The image as it was built') : present;
   }
   return plain(snapshot.label, 64) || beginning(snapshot.cell.code) || snapshot.id;
 }
