@@ -19,7 +19,7 @@ from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 PATIENCE = 60_000
 WIDTHS = (1280, 1920)
-_NO_NEWS = ".Toastify { visibility: hidden; }"
+_NO_NEWS = ".Toastify { display: none !important; }"
 """News go over what is shown for a few seconds."""
 
 
