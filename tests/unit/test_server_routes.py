@@ -198,9 +198,12 @@ async def test_connections_and_blocked_output_are_listed(bed: ServerBed, kernel:
     bed.supervisor.recorded = [
         Record(sequence=number, time=2.0, event=event, previous="0" * 64) for number, event in ((1, own), (2, others))
     ]
+    bed.supervisor.happens(own)  # the server may have read it before
     found = (await bed.ask("GET", f"/kernels/{kernel}/connections")).body["connections"]
     assert [one["id"] for one in found] == list(range(50, 250))
-    blocked = (await bed.ask("GET", f"/kernels/{kernel}/blocked")).body["blocked"]
+    async with asyncio.timeout(60):
+        while not (blocked := (await bed.ask("GET", f"/kernels/{kernel}/blocked")).body["blocked"]):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
     assert [(one["reason"], one["count"], one["cell"], one["detail"]) for one in blocked] == [
         ("script", 3, 5, "a script")
     ]
