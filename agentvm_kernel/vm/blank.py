@@ -86,8 +86,8 @@ class Blank:
             return content
         if self.tracker is None:
             raise SnapshotError(f"The memory of QEMU {self.machine.pid} is not accessible.", "See `agentvm doctor`.")
-        self.tracker.memory.write(content.pieces(self.base))
-        self.tracker.collect()
+        self.tracker.memory.write(content.addresses(self.base))
+        self.tracker.begin()
         return content
 
     async def end(self) -> None:

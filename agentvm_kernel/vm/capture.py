@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +91,7 @@ class Capturer:
             began = time.perf_counter()
             await vm.pause()
             try:
-                await vm.machine.save(state)
-                await asyncio.to_thread(self._copy_pages, vm, tracker)
+                await _both(vm.machine.save(state), asyncio.to_thread(self._copy_pages, vm, tracker))
                 await self._freeze_disk(vm)
             finally:
                 await vm.machine.resume()
@@ -161,6 +160,13 @@ class Capturer:
             changed, parts = changed_blocks(content, runs, pages)
             write_delta(path, changed, parts)
             del parts
+
+
+async def _both(one: Coroutine[object, object, None], other: Coroutine[object, object, None]) -> None:
+    """Do two things at once; whatever happens, none of them goes on afterwards."""
+    for outcome in await asyncio.gather(one, other, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
 
 
 def _take_layers(vm: VM) -> tuple[tuple[Path, ...], int | None]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from agentvm_kernel.vm.delta import BLOCK, PAGE, Delta, Layers, Run, merge_runs
+from agentvm_kernel.vm.memory import address_of
 from agentvm_kernel.vm.snapshot import Snapshot
 
 _BLOCKS: Final = PAGE // BLOCK
@@ -34,7 +36,7 @@ def changed_blocks(content: Content, runs: Sequence[Run], pages: memoryview) -> 
         unit = BLOCK if count < _STRETCH else PAGE
         new = pages[place : place + count * PAGE]
         place += count * PAGE
-        for low, high in _differing(content.read(first, count), new, unit):
+        for low, high in _differing(bytes(content.read(first, count)), bytes(new), unit):
             changed.append((first * _BLOCKS + low // BLOCK, (high - low) // BLOCK))
             parts.append(new[low:high])
     return changed, parts
@@ -51,22 +53,25 @@ class Content:
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self._golden = _map(snapshot.golden.memory)
-        self._memory = len(self._golden)
+        self._golden = _File.map(snapshot.golden.memory)
+        self._memory = len(self._golden.view)
         self._deltas = [Delta.open(older.delta, self._memory) for older in snapshot.lineage[1:]]
-        self._views = {delta.path: _map(delta.path) for delta in self._deltas}
+        self._files = {delta.path: _File.map(delta.path) for delta in self._deltas}
         self.layers = Layers(self._deltas)
 
     def advance(self, child: Snapshot) -> None:
         """Become a child of what it is."""
         delta = Delta.open(child.delta, self._memory)
         self._deltas.append(delta)
-        self._views[delta.path] = _map(delta.path)
+        self._files[delta.path] = _File.map(delta.path)
         self.layers.lay(delta)
 
     def read(self, first: int, count: int) -> memoryview | bytes:
         """Return the content of a run of pages."""
-        parts = [part for _, part in self._blocks(first * _BLOCKS, count * _BLOCKS)]
+        parts = [
+            file.view[offset : offset + length]
+            for _, file, offset, length in self._parts(first * _BLOCKS, count * _BLOCKS)
+        ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def pieces(self, base: Snapshot) -> Iterator[tuple[int, memoryview]]:
@@ -75,12 +80,25 @@ class Content:
         Args:
             base: The other snapshot.
         """
+        for place, file, offset, length in self._differences(base):
+            yield place, file.view[offset : offset + length]
+
+    def addresses(self, base: Snapshot) -> Iterator[tuple[int, int, int]]:
+        """Yield the same without its bytes: address in the guest's memory, address in this process, length.
+
+        Args:
+            base: The other snapshot.
+        """
+        for place, file, offset, length in self._differences(base):
+            yield place, file.address + offset, length
+
+    def _differences(self, base: Snapshot) -> Iterator[_Part]:
         if base.parent is None:
             for first, count, path, offset in self.layers.pieces():
-                yield first * BLOCK, self._views[path][offset : offset + count * BLOCK]
+                yield first * BLOCK, self._files[path], offset, count * BLOCK
             return
         for first, count in merge_runs(*(delta.runs for delta in self._between(base))):
-            yield from self._blocks(first, count)
+            yield from self._parts(first, count)
 
     def _between(self, base: Snapshot) -> Iterator[Delta]:
         """Yield the deltas on the way from another snapshot to this one, up to their common ancestor and down again."""
@@ -89,19 +107,40 @@ class Content:
         yield from (delta for path, delta in mine.items() if path not in theirs)
         yield from (Delta.open(path, self._memory) for path in theirs if path not in mine)
 
-    def _blocks(self, first: int, count: int) -> Iterator[tuple[int, memoryview]]:
+    def _parts(self, first: int, count: int) -> Iterator[_Part]:
         for start, length, path, offset in self.layers.locate(first, count):
-            view, place = (self._views[path], offset) if path else (self._golden, start * BLOCK)
-            yield start * BLOCK, view[place : place + length * BLOCK]
+            file, at = (self._files[path], offset) if path else (self._golden, start * BLOCK)
+            yield start * BLOCK, file, at, length * BLOCK
 
 
-def _map(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE))
+@dataclass(frozen=True, eq=False)
+class _File:
+    """A mapped file.
+
+    Attributes:
+        view: Its content.
+        address: Where that lies in this process.
+    """
+
+    view: memoryview
+    address: int
+
+    @classmethod
+    def map(cls, path: Path) -> _File:
+        with path.open("rb") as file:
+            view = memoryview(mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE))
+        return cls(view, address_of(view))
 
 
-def _differing(old: memoryview | bytes, new: memoryview, unit: int) -> Iterator[tuple[int, int]]:
-    """Yield where, from and to, two contents of equal length differ, in whole units."""
+_Part = tuple[int, _File, int, int]
+"""Address in the guest's memory, the file with its content, where in the file, length."""
+
+
+def _differing(old: bytes, new: bytes, unit: int) -> Iterator[tuple[int, int]]:
+    """Yield where, from and to, two contents of equal length differ, in whole units.
+
+    Bytes are compared all at once, views of memory one item after the other.
+    """
     start = None
     for page in range(0, len(new), PAGE):
         if old[page : page + PAGE] == new[page : page + PAGE]:

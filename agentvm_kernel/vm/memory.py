@@ -55,38 +55,37 @@ class GuestMemory:
             runs: Which.
             buffer: Has room for them.
         """
-        spans = ((first * PAGE, count * PAGE) for first, count in runs)
-        _copy(self.pid, _libc.process_vm_readv, _pairs(buffer.address, self._addresses(spans)))
+        _copy(self.pid, _libc.process_vm_readv, self._pairs(_placed(runs, buffer.address)))
 
-    def write(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
+    def write(self, pieces: Iterable[tuple[int, int, int]]) -> None:
         """Write pieces of memory.
 
         Args:
-            pieces: Address in the guest's memory, and content; the content is not changed.
+            pieces: Address in the guest's memory, address of the content in this process, length in bytes.
         """
-        pairs = (
-            pair
-            for place, content in pieces
-            for pair in _pairs(_address(content), self._addresses([(place, len(content))]))
-        )
-        _copy(self.pid, _libc.process_vm_writev, pairs)
+        _copy(self.pid, _libc.process_vm_writev, self._pairs(pieces))
 
-    def _addresses(self, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Yield address in QEMU and length of what lies at places in the guest's memory."""
-        for place, length in spans:
+    def _pairs(self, pieces: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+        """Yield address in this process, address in QEMU, length of what lies at places in the guest's memory."""
+        low = high = base = 0  # the part in which the last one lay: mostly there is but one
+        for place, local, length in pieces:
+            if low <= place and place + length <= high and length <= _LONGEST:
+                yield local, base + place, length
+                continue
             end = place + length
             for first, count, address in self._areas:
-                low, high = max(place, first * PAGE), min(end, (first + count) * PAGE)
-                if low < high:
-                    yield address + low - first * PAGE, high - low
+                low, high, base = first * PAGE, (first + count) * PAGE, address - first * PAGE
+                for start in range(max(place, low), min(end, high), _LONGEST):
+                    yield local + start - place, base + start, min(end, high, start + _LONGEST) - start
+                if end <= high:
+                    break
 
 
-def _pairs(local: int, remote: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Yield local address, remote address, length of pieces; the local side is without gaps."""
-    for address, length in remote:
-        for start in range(0, length, _LONGEST):
-            yield local + start, address + start, min(length - start, _LONGEST)
-        local += length
+def _placed(runs: Iterable[Run], address: int) -> Iterator[tuple[int, int, int]]:
+    """Yield where runs of pages lie in the guest, where in a buffer without gaps, and their length."""
+    for first, count in runs:
+        yield first * PAGE, address, count * PAGE
+        address += count * PAGE
 
 
 def _copy(pid: int, function: ctypes._NamedFuncPointer, pairs: Iterator[tuple[int, int, int]]) -> None:
@@ -101,8 +100,8 @@ def _copy(pid: int, function: ctypes._NamedFuncPointer, pairs: Iterator[tuple[in
             raise SnapshotError(f"The memory of QEMU {pid} could not be copied: {error}.")
 
 
-def _address(content: memoryview) -> int:
-    """Return where a writable buffer lies."""
+def address_of(content: memoryview) -> int:
+    """Return where a writable buffer lies in this process."""
     return ctypes.addressof(ctypes.c_char.from_buffer(content))
 
 
@@ -154,7 +153,7 @@ class Buffer:
     @property
     def address(self) -> int:
         """Where it lies in this process."""
-        return _address(memoryview(self._map))
+        return address_of(memoryview(self._map))
 
     def view(self, size: int) -> memoryview:
         """Return its first bytes; to be released before the next ``reserve``."""

@@ -48,6 +48,14 @@ class Tracker(ABC):
         """
 
     @abstractmethod
+    def begin(self) -> None:
+        """Begin anew, whatever was written; the VM is paused.
+
+        Raises:
+            SnapshotError: the host does not let this process do that.
+        """
+
+    @abstractmethod
     def look(self) -> list[Run]:
         """Return what ``collect`` would, approximately, while the VM runs; nothing begins anew."""
 
@@ -73,6 +81,9 @@ class PrivatePages(Tracker):
         """See ``Tracker``."""
         return self.look()
 
+    def begin(self) -> None:
+        """See ``Tracker``; there is nothing that could begin anew."""
+
     def look(self) -> list[Run]:
         """See ``Tracker``."""
         return self._scan(pagemap.private_pages, soft_dirty=False)
@@ -86,8 +97,15 @@ class SoftDirty(Tracker):
     def collect(self) -> list[Run]:
         """See ``Tracker``."""
         runs = self.look()
-        pagemap.clear_soft_dirty(self.memory.pid)
+        self.begin()
         return runs
+
+    def begin(self) -> None:
+        """See ``Tracker``."""
+        try:
+            pagemap.clear_soft_dirty(self.memory.pid)
+        except OSError as error:
+            raise SnapshotError(f"The pages of QEMU {self.memory.pid} cannot be marked: {error.strerror}.") from error
 
     def look(self) -> list[Run]:
         """See ``Tracker``."""
@@ -114,6 +132,10 @@ class WriteProtection(Tracker):
     def collect(self) -> list[Run]:
         """See ``Tracker``."""
         return self._scan(pagemap.written_pages, protect=True)
+
+    def begin(self) -> None:
+        """See ``Tracker``."""
+        self.collect()
 
     def look(self) -> list[Run]:
         """See ``Tracker``."""

@@ -18,7 +18,7 @@ from agentvm_kernel.errors import SnapshotError
 from agentvm_kernel.vm import memory as memory_module
 from agentvm_kernel.vm import pagemap, tracking, userfault
 from agentvm_kernel.vm.delta import PAGE, Run, merge_runs
-from agentvm_kernel.vm.memory import Buffer, GuestMemory
+from agentvm_kernel.vm.memory import Buffer, GuestMemory, address_of
 from agentvm_kernel.vm.tracking import PrivatePages, SoftDirty, WriteProtection, find_tracker
 
 PAGES = 64
@@ -50,6 +50,11 @@ def read(memory: GuestMemory, runs: list[Run]) -> bytes:
     return bytes(buffer.view(sum(count for _, count in runs) * PAGE))
 
 
+def write(memory: GuestMemory, pieces: list[tuple[int, bytes]]) -> None:
+    here = [memoryview(bytearray(data)) for _, data in pieces]
+    memory.write((place, address_of(view), len(view)) for (place, _), view in zip(pieces, here, strict=True))
+
+
 def watch(memory: GuestMemory) -> WriteProtection:
     try:
         return WriteProtection(memory)
@@ -77,7 +82,7 @@ def test_written_pieces_arrive_and_the_file_stays(memory: GuestMemory, backing: 
     before = backing.read_bytes()
     content = bytearray(before)
     pieces = [(100, b"a" * 50), (16 * PAGE - 256, b"b" * 512), (SIZE - 300, b"c" * 300)]
-    memory.write([(place, memoryview(bytearray(data))) for place, data in pieces])
+    write(memory, pieces)
     for place, data in pieces:
         content[place : place + len(data)] = data
     assert read(memory, [(0, PAGES)]) == content
@@ -89,7 +94,13 @@ def test_long_and_many_copies_are_made_in_parts(
 ) -> None:
     monkeypatch.setattr(memory_module, "_LONGEST", 1000)
     monkeypatch.setattr(memory_module, "_MAX_VECTORS", 7)
-    assert read(memory, [(0, PAGES)]) == backing.read_bytes()
+    content = bytearray(backing.read_bytes())
+    assert read(memory, [(0, PAGES)]) == content
+    pieces = [(5 * PAGE, b"a" * 2500), (16 * PAGE - 1700, b"b" * 3400)]
+    write(memory, pieces)
+    for place, data in pieces:
+        content[place : place + len(data)] = data
+    assert read(memory, [(0, PAGES)]) == content
 
 
 def test_memory_file_that_is_not_mapped_is_refused(guest: GuestProcess, backing: Path, tmp_path: Path) -> None:
@@ -110,7 +121,7 @@ def test_process_that_is_gone_is_an_error_everywhere(memory: GuestMemory, guest:
     with pytest.raises(SnapshotError, match="could not be copied: No such process"):
         read(memory, [(0, 1)])
     with pytest.raises(SnapshotError, match="could not be copied"):
-        memory.write([(0, memoryview(bytearray(1)))])
+        write(memory, [(0, b"x")])
     with pytest.raises(SnapshotError, match="not accessible"):
         GuestMemory(guest.pid, backing, SIZE)
     for tracker in (PrivatePages(memory), SoftDirty(memory)):
@@ -144,8 +155,11 @@ def test_write_protection_sees_no_reads_but_the_hosts_writes(memory: GuestMemory
     tracker = watch(memory)
     read(memory, [(0, PAGES)])
     assert tracker.collect() == []
-    memory.write([(7 * PAGE + 5, memoryview(bytearray(b"x")))])
+    write(memory, [(7 * PAGE + 5, b"x")])
     assert tracker.collect() == [(7, 1)]
+    write(memory, [(9 * PAGE, b"x")])
+    tracker.begin()
+    assert tracker.collect() == []
 
 
 def test_more_runs_than_one_scan_returns_are_all_found(
@@ -178,7 +192,7 @@ def test_process_that_does_not_wait_in_a_system_call_is_left_alone(
         os.sched_yield()
     with pytest.raises(SnapshotError, match="does not wait in a system call"):
         WriteProtection(memory)
-    memory.write([(100, memoryview(bytearray(1)))])
+    write(memory, [(100, b"\0")])
     while read(memory, [(0, 1)])[100] != 1:  # it spins on
         os.sched_yield()
 
