@@ -17,6 +17,7 @@ from agentvm_kernel.vm.memory import GuestMemory
 from agentvm_kernel.vm.snapshot import Snapshot
 from agentvm_kernel.vm.spec import DomainSpec, Hardware
 from agentvm_kernel.vm.tracking import Tracker, find_tracker
+from agentvm_kernel.vm.translation import prepare_translation
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class Blank:
             return
         try:
             self.tracker = find_tracker(GuestMemory(self.machine.pid, spec.memory, spec.hardware.memory_mib << 20))
+            if spec.hardware.accelerator == "tcg":
+                prepare_translation(self.machine.pid)
         except SnapshotError as error:
             _log.warning("snapshots will be complete dumps: %s", error)
 

@@ -15,6 +15,7 @@ from agentvm_kernel.vm.delta import PAGE, Run
 
 _MAX_VECTORS = 1024  # IOV_MAX
 _LONGEST = 1 << 20  # so that no call copies more than 1 GiB; the kernel stops short at 2 GiB
+_ZERO = bytearray(1)
 _libc = ctypes.CDLL(None, use_errno=True)
 for _function in (_libc.process_vm_readv, _libc.process_vm_writev):
     _function.restype = ctypes.c_ssize_t
@@ -98,6 +99,20 @@ def _copy(pid: int, function: ctypes._NamedFuncPointer, pairs: Iterator[tuple[in
         if done != total:
             error = os.strerror(ctypes.get_errno()) if done < 0 else f"{done} of {total} bytes"
             raise SnapshotError(f"The memory of QEMU {pid} could not be copied: {error}.")
+
+
+def touch(pid: int, addresses: Sequence[int]) -> None:
+    """Let a process have memory at some addresses, each on a page that it has not touched: a zero, as is there anyway.
+
+    Args:
+        pid: A process that does not run meanwhile.
+        addresses: Where, in that process.
+
+    Raises:
+        SnapshotError: its memory is not accessible.
+    """
+    zero = address_of(memoryview(_ZERO))
+    _copy(pid, _libc.process_vm_writev, ((zero, address, 1) for address in addresses))
 
 
 def address_of(content: memoryview) -> int:

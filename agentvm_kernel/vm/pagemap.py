@@ -20,6 +20,7 @@ _ENTRIES_AT_ONCE: Final = 1 << 18
 # Bits 63 (present), 62 (swapped) and 61 (file page) are in an entry's byte 7, bit 55 (soft-dirty) in its byte 6.
 _PRIVATE: Final = bytes(int(bool(byte & 0xC0) and not byte & 0x20) for byte in range(256))
 _SOFT_DIRTY: Final = bytes(int(bool(byte & 0x80)) for byte in range(256))
+_ABSENT: Final = bytes(int(not byte & 0xC0) for byte in range(256))
 _MARKED: Final = re.compile(rb"\x01+")
 
 _SCAN: Final = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
@@ -53,6 +54,23 @@ def private_pages(pid: int, address: int, count: int, *, soft_dirty: bool) -> It
                 marks = both.to_bytes(len(marks))
             for match in _MARKED.finditer(marks):
                 yield base + match.start(), match.end() - match.start()
+
+
+def absent_pages(pid: int, address: int, count: int) -> list[int]:
+    """Return which pages of a process nobody has touched.
+
+    Args:
+        pid: The process.
+        address: Where to begin.
+        count: Number of pages.
+
+    Raises:
+        OSError: the process is gone, or not to be looked at.
+    """
+    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+        pagemap.seek(address // PAGE * _ENTRY)
+        marks = pagemap.read(count * _ENTRY)[7::_ENTRY].translate(_ABSENT)
+    return [page for page, is_absent in enumerate(marks) if is_absent]
 
 
 def clear_soft_dirty(pid: int) -> None:
