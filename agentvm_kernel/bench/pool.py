@@ -73,6 +73,11 @@ async def run(wanted: Wanted, say: Say) -> list[Figure]:
             limit=20,
         ),
         Figure(book[_APART], book[_IDENTITY], limit=5),
+        Figure(
+            Series(f"{_APART}, 99th percentile", "ms", [percentile(book[_APART].samples, 99)]),
+            book[_IDENTITY],
+            limit=20,
+        ),
         Figure(book[_RELEASE], book[_STATUS], limit=5),
         Figure(book[_RELEASE_APART], book[_STATUS], limit=5),
         Figure(book[_REFILL], book[_PLAIN]),

@@ -14,6 +14,9 @@ from vms import environment_of, own_supervisor, qemus, shut_down, supervisor_pid
 from agentvm_kernel.config import Paths
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, LimitsRequest, Progress
+from agentvm_kernel.vm import translation
+from agentvm_kernel.vm.delta import PAGE
+from agentvm_kernel.vm.pagemap import absent_pages
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -101,6 +104,12 @@ async def _drains(paths: Paths) -> None:
         async with asyncio.timeout(60):
             while not {one.state for one in (await client.vms()).vms} >= {"warm", "blank"}:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+        waiting = [pid for pid in qemus(paths.tag) if pid != grant.pid]
+        buffers = [(pid, address) for pid in waiting for address in translation._buffers(pid)]
+        assert len(buffers) == (len(waiting) if (await client.status()).accelerator == "tcg" else 0)
+        assert [absent_pages(pid, address, translation._ROOM // PAGE) for pid, address in buffers] == [[]] * len(
+            buffers
+        )
         await client.drain()
         assert [one.id for one in (await client.vms()).vms] == [grant.vm]
         assert qemus(paths.tag) == [grant.pid]
