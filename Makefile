@@ -23,11 +23,13 @@ test: setup  ## Set up everything, then run every check and test that this machi
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory image
 	@$(BIN)/coverage erase
-	@$(BIN)/python -m pytest tests/unit --numprocesses=2 --dist=loadfile --cov --cov-report=
-	@$(BIN)/python -m pytest --ignore=tests/unit -m "not alone" --numprocesses=2 --dist=loadfile --durations=40 \
-		--cov --cov-append --cov-report=
-	@$(BIN)/python -m pytest --ignore=tests/unit -m alone --durations=10 --cov --cov-append \
-		--cov-report=term:skip-covered --cov-fail-under=85
+	@status=0; \
+	$(BIN)/python -m pytest tests/unit --numprocesses=2 --dist=loadfile --cov --cov-report= || status=1; \
+	$(BIN)/python -m pytest --ignore=tests/unit -m "not alone" --numprocesses=2 --dist=loadfile --durations=40 \
+		--cov --cov-append --cov-report= || status=1; \
+	$(BIN)/python -m pytest --ignore=tests/unit -m alone --durations=10 --cov --cov-append \
+		--cov-report=term:skip-covered --cov-fail-under=85 || status=1; \
+	exit $$status
 
 setup: packages $(VENV)/.installed
 
