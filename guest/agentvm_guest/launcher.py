@@ -7,6 +7,7 @@ generators.
 
 from __future__ import annotations
 
+import codecs
 import gc
 import importlib
 import json
@@ -32,7 +33,8 @@ SOCKETS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
 # VM's memory. ipykernel would drop what the socket does not take, and keep without bound what it is still to be given.
 _IOPUB_QUEUE = 256
 _IOPUB_PORTION = 256 << 10
-_PIPE_PORTION = 1000
+# What a pipe holds.
+_PIPE_PORTION = 64 << 10
 _SEED = 64
 _MAX_ERROR = 1000
 
@@ -73,16 +75,35 @@ class Output(OutStream):  # type: ignore[misc]
     half of a short cell's time.
     """
 
-    _is_reading = False
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        self._turned = threading.Condition()
+        self._turns = 0
+        self._is_reading = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        super().__init__(*args, **kwargs)
 
     def flush(self) -> None:
         """Return when all is sent that was written before."""
-        if self._buffers or self._is_reading or self._has_more():
+        if self._fid is not None and self._is_elsewhere():
+            self._await_pipe()
+        if self._buffers:
             super().flush()
 
+    def _is_elsewhere(self) -> bool:
+        """Whether this is none of the threads that would be waited for; they are gone in a forked process."""
+        ours = {self.watch_fd_thread, self.pub_thread and self.pub_thread.thread}
+        return self.watch_fd_thread.is_alive() and threading.current_thread() not in ours
+
+    def _await_pipe(self) -> None:
+        """Wait until somebody has put out what processes have printed by now, not what they go on printing."""
+        with self._turned:
+            last = self._turns + 1 + self._is_reading
+            self._turned.wait_for(
+                lambda: not (self._is_reading or self._has_more()) or self._turns >= last, self.flush_timeout
+            )
+
     def _has_more(self) -> bool:
-        """Whether a process has printed what nobody has read."""
-        return self._fid is not None and bool(select.select([self._fid], [], [], 0)[0])
+        return bool(select.select([self._fid], [], [], 0)[0])
 
     def _watch_pipe_fd(self) -> None:
         """Put out what processes print, as ipykernel does: at any time it is in the pipe, or this is reading it."""
@@ -93,11 +114,19 @@ class Output(OutStream):  # type: ignore[misc]
                 printed = os.read(self._fid, _PIPE_PORTION)
                 if not (printed and self._should_watch):
                     return
-                self.write(printed.decode(errors="replace"))
+                self.write(self._decoder.decode(printed))
                 os.write(self._original_stdstream_copy, printed)
-                self._is_reading = False
+                self._turn()
         except Exception:  # noqa: BLE001 - it is shown when the stream is closed
             self._exc = sys.exc_info()
+        finally:
+            self._turn()
+
+    def _turn(self) -> None:
+        with self._turned:
+            self._is_reading = False
+            self._turns += 1
+            self._turned.notify_all()
 
     def write(self, string: str) -> int | None:
         """Take text; as ipykernel does."""

@@ -140,6 +140,14 @@ async def test_low_level_output_is_captured(notebook: Notebook) -> None:
     assert ("stream", {"name": "stdout", "text": "from C\n"}) in output
 
 
+@pytest.mark.parametrize("how", ["os.write(1, text)", "subprocess.run(['cat'], input=text)"])
+async def test_what_a_process_prints_last_comes_before_the_reply(notebook: Notebook, how: str) -> None:
+    await notebook.run("import os, subprocess")
+    for size in range(1, 60_000, 2000):
+        text, _ = await notebook.run(f"text = b'x' + b'\\xc3\\xa4' * {size // 2}\n_ = {how}")
+        assert text == "x" + "\u00e4" * (size // 2)
+
+
 async def test_input_is_asked_on_stdin(notebook: Notebook) -> None:
     number = await notebook.execute("print(input('name? ').upper())")
     kind, _, content, _ = await notebook.receive("stdin")
