@@ -139,7 +139,7 @@ class Capturer:
 
     def _reserve(self, vm: VM, tracker: Tracker) -> None:
         """Make room for what will have to be copied, so that the pause does not have to."""
-        self._buffer.reserve(_size(merge_runs(vm.unsaved_runs, tracker.look())) + _SLACK)
+        self._buffer.reserve(_size(vm.unsaved_runs) + _size(tracker.look()) + _SLACK)
 
     def _copy_pages(self, vm: VM, tracker: Tracker) -> None:
         written = tracker.collect()
