@@ -246,7 +246,7 @@ class AsyncSession:
     ) -> list[ForkResult]:
         """Run a cell in clones of the VM; those in which it ended by itself can be adopted until the next fork.
 
-        Each has its number, from 1, in the environment variable ``AGENTVM_FORK``, if the code names it.
+        Each has its number, from 1, in the environment variable ``AGENTVM_FORK``.
 
         Args:
             count: How many clones.

@@ -249,7 +249,6 @@ class Runner:
         timeout: float,
         limits: OutputLimits = OutputLimits(),
         outputs: Outputs | None = None,
-        silent: bool = False,
     ) -> CellResult:
         """Run a cell to its end; whatever becomes of it is a result.
 
@@ -258,10 +257,9 @@ class Runner:
             timeout: Seconds until it is interrupted.
             limits: Bounds of its output.
             outputs: Keeps what it shows.
-            silent: It is no cell of the user's: neither count nor history advance.
         """
         cell = _Cell(limits, outputs)
-        work = (self._send(cell.id, code, silent), self._read("shell", cell), self._read("iopub", cell))
+        work = (self._send(cell.id, code), self._read("shell", cell), self._read("iopub", cell))
         async with watched(*work) as broken:
             ends = (self._ended, *broken)
             await _first(cell.over, cell.flooded, *ends, timeout=timeout)
@@ -284,7 +282,7 @@ class Runner:
         ends = (self._ended, *broken)
         return next(end.result().message for end in ends if end.done())
 
-    async def _send(self, msg_id: str, code: str, silent: bool) -> AgentVMError:
+    async def _send(self, msg_id: str, code: str) -> AgentVMError:
         header = {
             "msg_id": msg_id,
             "msg_type": "execute_request",
@@ -295,8 +293,8 @@ class Runner:
         }
         content = {
             "code": code,
-            "silent": silent,
-            "store_history": not silent,
+            "silent": False,
+            "store_history": True,
             "user_expressions": {},
             "allow_stdin": False,
             "stop_on_error": False,

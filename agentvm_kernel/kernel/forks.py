@@ -27,8 +27,6 @@ _SHOWN: Final = 256 << 10
 _ALL_SHOWN: Final = 2 << 20
 """Bytes of what one fork, and all of them, show that are kept: the notebook's file gets them."""
 
-_NUMBER: Final = "AGENTVM_FORK"
-_NUMBERING: Final = '__import__("os").environ["AGENTVM_FORK"] = "{}"'
 """Code that tells a fork which one it is; where the cell asks for it, since it takes as long as a short cell."""
 
 
@@ -212,11 +210,7 @@ class _Forking:
             try:
                 async with running(link, asyncio.shield(lost)) as runner:
                     kept = Outputs(self._policy, min(_SHOWN, _ALL_SHOWN // self._count))
-                    cell = None
-                    if _NUMBER in code:
-                        cell = await runner.run(_NUMBERING.format(number), timeout=timeout, silent=True)
-                    if cell is None or cell.status == "ok":
-                        cell = await runner.run(code, timeout=timeout, outputs=kept)
+                    cell = await runner.run(code, timeout=timeout, outputs=kept)
             finally:
                 await link.close()
         except AgentVMError as error:

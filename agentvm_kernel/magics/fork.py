@@ -22,7 +22,7 @@ HELP = """%%fork N [--randomness diverge|common] [--seed HEX] [--timeout S]
 
 Run the lines below in N clones of the notebook's VM at the same time, each a machine of its own, and show what came of
 each. The notebook's VM stays as it is; %adopt K goes on in fork K, %adopt max in the one with the greatest result.
-In fork K, os.environ["AGENTVM_FORK"] is K, as a text, if the cell names it.
+In fork K, os.environ["AGENTVM_FORK"] is K, as a text.
 
   N             1 to 64; what does not fit into this host at once waits
   --randomness  diverge (default): random numbers differ between the forks; common: random, NumPy and torch give the

@@ -138,9 +138,9 @@ class Forks:
     def _randomness(self, number: int) -> Randomness:
         """Return how a fork's generators are seeded; where they diverge by a seed, from one of its own."""
         if self._request.randomness == "diverge" and not self._request.seed:
-            return Randomness()
+            return Randomness(fork=number)
         own = b"" if self._request.randomness == "common" else b" %d" % number
-        return Randomness("common", hashlib.sha512(self._seed + own).digest())
+        return Randomness("common", hashlib.sha512(self._seed + own).digest(), number)
 
     async def _clone(self, number: int, snapshot: Snapshot) -> VM:
         terms = self._lease.terms

@@ -37,20 +37,23 @@ _ENTROPY_BYTES = 64
 
 @dataclass(frozen=True)
 class Randomness:
-    """What happens to a clone's generators in user space; the kernel's always differs.
+    """What happens to a clone's generators in user space, the kernel's always differs; and which clone it is.
 
     Attributes:
         mode: ``diverge`` (new seeds), ``common`` (the given seed, for comparisons in pairs), ``keep`` (they go on as
             the snapshot has them).
         seed: 64 bytes for ``common``.
+        fork: The number of a fork, which its programs are told; 0 for what is none.
     """
 
     mode: Literal["diverge", "common", "keep"] = "diverge"
     seed: bytes = b""
+    fork: int = 0
 
-    def fields(self) -> dict[str, str]:
+    def fields(self) -> dict[str, object]:
         """Return the fields of the identity request."""
-        return {"randomness": self.mode} | ({"seed": self.seed.hex()} if self.mode == "common" else {})
+        fields: dict[str, object] = {"randomness": self.mode, "fork": self.fork}
+        return fields | ({"seed": self.seed.hex()} if self.mode == "common" else {})
 
 
 OnEvent = Callable[[dict[str, object]], None]

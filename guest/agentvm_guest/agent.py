@@ -330,7 +330,7 @@ class Agent:
         self._system.add_entropy(identity.entropy)
         self._system.set_names(identity.hostname, identity.machine_id)
         # Last: its generators draw from the kernel's.
-        self.kernel.renew(identity.randomness, identity.seed, self._confirm_seconds, self._confirm(identity, reply))
+        self.kernel.renew(identity, self._confirm_seconds, self._confirm(identity, reply))
 
     def _confirm(self, identity: Identity, reply: Reply) -> Reply:
         def done(answer: dict[str, object]) -> None:

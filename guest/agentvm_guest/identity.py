@@ -32,6 +32,7 @@ class Identity:
         randomness: What happens to the generators of the user's Python: ``diverge`` (seeded from the kernel's),
             ``common`` (seeded from the seed) or ``keep`` (left as they are). OpenSSL's is always renewed.
         seed: 64 bytes for ``common``; otherwise empty.
+        fork: The fork's number, which the user's Python is told; 0 for a clone that is none.
     """
 
     epoch: int
@@ -42,6 +43,7 @@ class Identity:
     machine_id: str
     randomness: str
     seed: bytes
+    fork: int = 0
 
 
 def parse_identity(request: dict[str, object]) -> Identity:
@@ -62,6 +64,7 @@ def parse_identity(request: dict[str, object]) -> Identity:
         _read_machine_id(request),
         randomness,
         _read_hex(request, "seed", 64) if randomness == "common" else b"",
+        read_integer(request, "fork", 1 << 16) if "fork" in request else 0,
     )
 
 

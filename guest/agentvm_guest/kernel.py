@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentvm_guest.identity import Identity
 from agentvm_guest.loop import Loop, Timer
 from agentvm_guest.system import Account, System, login_options
 from agentvm_guest.warmup import WarmUp
@@ -122,16 +123,16 @@ class KernelProcess:
             self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def renew(self, randomness: str, seed: bytes, timeout: float, done: Callable[[dict[str, object]], None]) -> None:
-        """Renew the generators inside the process.
+    def renew(self, identity: Identity, timeout: float, done: Callable[[dict[str, object]], None]) -> None:
+        """Renew the generators inside the process, and tell it which fork it is.
 
         Args:
-            randomness: How; see `agentvm_guest.identity.Identity`.
-            seed: What they are seeded from where that says so.
+            identity: Says how, and which.
             timeout: Seconds until the attempt counts as failed.
             done: Called with ``{"ok": ...}``, at once when the process is dead.
         """
-        self._ask(f"{randomness} {seed.hex()}", timeout, done)
+        number = identity.fork.to_bytes(2, "big")
+        self._ask(f"{identity.randomness} {number.hex()} {identity.seed.hex()}", timeout, done)
 
     def set_environment(
         self, variables: dict[str, str | None], timeout: float, done: Callable[[dict[str, object]], None]

@@ -27,6 +27,7 @@ from ipykernel import kernelapp
 from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.kernelapp import IPKernelApp
 
+FORK = "AGENTVM_FORK"
 SOCKETS = {"shell": 1, "iopub": 2, "stdin": 3, "control": 4, "hb": 5}
 # Messages that wait in the socket while the host does not read, and characters or bytes after which a thread that puts
 # out waits until what it has put out is there: with that, a flood waits in `print`, and takes no more than this of the
@@ -210,13 +211,18 @@ def set_environment(variables: dict[str, str | None]) -> None:
 
 
 def perform(operation: str, data: bytes) -> list[str]:
-    """Do what the agent asks: settle, set variables, or renew the generators in the way that the operation names."""
+    """Do what the agent asks: settle, set variables, or renew the generators in the way that the operation names.
+
+    That comes with the number of the fork that this is, in two bytes, before the seed.
+    """
     if operation == "settle":
         settle()
     elif operation == "environment":
         set_environment(json.loads(data))
     else:
-        return renew(operation, data)
+        if fork := int.from_bytes(data[:2], "big"):
+            os.environ[FORK] = str(fork)
+        return renew(operation, data[2:])
     return []
 
 

@@ -354,7 +354,7 @@ class FakeSupervisor:
         await response.prepare(request)
         await _say(response, Progress(stage="saving the virtual machine"))
         for number in range(1, wanted.count + 1):
-            lease.forks[number] = await self._fresh()
+            lease.forks[number] = await self._fresh(fork=number)
             granted = self._granted(name, lease.forks[number][0])
             await _say(response, ForkGranted(fork=number, granted=granted))
         return response
@@ -371,10 +371,10 @@ class FakeSupervisor:
         )
         return await self._replace(name, point, lease.forks.pop(int(request.match_info["fork"])))
 
-    async def _fresh(self) -> tuple[LocalGuest, AsyncExitStack]:
+    async def _fresh(self, fork: int = 0) -> tuple[LocalGuest, AsyncExitStack]:
         guest, stack = await self._take()
         self.vms += 1
-        await guest.identify(self.vms)
+        await guest.identify(self.vms, fork=fork)
         return guest, stack
 
     def _granted(self, name: str, guest: LocalGuest) -> Granted:

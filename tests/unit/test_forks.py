@@ -178,12 +178,6 @@ async def test_forks_that_have_to_wait_run_as_others_are_done() -> None:
         assert supervisor.most == 1
 
 
-async def test_each_fork_knows_its_number_and_counts_as_if_nobody_had_told_it() -> None:
-    async with FakeSupervisor() as supervisor:
-        results = await run(supervisor, 2, "import os; os.environ['AGENTVM_FORK'], In[1:-1]")
-    assert [(one.cell.result, one.cell.count) for one in results] == [("('1', [])", 1), ("('2', [])", 1)]
-
-
 async def test_no_link_to_a_fork_is_left_open() -> None:
     links: list[Link] = []
 

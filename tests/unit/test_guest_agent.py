@@ -400,6 +400,15 @@ async def test_clones_may_share_what_their_user_draws_but_never_the_systems_gene
     assert len({rest for _, _, rest in drawn}) == 3
 
 
+async def test_a_fork_knows_its_number_and_what_is_cloned_from_it_as_it_is_keeps_it() -> None:
+    async with local_guest() as guest:
+        for fork, known in ((0, "None"), (3, "3"), (0, "3"), (12, "12")):
+            await guest.identify(2, randomness="keep", fork=fork)
+            notebook = await Notebook.attach(guest)
+            assert (await notebook.run("import os; print(os.environ.get('AGENTVM_FORK'))"))[0] == f"{known}\n"
+            await notebook.link.close()
+
+
 async def test_a_clone_may_go_on_with_the_generators_as_they_were() -> None:
     async with local_guest() as guest:
         notebook = await Notebook.attach(guest)

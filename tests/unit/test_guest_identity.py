@@ -34,6 +34,7 @@ def test_an_identity_is_read_field_by_field() -> None:
     assert (read.hostname, read.machine_id, read.randomness, read.seed) == ("vm-1", "0f" * 16, "diverge", b"")
     assert parse_identity(IDENTITY | {"randomness": "common", "seed": "01" * 64}).seed == b"\x01" * 64
     assert parse_identity(IDENTITY | {"hostname": "a" * 63}).hostname == "a" * 63
+    assert (read.fork, parse_identity(IDENTITY | {"fork": 64}).fork) == (0, 64)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_an_identity_is_read_field_by_field() -> None:
         ("hostname", (None, "", "-a", "a-", "A", "a.b", "a b", "a" * 64, "a\n", "\u00e4", "\u0251")),
         ("machine_id", (None, "0f" * 15, "0F" * 16, "../../etc/passwd", "0f" * 15 + "0\n")),
         ("randomness", (None, "other", 1, "")),
+        ("fork", (None, "1", -1, 1 << 16)),
     ],
 )
 def test_what_no_identity_may_hold_is_refused_by_name(field: str, values: tuple[object, ...]) -> None:

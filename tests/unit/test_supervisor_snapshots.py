@@ -386,6 +386,9 @@ async def test_forks_are_clones_of_the_vm_as_it_is(session: Session, randomness:
         assert {machine.ops[0]["randomness"] for machine in machines} == {randomness}
         assert (seeds == {None}) == (randomness == "diverge")
         assert len(seeds) == 1
+        assert {number: session.hypervisor.of(one.granted.pid).ops[0]["fork"] for number, one in granted.items()} == {
+            1: 1, 2: 2, 3: 3
+        }  # fmt: skip
         assert len({str(machine.ops[0]["entropy"]) for machine in machines}) == 3
         assert is_awake(session.machine)
     for machine in machines:
