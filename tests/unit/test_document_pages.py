@@ -6,6 +6,7 @@ import ast
 import inspect
 import logging
 import re
+import shlex
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +19,11 @@ import pytest
 from documents import ROOT
 
 import agentvm_kernel
+from agentvm_kernel import Session
+from agentvm_kernel.cli import app
 from agentvm_kernel.errors import NoSnapshotError
 from agentvm_kernel.magics.call import UsageError
+from agentvm_kernel.magics.registry import Registry
 from agentvm_kernel.supervisor.routes import ROUTES
 
 DOCS = ROOT / "docs"
@@ -174,3 +178,33 @@ def test_folders_are_where_the_architecture_says() -> None:
     assert "| `STATE/run/supervisor.sock` |" in text
     for name in re.findall(r"`agentvm_kernel/(\w+)`", text):
         assert inspect.ismodule(import_module(f"agentvm_kernel.{name}"))
+
+
+SPANS = [
+    part for line in page("tasks.md").splitlines() if line.startswith("| ") for part in re.findall(r"`(.+?)`", line)
+]
+
+
+@pytest.mark.parametrize("magic", sorted({one for one in SPANS if re.match(r"%%?[a-z]", one)}))
+def test_magics_of_the_list_of_tasks_are_there(magic: str) -> None:
+    assert Registry().find(f"{magic}\n1" if magic.startswith("%%") else magic) is not None
+
+
+@pytest.mark.parametrize("command", sorted({one for one in SPANS if one.startswith("agentvm ")}))
+def test_commands_of_the_list_of_tasks_are_there(command: str) -> None:
+    from typer.main import get_command
+
+    found, words = get_command(app), shlex.split(command)[1:]
+    while hasattr(found, "commands"):
+        found = found.commands[words.pop(0)]
+    options = {option for one in found.params for option in one.opts}
+    assert {one for one in words if one.startswith("-")} <= options
+
+
+@pytest.mark.parametrize("call", sorted({one for one in SPANS if re.match(r"s\.|Session\(", one)}))
+def test_calls_of_the_list_of_tasks_are_there(call: str) -> None:
+    node = ast.parse(call.replace("…", "0"), mode="eval").body
+    assert isinstance(node, ast.Call)
+    called = getattr(Session, node.func.attr) if isinstance(node.func, ast.Attribute) else Session
+    own = [None] if isinstance(node.func, ast.Attribute) else []
+    inspect.signature(called).bind(*own, *node.args, **{one.arg: one.value for one in node.keywords if one.arg})
