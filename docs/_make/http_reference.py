@@ -14,6 +14,7 @@ from agentvm_kernel.validation import valid
 _MARK: Final = "<!-- routes -->"
 _FIELD: Final = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 _CODE: Final = re.compile(r"`(\w+)`: ")
+_OF_ALL: Final = frozenset({"forbidden", "internal"})
 _REFERENCE: Final = "#/components/schemas/"
 
 _Object = dict[str, Any]
@@ -55,8 +56,9 @@ def _operation(operation: _Object) -> Iterator[str]:
             stream = "a stream of " if media.endswith("ndjson") else ""
             yield f"- Answered: {stream}{_kind(content['schema'])}"
         else:
-            codes = _CODE.findall(response["description"])
-            yield f"- {status}: {', '.join(f'[`{code}`](troubleshooting.md#{code})' for code in codes)}"
+            codes = [one for one in _CODE.findall(response["description"]) if one not in _OF_ALL]
+            if codes:
+                yield f"- {status}: {', '.join(f'[`{code}`](troubleshooting.md#{code})' for code in codes)}"
     yield ""
 
 

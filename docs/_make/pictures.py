@@ -116,7 +116,7 @@ def primitives() -> Picture:
     picture.arrow("480,77 558,77", "clone", (518, 68))
     picture.arrow("770,77 848,77", "snapshot", (809, 68))
     picture.arrow("850,110 815,110 815,150 385,150 385,127")
-    picture.arrow("945,125 945,180 650,180 650,127", "clone: %rollback, %undo, %%fork", (840, 174))
+    picture.arrow("945,125 945,180 650,180 650,127", "clone: %rollback, %undo, %%fork", (828, 174))
     picture.box(290, 225, 190, 85, "blank", "a started QEMU with that", "memory; nothing loaded,", "paused")
     picture.box(560, 225, 210, 85, "warm VM", "golden, with an identity;", "has answered once; paused")
     picture.arrow("480,267 558,267", "in advance", (519, 258))
