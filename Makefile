@@ -45,10 +45,10 @@ lint: setup  ## Style, types, security, and that the documents can be built.
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml agentvm_kernel guest
-	@$(BIN)/mkdocs build --quiet --strict
+	@$(BIN)/mkdocs build --strict
 
 docs: setup  ## Build the documents into build/docs.
-	@$(BIN)/mkdocs build --quiet --strict
+	@$(BIN)/mkdocs build --strict
 	@echo "Open build/docs/index.html"
 
 image: setup
