@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import markdown
 import pytest
 import yaml
-from documents import CHECKED, ROOT, Block, all_blocks, blocks
+from documents import CHECKED, PAGES, ROOT, Block, all_blocks, blocks
 
 from agentvm_kernel.config import Paths, load_settings
 
@@ -62,6 +63,14 @@ def test_names_in_the_python_of_the_documents_are_defined(block: Block) -> None:
     command = [str(Path(sys.executable).with_name("ruff")), "check", "--isolated", "--select=E9,F", "-"]
     found = subprocess.run(command, input=block.text, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_blocks_are_blocks_in_the_built_documents_too(page: Path) -> None:
+    extensions = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["markdown_extensions"]
+    html = markdown.markdown(page.read_text(), extensions=[*extensions, "tables"])
+    assert "```" not in html
+    assert html.count("</pre>") == len(blocks(page))
 
 
 @pytest.mark.parametrize(("link", "fails"), [("other.md", False), ("nowhere.md", True)])

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from audited import audited
+from copies import connection_file
 from documents import ROOT, Block, all_blocks
 from kernel_client import Notebook, notebook, wait_until
 from nbformat.v4 import new_code_cell, new_notebook, new_output
@@ -109,7 +110,7 @@ def desk(folder: Path, paths: Paths, *, needs_vm: bool) -> Iterator[Desk]:
         yield Desk(folder, paths, None)
         return
     environment = named(environment_of(paths), str(folder / NAME))
-    with chdir(folder), notebook(environment) as nb:
+    with chdir(folder), notebook(environment, connection_file=connection_file()) as nb:
         cell.outputs = [new_output("stream", name="stdout", text=ok(nb, cell.source).text())]
         ok(nb, "%snapshot kept")
         save(folder, cell)
