@@ -25,6 +25,8 @@ from agentvm_kernel.errors import NoSnapshotError
 from agentvm_kernel.magics.call import UsageError
 from agentvm_kernel.magics.registry import Registry
 from agentvm_kernel.supervisor.routes import ROUTES
+from agentvm_kernel.vm import full_disk
+from agentvm_kernel.vm.libvirt_hypervisor import _STOPPED_REASONS
 
 DOCS = ROOT / "docs"
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
@@ -69,6 +71,11 @@ def test_messages_are_found_where_they_are_made_with_what_is_filled_in_left_open
     assert {one.code for one in found} | WITHOUT_CLASS | MADE_ELSEWHERE == messages.codes()
     assert messages.classes("usage") == [UsageError.__name__]
     assert NoSnapshotError.__name__ in messages.classes("no_snapshot")
+
+
+@pytest.mark.parametrize("reason", [*_STOPPED_REASONS.values(), full_disk.REASON])
+def test_an_end_of_qemu_is_explained_in_the_words_that_a_session_is_told(reason: str) -> None:
+    assert f"| {reason[:1].upper()}{reason[1:]}. | " in entries()["vm_ended"]
 
 
 def test_a_message_is_shown_as_it_is() -> None:
