@@ -71,7 +71,7 @@ def _message(schema: _Object) -> Iterator[str]:
         meanings = dict(_FIELD.findall(attributes))
         yield from ("| field | is | default | meaning |", "| --- | --- | --- | --- |")
         for name, one in fields.items():
-            given = f"`{json.dumps(one['default'])}`" if "default" in one else ""
+            given = f"`{json.dumps(one['default'])}`" if "default" in one and "$ref" not in one else ""
             yield f"| `{name}` | {_kind(one)} | {_cell(given)} | {_cell(_flowing(meanings.get(name, '')))} |"
         yield ""
 

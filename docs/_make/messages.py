@@ -67,7 +67,7 @@ def messages() -> list[Message]:
 @cache
 def codes() -> frozenset[str]:
     """Return the codes of all errors that there are."""
-    return frozenset({one.code for one in (*_classes(), *messages())} | set(STATUS))
+    return frozenset({one.code for one in _classes()} | {one.code for one in messages()} | set(STATUS))
 
 
 def classes(code: str) -> list[str]:
