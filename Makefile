@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What is built for browsers is built of these.
 FRONT_ENDS := $(shell find labextension -type f -not -path "*/node_modules/*" -not -path "*/lib/*" -not -path "*/built/*" -not -path "*/tests/*")
 
-.PHONY: help quickstart test setup packages lint unit vm nested image clean
+.PHONY: help quickstart test setup packages lint docs unit vm nested image clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -47,7 +47,11 @@ lint: setup  ## Style, types, security, and that the documents can be built.
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml agentvm_kernel guest
-	@$(BIN)/mkdocs build --quiet --strict
+	@$(BIN)/mkdocs build --strict
+
+docs: setup  ## Build the documents into build/docs.
+	@$(BIN)/mkdocs build --strict
+	@echo "Open build/docs/index.html"
 
 image: setup
 	@$(BIN)/agentvm image build minimal

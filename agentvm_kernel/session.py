@@ -168,6 +168,8 @@ class Session:
     ) -> list[ForkResult]:
         """Run a cell in clones of the VM; those in which it ended by itself can be adopted until the next fork.
 
+        Each has its number, from 1, in the environment variable ``AGENTVM_FORK``, if the code names it.
+
         Args:
             count: How many clones.
             code: The cell.
@@ -228,11 +230,39 @@ class Session:
         bounds: Bounds = USUAL,
         on_progress: OnCopied = no_progress,
     ) -> Sent:
-        """Copy a file or a folder into the VM; see `AsyncSession.put`. Progress is told in another thread."""
+        """Copy a file or a folder into the VM, whole or not at all.
+
+        Args:
+            local: What is copied.
+            remote: What it becomes; a relative path begins at the user's home, one that ends with a slash gets the name
+                of what is copied added, and so does none. A file there is replaced, a folder is an error.
+            bounds: How much may be copied.
+            on_progress: Called with how many bytes are there, and how many there are, in another thread.
+
+        Returns:
+            What was copied, with its SHA-256.
+
+        Raises:
+            AgentVMError: it could not be copied, is more than the bounds, or the VM has ended.
+        """
         return self._thread.call(self._session.put(local, remote, bounds, on_progress))
 
     def get(
         self, remote: str, local: Path | str, bounds: Bounds = USUAL, on_progress: OnCopied = no_progress
     ) -> Received:
-        """Copy a file or a folder out of the VM; see `AsyncSession.get`. Progress is told in another thread."""
+        """Copy a file or a folder out of the VM, whole or not at all.
+
+        Args:
+            remote: What is copied; a relative path begins at the user's home.
+            local: What it becomes. A file there is replaced, and so is an empty folder.
+            bounds: How much is taken.
+            on_progress: Called with how many bytes have come, and how many there are as the guest claims, in another
+                thread.
+
+        Returns:
+            What came, and what was left out: links that lead out, devices, named pipes, names that cannot be shown.
+
+        Raises:
+            AgentVMError: it could not be copied, is more than the bounds, or the VM has ended.
+        """
         return self._thread.call(self._session.get(remote, local, bounds, on_progress))

@@ -74,7 +74,12 @@ class Received:
     left_out_count: int = 0
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Note something that was left out."""
+        """Note something that was left out.
+
+        Args:
+            name: Its name, as the guest says it.
+            reason: Why.
+        """
         self.left_out_count += 1
         if len(self.left_out) < _MAX_TOLD:
             self.left_out.append(f"{name[:_MAX_NAME]!a}: {reason}")

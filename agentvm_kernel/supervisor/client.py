@@ -61,6 +61,9 @@ class SupervisorClient:
     Every method raises `ApiError`, with the supervisor's code, where the supervisor refuses or fails, and another
     `SupervisorError` where it cannot be reached, started or understood.
 
+    Where a method does not say otherwise, ``lease`` is a lease's id, from its grant, ``fork`` the number of one of its
+    forks, and ``request`` what is wanted, as its class says.
+
     Args:
         paths: Where the socket is.
         start: Whether to start a supervisor when none answers.
@@ -139,11 +142,7 @@ class SupervisorClient:
             yield Lease(response)
 
     async def snapshots(self, lease: str) -> SnapshotTree:
-        """Return the snapshots of a lease's notebook.
-
-        Args:
-            lease: The lease's id, from its grant; so for all that follows.
-        """
+        """Return the snapshots of a lease's notebook."""
         return await self._ask(SnapshotTree, "GET", f"{_path(lease)}/snapshots")
 
     async def snapshot(self, lease: str, request: SnapshotRequest) -> SnapshotInfo:

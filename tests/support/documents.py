@@ -1,4 +1,4 @@
-"""The blocks of the documents: what stands between fences in README.md and docs/*.md, and what a test does with each.
+"""The blocks of the documents: code in README.md and docs/*.md that stands by itself, and what a test does with each.
 
 A comment in the line before a block says what is done with it:
 
@@ -101,8 +101,8 @@ def blocks(page: Path) -> list[Block]:
     lines = text.splitlines()
     found = []
     for token in MarkdownIt().parse(text):
-        if token.type == "fence" and token.map:
-            mark = _MARK.fullmatch(lines[token.map[0] - 1]) if token.map[0] else None
+        if token.type in {"fence", "code_block"} and token.map:
+            mark = _MARK.fullmatch(lines[token.map[0] - 1].strip()) if token.map[0] else None
             said = (mark[1], mark[2]) if mark else ("", "")
             if page == PAGES[0]:
                 said = next((kept for begin, kept in _README.items() if token.content.startswith(begin)), said)

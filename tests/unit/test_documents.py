@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import markdown
 import pytest
 import yaml
-from documents import CHECKED, ROOT, Block, all_blocks, blocks
+from documents import CHECKED, PAGES, ROOT, Block, all_blocks, blocks
 
 from agentvm_kernel.config import Paths, load_settings
 
@@ -61,6 +63,26 @@ def test_names_in_the_python_of_the_documents_are_defined(block: Block) -> None:
     command = [str(Path(sys.executable).with_name("ruff")), "check", "--isolated", "--select=E9,F", "-"]
     found = subprocess.run(command, input=block.text, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_blocks_are_blocks_in_the_built_documents_too(page: Path) -> None:
+    extensions = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["markdown_extensions"]
+    html = markdown.markdown(page.read_text(), extensions=[*extensions, "tables"])
+    assert "```" not in html
+    assert html.count("</pre>") == len(blocks(page))
+
+
+@pytest.mark.parametrize(("link", "fails"), [("other.md", False), ("nowhere.md", True)])
+def test_documents_with_a_broken_link_cannot_be_built(link: str, fails: bool, tmp_path: Path) -> None:
+    (told,) = set(re.findall(r"/(mkdocs build .*)", (ROOT / "Makefile").read_text()))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(f"[a link]({link})")
+    (tmp_path / "docs/other.md").write_text("text")
+    (tmp_path / "mkdocs.yml").write_text("site_name: x\n")
+    command = [str(Path(sys.executable).with_name("mkdocs")), *told.split()[1:]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == fails, done.stderr
 
 
 def test_marks_are_read_only_directly_before_a_block(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from audited import audited
-from documents import Block, all_blocks
+from copies import connection_file
+from documents import ROOT, Block, all_blocks
 from kernel_client import Notebook, notebook, wait_until
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from travel import named, ok
@@ -108,7 +110,7 @@ def desk(folder: Path, paths: Paths, *, needs_vm: bool) -> Iterator[Desk]:
         yield Desk(folder, paths, None)
         return
     environment = named(environment_of(paths), str(folder / NAME))
-    with chdir(folder), notebook(environment) as nb:
+    with chdir(folder), notebook(environment, connection_file=connection_file()) as nb:
         cell.outputs = [new_output("stream", name="stdout", text=ok(nb, cell.source).text())]
         ok(nb, "%snapshot kept")
         save(folder, cell)
@@ -131,6 +133,23 @@ def test_what_a_page_says_can_be_done(page: Path, paths: Paths, tmp_path: Path) 
     with desk(tmp_path, paths, needs_vm=any(one.kind == "run: vm" for one in found)) as sitting:
         for block in found:
             sitting.run(block)
+
+
+def test_data_lie_where_the_architecture_says(paths: Paths, tmp_path: Path) -> None:
+    told = re.findall(
+        r"^\| `(CONFIG|CACHE|STATE)(/\S+)?` \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE
+    )
+    assert len(told) > 10
+    tops = {"CONFIG": paths.config, "CACHE": paths.cache, "STATE": paths.state}
+    with desk(tmp_path, paths, needs_vm=True) as sitting:
+        assert sitting.nb is not None
+        ok(sitting.nb, "import socket\ntry: socket.create_connection(('nobody.example', 80))\nexcept OSError: pass")
+        for top, below in told:
+            place = tops[top]
+            wait_until(
+                lambda place=place, below=below: any(place.glob(below[1:])) if below else place.exists(),
+                f"{top}{below} is there",
+            )
 
 
 def test_a_command_that_fails_is_noticed(paths: Paths, tmp_path: Path) -> None:

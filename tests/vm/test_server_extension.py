@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from documents import all_blocks
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from lab_bed import Jupyter, jupyter
 from vms import environment_of, own_supervisor
@@ -172,6 +174,7 @@ async def test_each_action_changes_the_vm_and_pages_are_told(paths: Paths, tmp_p
             await change_limits_and_see_a_cell_end(book)
             await travel(book)
             await see_output_blocked(book)
+            await ask_as_documented(book)
             await restart_and_stop(paths, book)
 
 
@@ -281,6 +284,22 @@ async def see_output_blocked(book: Book) -> None:
     (blocked,) = (await book.page.ask("GET", f"{book.path}/blocked"))["blocked"]
     assert (blocked["reason"], blocked["count"], blocked["cell"] > 0) == ("mime", 1, True)
     assert (await book.machine())["blocked"] == 1
+
+
+async def ask_as_documented(book: Book) -> None:
+    """Do what server.md shows."""
+    own = f"tests/vm/{Path(__file__).name}"
+    (block,) = [one for one in all_blocks("run by") if (one.page.name, one.word) == ("server.md", own)]
+    (command,) = block.commands({})
+    server = book.page.server
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", command.replace("http://127.0.0.1:8888", server.url), stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"TOKEN": server.token, "KERNEL": book.kernel},
+    )  # fmt: skip
+    answer = json.loads((await process.communicate())[0])
+    assert list(answer) == re.findall(r'"(\w+)":', block.text.splitlines()[1])
+    assert answer["status"] == "ok"
+    assert "loaded" in [one["label"] for one in (await book.tree())["snapshots"]]
 
 
 async def restart_and_stop(paths: Paths, book: Book) -> None:
