@@ -118,6 +118,7 @@ class LeaseAcquired(OfLease):
         hypervisor: Versions of QEMU and libvirt.
         vcpus: Virtual CPUs.
         memory_mib: Guest memory, MiB.
+        disk_gb: Guest disk, GB.
         limits: What holds for what runs in the VM, as JSON.
         network: What it may reach, in words.
     """
@@ -132,6 +133,7 @@ class LeaseAcquired(OfLease):
     hypervisor: Text = ""
     vcpus: Count = 0
     memory_mib: Count = 0
+    disk_gb: Count = 0
     limits: Long = ""
     network: Long = ""
 

@@ -20,8 +20,10 @@ from report_bed import Bed, code, notebook, text
 
 from agentvm_kernel import cli
 from agentvm_kernel.image.store import ImageStore
+from agentvm_kernel.kernel.limits import HeldLimits
 from agentvm_kernel.magics.call import find_call
 from agentvm_kernel.magics.registry import Registry
+from agentvm_kernel.profiles import Limits, changed
 from agentvm_kernel.report.signature import fingerprint, own_key, sign
 from agentvm_kernel.report.writing import Wanted, write_report
 from agentvm_kernel.reproduce.permits import Permits, PermittedMagics, Refusal, RefusedError
@@ -269,7 +271,7 @@ PERMITTED = (
     "%net inspect a.example",
 )  # fmt: skip
 DENIED = (
-    "%vm profile intensive", "%vm stop", "%vm console", "%vm facts on", "%limits timeout=9h", "%limits reset",
+    "%vm profile intensive", "%vm stop", "%vm console", "%vm facts on",
     "%net allow evil.example", "%net allow a.example evil.example", "%net allow *", "%net mode record-only",
     "%net mode filtered", "%net record demo", "%net replay demo", "%net replay ../demo", "%report", "%report --zip",
     "%report /etc/x.ipynb", "# net: allow evil.example\n1", "%%time\n# net: allow evil.example\n1",
@@ -291,6 +293,60 @@ async def test_what_changes_the_host_or_lets_more_out_is_refused(
     assert magic is not None
     with pytest.raises(RefusedError, match="not carried out"):
         await magic.run(SimpleNamespace())  # type: ignore[arg-type]
+
+
+MODES = ("isolated", "filtered", "record-only")
+
+
+@pytest.mark.parametrize("most", MODES)
+@pytest.mark.parametrize("wanted", [*MODES, "open", "Filtered"])
+def test_a_network_is_opened_no_more_than_the_users_own_configuration_has_it(most: str, wanted: str) -> None:
+    permits = PERMITS.model_copy(update={"mode": most})
+    is_refused = isinstance(PermittedMagics(permits).find(f"%net mode {wanted}"), Refusal)
+    assert is_refused == (wanted not in MODES or MODES.index(wanted) > MODES.index(most))
+
+
+class Limited:
+    """A VM whose limits can be set.
+
+    Args:
+        given: The profile's.
+    """
+
+    def __init__(self, given: Limits) -> None:
+        self.limits = HeldLimits()
+        self.limits.given = self.limits.now = given
+        self.guest = None
+
+    async def set_limits(self, changes: dict[str, float | None]) -> None:
+        self.limits.changed(changes, changed(self.limits.now, changes))
+
+
+async def limited(machine: Limited, source: str) -> None:
+    permits = PERMITS.model_copy(update={"limits": ("timeout=60s", "processes=100")})
+    magic = PermittedMagics(permits).find(source)
+    assert magic is not None
+    await magic.run(SimpleNamespace(machine=machine))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "words", ["timeout=301", "timeout=9h", "processes=3000", "disk_rate=none", "timeout=60 output=257MiB"]
+)
+async def test_a_limit_is_raised_no_further_than_the_users_own_profile_has_it(words: str) -> None:
+    machine = Limited(Limits())
+    with pytest.raises(RefusedError, match="not carried out"):
+        await limited(machine, f"%limits {words}")
+    assert machine.limits.now == Limits()
+
+
+async def test_a_limit_is_changed_within_the_profile_and_goes_back_to_the_recorded_one() -> None:
+    machine = Limited(Limits())
+    await limited(machine, "%limits timeout=200 open_files=100 lifetime=8h")
+    now = machine.limits.now
+    assert (now.cell_deadline, now.open_files, now.lifetime) == (200, 100, 8 * 3600)
+    await limited(machine, "%limits reset")
+    now = machine.limits.now
+    assert (now.cell_deadline, now.processes, now.open_files, now.lifetime) == (60, 100, 4096, None)
 
 
 def test_every_magic_that_there_is_is_decided_about() -> None:
