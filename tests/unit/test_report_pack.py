@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packed import Files, everything_below, files_of, write
 from report_bed import Bed, code, notebook, text
 
 from agentvm_kernel.errors import HostError, ReportError
 from agentvm_kernel.report.signature import KEY, fingerprint, own_key
 from agentvm_kernel.report.verify import examine
 from agentvm_kernel.report.writing import Wanted, write_report
-
-Files = dict[str, bytes]
 
 
 @pytest.fixture
@@ -44,21 +43,6 @@ def packed(bed: Bed, tmp_path: Path) -> Path:
     notebook(path, code("a", text("1"), agentvm={"run": 1}, execution={"x": "1"}, tags=["t"]), code("b"))
     (written,) = write_report(path, None, Wanted(packed=True), bed.paths)
     return written
-
-
-def files_of(file: Path) -> Files:
-    with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def write(file: Path, files: Files) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-
-
-def everything_below(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def refusal(file: Path, bed: Bed, key: str = "") -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from packed import Files, everything_below, files_of, signed, write
 from report_bed import Bed, code, notebook, text
 
 from agentvm_kernel import cli
@@ -24,12 +23,10 @@ from agentvm_kernel.kernel.limits import HeldLimits
 from agentvm_kernel.magics.call import find_call
 from agentvm_kernel.magics.registry import Registry
 from agentvm_kernel.profiles import Limits, changed
-from agentvm_kernel.report.signature import fingerprint, own_key, sign
+from agentvm_kernel.report.signature import fingerprint, own_key
 from agentvm_kernel.report.writing import Wanted, write_report
 from agentvm_kernel.reproduce.permits import Permits, PermittedMagics, Refusal, RefusedError
 from agentvm_kernel.reproduce.source import open_source
-
-Files = dict[str, bytes]
 
 
 def nothing_is_built(*_: object) -> None:
@@ -67,28 +64,6 @@ def agentvm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return int(ended.value.code or 0), out, err
 
 
-def files_of(file: Path) -> Files:
-    with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def write(file: Path, files: Files) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-
-
-def signed(files: Files, key: Ed25519PrivateKey) -> Files:
-    """Return files with the digests and the signature that a maker of reports gives them, whatever is in them."""
-    others = {name: one for name, one in files.items() if name not in {"manifest.json", "signature.json"}}
-    entries = {name: {"sha256": hashlib.sha256(one).hexdigest(), "size": len(one)} for name, one in others.items()}
-    manifest = json.dumps({"format": 1, "files": entries}).encode()
-    public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
-    signature = base64.b64encode(sign(key, manifest)).decode()
-    said = {"algorithm": "ed25519", "key": public, "signature": signature}
-    return {**others, "manifest.json": manifest, "signature.json": json.dumps(said).encode()}
-
-
 def with_record(file: Path, bed: Bed, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the record of an archive, and sign it again with the user's own key."""
     files = files_of(file)
@@ -96,13 +71,6 @@ def with_record(file: Path, bed: Bed, change: Callable[[dict[str, Any]], None]) 
     change(record)
     files["record.json"] = json.dumps(record).encode()
     write(file, signed(files, own_key(bed.paths.state)))
-
-
-def everything_below(folder: Path) -> dict[str, bytes]:
-    return {
-        str(one.relative_to(folder)): one.read_bytes() if one.is_file() and not one.is_fifo() else b""
-        for one in folder.rglob("*")
-    }
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> str:
