@@ -11,7 +11,7 @@ from typing import Final
 from markupsafe import Markup
 
 from agentvm_kernel import __version__
-from agentvm_kernel.observe.events import NetworkConnectionBlocked
+from agentvm_kernel.observe.events import FilesCopied, NetworkConnectionBlocked
 from agentvm_kernel.observe.verify import Verdict
 from agentvm_kernel.report.cleaning import Cleaner, Shown, plain, safe
 from agentvm_kernel.report.document import Document
@@ -20,7 +20,7 @@ from agentvm_kernel.report.hosts import Host
 from agentvm_kernel.report.matching import Match, Standing
 from agentvm_kernel.report.picture import draw_tree
 from agentvm_kernel.report.plots import draw_runs, seconds, size
-from agentvm_kernel.report.record import Found, Run, Session, said
+from agentvm_kernel.report.record import Found, Run, Session, name_of, said
 
 _MOST_RUNS: Final = 1000
 _MOST_ROWS: Final = 500
@@ -87,6 +87,8 @@ class SessionView:
     runs: tuple[RunView, ...]
     more_runs: int
     changes: tuple[tuple[str, str], ...]
+    forks: tuple[tuple[str, int, str, str], ...]
+    copies: tuple[tuple[int, str, str, str, str], ...]
     missing: tuple[str, ...]
 
 
@@ -285,8 +287,17 @@ def _session(session: Session, matches: Sequence[Match]) -> SessionView:
         runs=tuple(_run(run, places.get(id(run), 0)) for run in session.runs[:_MOST_RUNS]),
         more_runs=max(0, len(session.runs) - _MOST_RUNS),
         changes=tuple((_when(moment), plain(what)) for moment, what in session.changes[:_MOST_ROWS]),
+        forks=tuple(
+            (_when(moment), one.count, one.randomness, one.seed) for moment, one in session.forks[:_MOST_ROWS]
+        ),
+        copies=tuple(_copy(one) for _, one in session.copies[:_MOST_ROWS]),
         missing=tuple(session.missing[:_MOST_ROWS]),
     )  # fmt: skip
+
+
+def _copy(one: FilesCopied) -> tuple[int, str, str, str, str]:
+    way = "in" if one.way == "push" else "out"
+    return one.run, way, plain(name_of(one.path)), size(one.size), one.digest
 
 
 def _limits(text: str) -> str:

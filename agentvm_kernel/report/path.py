@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from agentvm_kernel.report.environment import Environment
 from agentvm_kernel.report.make import Gathered
-from agentvm_kernel.report.record import Run, Session
+from agentvm_kernel.report.record import Run, Session, name_of
 
 _OF_LEASE: Final = (
     "image", "profile", "accelerator", "hypervisor", "version", "vcpus", "memory_mib", "disk_gb", "limits", "network"
@@ -48,6 +48,21 @@ def _session(session: Session, cells: dict[int, int]) -> dict[str, Any]:
         ],
         "returns": [
             {"time": one.time, "from": one.source, "to": one.target, "run": one.run} for one in session.returns
+        ],
+        "forks": [
+            {"time": time, "run": one.run, "count": one.count, "randomness": one.randomness, "seed": one.seed}
+            for time, one in session.forks
+        ],
+        "copies": [
+            {
+                "time": time,
+                "run": one.run,
+                "way": one.way,
+                "name": name_of(one.path),
+                "sha256": one.digest,
+                "size": one.size,
+            }
+            for time, one in session.copies
         ],
         "relabelled": [{"time": time, "id": name, "label": label} for time, name, label in session.relabelled],
         "removed": [{"time": time, "ids": list(names), "count": count} for time, names, count in session.removed],

@@ -121,17 +121,18 @@ def _kept(cell: Cell) -> int:
     return run if type(run) is int and 0 < run < 1 << 31 else 0
 
 
-def seeded(source: str, cell: Cell) -> str:
-    """Return a call of forks with the seed that they had, if the cell's metadata keeps it.
+def seeded(source: str, cell: Cell, recorded: str = "") -> str:
+    """Return a call of forks with the seed that they had, if the record or the cell's metadata keeps it.
 
     Args:
         source: The cell's code.
         cell: The cell.
+        recorded: The seed of the record, if it has one.
     """
     call = call_of(source)
     said = cell.metadata.get(KEY)
     forks = said.get("forks") if isinstance(said, dict) else None
-    seed = str(forks.get("seed", "")) if isinstance(forks, dict) else ""
+    seed = recorded or (str(forks.get("seed", "")) if isinstance(forks, dict) else "")
     if call is None or call.name != "%fork" or "--seed" in call.words or not _SEED.fullmatch(seed):
         return source
     return f"%%fork {' '.join([*call.words, '--seed', seed])}\n{call.body}"
@@ -211,9 +212,21 @@ class _Leg:
                 yield (float(run.run), 0.0), Step(source, run.cell, run.run, note)
 
     def _magics(self) -> Iterator[tuple[_Key, Step]]:
+        seeds = self._seeds()
         for key, number in self.magics.items():
-            source = seeded(self._rewritten(self.cells[number].source), self.cells[number])
+            source = seeded(self._rewritten(self.cells[number].source), self.cells[number], seeds.get(number, ""))
             yield key, Step(source, number, int(key[0]))
+
+    def _seeds(self) -> dict[int, str]:
+        """Return the recorded seeds of the document's forks, where as many were made as it has between two runs."""
+        made: dict[int, list[str]] = {}
+        for one in self.session.forks:
+            made.setdefault(self._gap(one.run), []).append(one.seed)
+        found: dict[int, str] = {}
+        for gap, numbers in self._gaps("%fork").items():
+            if len(numbers) == len(made.get(gap, ())):
+                found |= zip(numbers, made[gap], strict=True)
+        return found
 
     def _rewritten(self, source: str) -> str:
         """Return a magic in which a snapshot's id, which is another each time, is a label."""

@@ -63,6 +63,14 @@ class RecordedReturn(_Part):
     run: Number = 0
 
 
+class RecordedForks(_Part):
+    """Clones that were asked for; `run` is the last run before them."""
+
+    run: Number = 0
+    count: Number = 0
+    seed: Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")] = ""
+
+
 class RecordedSession(_Part):
     """What ran in one lease, and in what machine."""
 
@@ -77,6 +85,7 @@ class RecordedSession(_Part):
     runs: Annotated[tuple[RecordedRun, ...], Field(max_length=_MOST)] = ()
     snapshots: Annotated[tuple[RecordedSnapshot, ...], Field(max_length=_MOST)] = ()
     returns: Annotated[tuple[RecordedReturn, ...], Field(max_length=_MOST)] = ()
+    forks: Annotated[tuple[RecordedForks, ...], Field(max_length=_MOST)] = ()
 
 
 class RecordedImage(_Part):
