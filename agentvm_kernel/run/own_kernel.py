@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import Unicode
+
+from agentvm_kernel.kernel_command import MODULE, kernel_command
 
 
 class OwnKernel(AsyncKernelManager):
@@ -16,12 +16,11 @@ class OwnKernel(AsyncKernelManager):
         module: Which module is run.
     """
 
-    module = Unicode("agentvm_kernel")
+    module = Unicode(MODULE)
 
     @property
     def kernel_spec(self) -> KernelSpec:
         """Say how it is started."""
         return KernelSpec(
-            argv=[sys.executable, "-m", self.module, "-f", "{connection_file}"],
-            display_name="AgentVM", language="python", interrupt_mode="message",
-        )  # fmt: skip
+            argv=kernel_command(self.module), display_name="AgentVM", language="python", interrupt_mode="message"
+        )
