@@ -9,8 +9,10 @@ is gone) is carried out all the same.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from agentvm_kernel.magics.call import Call
@@ -233,8 +235,23 @@ class _Leg:
         call = call_of(source)
         if call is None or call.name != "rollback" or not call.words or not _ID.fullmatch(call.words[0]):
             return source
-        found = [one for one in self.session.snapshots if one.id.startswith(call.words[0])]
-        return f"%rollback {_label(found[0])} {' '.join(call.words[1:])}" if len(found) == 1 else source
+        place = bisect_left(self._ids, call.words[0])
+        found = [name for name in self._ids[place : place + 2] if name.startswith(call.words[0])]
+        if len(found) != 1:
+            return source
+        return f"%rollback {_label(self._known[found[0]])} {' '.join(call.words[1:])}"
+
+    @cached_property
+    def _known(self) -> dict[str, RecordedSnapshot]:
+        return {one.id: one for one in self.session.snapshots}
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return sorted(self._known)
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        return sorted(one.run for one in self.session.runs if one.fork == 0)
 
     def _snapshots(self) -> Iterator[tuple[_Key, Step]]:
         """Yield snapshots that no magic of the document takes."""
@@ -252,13 +269,12 @@ class _Leg:
     def _returns(self) -> Iterator[tuple[_Key, Step]]:
         """Yield ways back that no magic of the document goes."""
         gone = self._gaps("rollback", "undo", "adopt")
-        known = {one.id: one for one in self.session.snapshots}
         for one in self.session.returns:
             by = gone.get(self._gap(one.run), [])
             if by:
                 by.pop(0)
-            elif one.to in known and known[one.to].kind != "fork":
-                yield (one.run, 0.75), Step(f"%rollback {_label(known[one.to])}", None, one.run, "a rollback")
+            elif one.to in self._known and self._known[one.to].kind != "fork":
+                yield (one.run, 0.75), Step(f"%rollback {_label(self._known[one.to])}", None, one.run, "a rollback")
             else:
                 self.missing.append(f"the way back to {_named(one)} behind run {one.run} cannot be gone")
 
@@ -273,7 +289,8 @@ class _Leg:
 
     def _gap(self, run: int) -> int:
         """Return the last run of a cell up to a number."""
-        return max((one.run for one in self.session.runs if one.fork == 0 and one.run <= run), default=0)
+        place = bisect_right(self._numbers, run)
+        return self._numbers[place - 1] if place else 0
 
     def _is_call(self, number: int, name: str) -> bool:
         call = call_of(self.cells[number].source)

@@ -107,6 +107,11 @@ RECORDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a flavour that is a path": lambda r: r.update(images={"1" * 64: {"flavour": "../x", "packages": {}}}),
     "packages that are numbers": lambda r: r.update(images={"1" * 64: {"packages": {"python_packages": {"a": 1}}}}),
     "nine machines": lambda r: r.update(sessions=r["sessions"] * 9),
+    "snapshots and ways back without end": lambda r: _session(r).update(
+        snapshots=[{"id": f"{number:012x}", "run": 1} for number in range(20_000)],
+        returns=[{"to": f"{number:012x}", "run": 1} for number in range(20_000)],
+        runs=_session(r)["runs"] + [_session(r)["runs"][0] | {"cell": None}] * 19_000,
+    ),
     "steps without end": lambda r: r.update(
         sessions=[{**_session(r), "runs": [_session(r)["runs"][0]] * 10_001}]
     ),
