@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from report_bed import Bed, code, markdown, notebook, text
 
+from agentvm_kernel.errors import ReportError
 from agentvm_kernel.report.make import Report, make_report
 from agentvm_kernel.report.path import recorded
 
@@ -162,6 +163,19 @@ def test_what_guests_name_cannot_become_markup(bed: Bed) -> None:
     page = report(bed, code("a")).page
     assert "<script" not in page
     assert page.count("script&gt;") >= 5
+
+
+@pytest.mark.parametrize("mime", ["image/png", "image/svg+xml", "text/html", "text/plain", "text/latex", "x/y"])
+@pytest.mark.parametrize("value", [None, 5, 1e400, {}, [[5]], [], {"a": [1]}, "\ud800"])
+def test_what_no_output_has_is_no_error(bed: Bed, mime: str, value: Any) -> None:
+    bed.begin(notebook=str(bed.paths.state.parent / "n.ipynb"))
+    bed.run("show 1")
+    output = {"output_type": "display_data", "data": {mime: value}, "metadata": {}}
+    try:
+        made = report(bed, code("show 1", output))
+    except ReportError:
+        return  # it is no notebook
+    assert made.matches[0].standing in {"changed", "as recorded"}
 
 
 def test_large_outputs_are_cut_with_a_note(bed: Bed) -> None:

@@ -198,6 +198,10 @@ NOTEBOOKS: dict[str, bytes] = {
         {"nbformat": 4, "nbformat_minor": 5, "metadata": {},
          "cells": [{"cell_type": "raw", "source": "", "metadata": {}, "id": "a"}] * 10_001}
     ).encode(),
+    "a version that is a text": b'{"nbformat":4,"nbformat_minor":"5","metadata":{},"cells":[]}',
+    "a version without end": b'{"nbformat":4,"nbformat_minor":' + b"9" * 4000 + b',"metadata":{},"cells":[3]}',
+    "a number without end": b'{"nbformat":4,"nbformat_minor":' + b"9" * 5000 + b',"metadata":{},"cells":[]}',
+    "a version that is less than none": b'{"nbformat":4,"nbformat_minor":-1,"metadata":{},"cells":[]}',
     "a script in the metadata": b'{"nbformat":4,"nbformat_minor":5,"metadata":"<script>","cells":[]}',
 }  # fmt: skip
 
