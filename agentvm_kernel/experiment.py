@@ -25,7 +25,7 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import AgentVMError, LinkError, ProofError, ProtocolError, VMEndedError
 from agentvm_kernel.kernel.endings import never
 from agentvm_kernel.kernel.execution import LINK_LIMITS, CellResult, Runner
-from agentvm_kernel.kernel.executions import cell_begins, reported
+from agentvm_kernel.kernel.executions import cell_begins, copied, reported
 from agentvm_kernel.kernel.forkpoint import ForkSupervisor
 from agentvm_kernel.kernel.forks import ForkResult, OnProgress, run_forks
 from agentvm_kernel.kernel.guest import Agent, Guest
@@ -340,7 +340,9 @@ class AsyncSession:
             AgentVMError: it could not be copied, is more than the bounds, or the VM has ended.
         """
         async with self._with_its_end():
-            return await put(self._machine, Path(local), remote, bounds=bounds, on_progress=on_progress)
+            sent = await put(self._machine, Path(local), remote, bounds=bounds, on_progress=on_progress)
+            self._machine.network.report(copied("push", str(local), sent.digest, sent.size))
+            return sent
 
     async def get(
         self, remote: str, local: Path | str, bounds: Bounds = USUAL, on_progress: OnCopied = no_progress
@@ -360,7 +362,9 @@ class AsyncSession:
             AgentVMError: it could not be copied, is more than the bounds, or the VM has ended.
         """
         async with self._with_its_end():
-            return await get(self._machine, remote, Path(local), bounds, on_progress=on_progress)
+            received = await get(self._machine, remote, Path(local), bounds, on_progress=on_progress)
+            self._machine.network.report(copied("pull", remote, received.digest, received.size))
+            return received
 
     @asynccontextmanager
     async def _with_its_end(self) -> AsyncIterator[None]:

@@ -19,6 +19,7 @@ import agentvm_kernel
 from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import ConfigError
 from agentvm_kernel.firewall.context import Mode
+from agentvm_kernel.kernel_command import is_kernel
 from agentvm_kernel.terminal import add_row, console, table
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ class Spec:
     @property
     def is_ours(self) -> bool:
         """Whether it starts this project's kernel."""
-        argv = self.content.get("argv")
-        return isinstance(argv, list) and argv[1:3] == ["-m", "agentvm_kernel"]
+        return is_kernel(self.content.get("argv"))
 
     def chosen(self, variable: str) -> str:
         """Return what it sets an environment variable to; empty if it does not."""

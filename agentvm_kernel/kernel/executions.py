@@ -7,7 +7,7 @@ import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.firewall.reasons import Reason
@@ -16,7 +16,15 @@ from agentvm_kernel.kernel.execution import CellResult, Status
 from agentvm_kernel.kernel.facts import CellFacts, EndedCell, Facts
 from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.requests import Request
-from agentvm_kernel.supervisor.execution_messages import MAX_CODE, MEASURED, Execution, Happened, digest_of
+from agentvm_kernel.supervisor.execution_messages import (
+    MAX_CODE,
+    MAX_PATH,
+    MEASURED,
+    Copied,
+    Execution,
+    Happened,
+    digest_of,
+)
 from agentvm_kernel.supervisor.messages import Granted
 
 _TEXT: Final = 500
@@ -187,6 +195,19 @@ def cell_begins(code: str, granted: Granted | None, *, run: int = 0, fork: int =
     shown = clean(code[:MAX_CODE]) if granted and granted.record_code else ""
     vm = granted.vm if granted else ""
     return Execution(happened="started", vm=vm, run=run, fork=fork, digest=digest_of(code), code=shown, cell=cell)
+
+
+def copied(way: Literal["push", "pull"], path: str, digest: str, size: int, run: int = 0) -> Copied:
+    """Return what the supervisor is told of a file or folder that was copied.
+
+    Args:
+        way: Into the VM, or out of it.
+        path: What was copied, as it was named; its end, where it is long.
+        digest: See `agentvm_kernel.run.files.Sent`.
+        size: Bytes of content.
+        run: Number of the run that did it; 0 where it was none.
+    """
+    return Copied(way=way, path=clean(path[-MAX_PATH:]), digest=digest, size=size, run=run)
 
 
 def _count(value: object) -> int | None:

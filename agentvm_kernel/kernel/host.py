@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeVar
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.kernel.chronicle import Chronicle
+from agentvm_kernel.kernel.executions import copied
 from agentvm_kernel.kernel.facts import Facts
 from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.info import Usage
@@ -105,7 +106,7 @@ class Host:
         return replaced
 
     def note_copy(self, way: Literal["push", "pull"], path: str, digest: str, size: int) -> None:
-        """Let the reply's metadata tell what was copied.
+        """Let the reply's metadata and the audit log tell what was copied.
 
         Args:
             way: Into the VM, or out of it.
@@ -114,6 +115,7 @@ class Host:
             size: Bytes of content.
         """
         self.told["copied"] = {"way": way, "path": path[-_PATH:], "sha256": digest, "size": size}
+        self.machine.network.report(copied(way, path, digest, size, self.request.run))
 
     async def _inherit(self, replacing: Awaitable[_T]) -> _T:
         """Show under the cell what something in the new VM prints that was begun before it."""

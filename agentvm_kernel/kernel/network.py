@@ -16,7 +16,7 @@ from agentvm_kernel.kernel.requests import Request
 from agentvm_kernel.kernel.timeline import beginning
 from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor.execution_messages import Execution
+from agentvm_kernel.supervisor.execution_messages import Report
 from agentvm_kernel.supervisor.messages import Blocked, LeaseRequest
 from agentvm_kernel.supervisor.network_messages import (
     MOST_EXECUTIONS,
@@ -61,7 +61,7 @@ class NotebookNetwork:
         self._tenure = tenure
         self._running = CellRequest()
         self._teller: asyncio.Task[None] | None = None
-        self._reports: deque[Execution] = deque()
+        self._reports: deque[Report] = deque()
         self._unsaid = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -143,8 +143,8 @@ class NotebookNetwork:
         self._running = self._running.model_copy(update={"cell": cell})
         self._wake()
 
-    def report(self, execution: Execution) -> None:
-        """Tell the supervisor what has happened to an execution, for its audit log.
+    def report(self, report: Report) -> None:
+        """Tell the supervisor what has happened to an execution, or what was copied, for its audit log.
 
         That goes along when the supervisor is told which cell runs next, or is told by itself soon. Without a VM it
         waits for the next, as far as there is room.
@@ -152,7 +152,7 @@ class NotebookNetwork:
         if len(self._reports) >= _MOST_REPORTS:
             self._unsaid += 1
         else:
-            self._reports.append(execution)
+            self._reports.append(report)
         self._soon()
 
     def put_out(self, output: int) -> None:
@@ -211,9 +211,9 @@ class NotebookNetwork:
                 log.info("the supervisor does not know which cell runs: %s", error.message)
                 return
 
-    def _some_reports(self) -> tuple[Execution, ...]:
+    def _some_reports(self) -> tuple[Report, ...]:
         """Take as many reports as go into one request, at least one if there is any."""
-        taken: list[Execution] = []
+        taken: list[Report] = []
         room = _ROOM
         while self._reports and len(taken) < MOST_EXECUTIONS:
             room -= len(self._reports[0].model_dump_json())

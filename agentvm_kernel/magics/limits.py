@@ -119,15 +119,25 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
         if not changes:
             return {"text/plain": "Nothing was changed."}
     else:
-        changes = dict(_change(call, word, machine) for word in call.words)
+        changes = dict(change(call, word, machine) for word in call.words)
     before = machine.limits.now
     await machine.set_limits(changes)
     lines = [_changed(name, before, machine.limits.now) for name in _LIMITS if _LIMITS[name][0] in changes]
     return {"text/plain": "\n".join(lines)}
 
 
-def _change(call: Call, word: str, machine: Machine) -> tuple[str, float | None]:
-    """Read one NAME=VALUE; return the limit's field and its value."""
+def change(call: Call, word: str, machine: Machine) -> tuple[str, float | None]:
+    """Read one NAME=VALUE; return the limit's name in `Limits` and its value.
+
+    Args:
+        call: The call.
+        word: NAME=VALUE.
+        machine: Whose limit it is to be.
+
+    Raises:
+        UsageError: it is no such word.
+        LimitError: there is no such limit, or it cannot have this value.
+    """
     name, equals, text = word.partition("=")
     granted = machine.guest.granted if machine.guest else None
     if equals and name in _OF_PROFILE:

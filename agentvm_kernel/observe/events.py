@@ -118,6 +118,7 @@ class LeaseAcquired(OfLease):
         hypervisor: Versions of QEMU and libvirt.
         vcpus: Virtual CPUs.
         memory_mib: Guest memory, MiB.
+        disk_gb: Guest disk, GB.
         limits: What holds for what runs in the VM, as JSON.
         network: What it may reach, in words.
     """
@@ -132,6 +133,7 @@ class LeaseAcquired(OfLease):
     hypervisor: Text = ""
     vcpus: Count = 0
     memory_mib: Count = 0
+    disk_gb: Count = 0
     limits: Long = ""
     network: Long = ""
 
@@ -162,6 +164,25 @@ class SnapshotCreated(OfLease):
     tree: Text = ""
     label: Text = ""
     kind: Literal["manual", "auto", "fork"] = "manual"
+
+
+class ForksMade(OfLease):
+    """Clones of a VM were asked for.
+
+    Attributes:
+        snapshot: What they are clones of.
+        count: How many.
+        randomness: Whether their generators are seeded differently or alike.
+        seed: From what; empty where each has something new from the host's generator.
+        run: The last run before.
+    """
+
+    event: Literal["forks_made"] = "forks_made"
+    snapshot: Text = ""
+    count: Annotated[int, Field(ge=1)]
+    randomness: Literal["diverge", "common"] = "diverge"
+    seed: Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")] = ""
+    run: Count = 0
 
 
 class SnapshotRestored(OfLease):
@@ -305,6 +326,25 @@ class OutputShown(Execution):
 
     event: Literal["output_shown"] = "output_shown"
     outputs: Digest
+
+
+class FilesCopied(OfLease):
+    """A file or a folder was copied into a VM, or out of it; the session says so.
+
+    Attributes:
+        way: Into the VM, or out of it.
+        path: What was copied, as it was named: on the host, or in the VM.
+        digest: SHA-256 of the file; of a folder see `agentvm_kernel.run.carrier`.
+        size: Bytes of content.
+        run: Number of the run that did it; 0 where it was none.
+    """
+
+    event: Literal["files_copied"] = "files_copied"
+    way: Literal["push", "pull"]
+    path: Long = ""
+    digest: Digest
+    size: Count = 0
+    run: Count = 0
 
 
 class ReportsMissing(OfLease):
@@ -581,6 +621,7 @@ AnyEvent = Annotated[
     | LeaseReleased
     | SnapshotCreated
     | SnapshotRestored
+    | ForksMade
     | SnapshotRelabelled
     | SnapshotsRemoved
     | SnapshotsRepaired
@@ -589,6 +630,7 @@ AnyEvent = Annotated[
     | ExecutionFailed
     | ExecutionTimeout
     | OutputShown
+    | FilesCopied
     | ReportsMissing
     | ResourceLimitExceeded
     | OutputBlocked

@@ -113,7 +113,9 @@ def _canonical(mime: str, value: Any) -> Any:
     """Return a value as it is in messages: notebooks keep texts as lists of lines, too."""
     if mime.endswith("json"):
         return value
-    text = _joined(value) if isinstance(value, list | str) else value
+    if not isinstance(value, list | str):
+        return value
+    text = _joined(value)
     return "".join(text.split()) if mime.startswith("image/") and mime != "image/svg+xml" else text
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from markupsafe import Markup
 
 from agentvm_kernel import __version__
-from agentvm_kernel.observe.events import NetworkConnectionBlocked
+from agentvm_kernel.observe.curves import Moment
+from agentvm_kernel.observe.events import FilesCopied, NetworkConnectionBlocked
 from agentvm_kernel.observe.verify import Verdict
 from agentvm_kernel.report.cleaning import Cleaner, Shown, plain, safe
+from agentvm_kernel.report.curves import draw_curves
 from agentvm_kernel.report.document import Document
 from agentvm_kernel.report.environment import Environment
 from agentvm_kernel.report.hosts import Host
 from agentvm_kernel.report.matching import Match, Standing
 from agentvm_kernel.report.picture import draw_tree
 from agentvm_kernel.report.plots import draw_runs, seconds, size
-from agentvm_kernel.report.record import Found, Run, Session, said
+from agentvm_kernel.report.record import Found, Run, Session, name_of, said
 
 _MOST_RUNS: Final = 1000
 _MOST_ROWS: Final = 500
@@ -82,11 +84,14 @@ class SessionView:
     facts: tuple[tuple[str, str], ...]
     tree: Markup
     plots: Markup
+    curves: Markup
     way: str
     left: str
     runs: tuple[RunView, ...]
     more_runs: int
     changes: tuple[tuple[str, str], ...]
+    forks: tuple[tuple[str, int, str, str], ...]
+    copies: tuple[tuple[int, str, str, str, str], ...]
     missing: tuple[str, ...]
 
 
@@ -137,8 +142,8 @@ class Content:
 
 
 def make_content(
-    document: Document, found: Found, matches: Sequence[Match], hosts: Iterable[Host], images: Sequence[Environment],
-    log: Verdict, now: float,
+    document: Document, found: Found, matches: Sequence[Match], hosts: Iterable[Host],
+    curves: Mapping[str, Sequence[Moment]], images: Sequence[Environment], log: Verdict, now: float,
 ) -> Content:  # fmt: skip
     """Put together what the page shows.
 
@@ -147,6 +152,7 @@ def make_content(
         found: What the audit log has of it.
         matches: Its code cells' runs.
         hosts: What it wanted to reach.
+        curves: What its sessions' VMs used over time, by lease.
         images: Of its sessions.
         log: What was found of the audit log.
         now: Seconds since 1970.
@@ -160,7 +166,7 @@ def make_content(
         found_by=found.by, summary=_summary(document, sessions), standings=_standings(matches),
         cells=_cells(document, matches, cleaner),
         left_out=", ".join(f"{count} {reason}" for reason, count in sorted(cleaner.left_out.items())),
-        sessions=tuple(_session(session, matches) for session in sessions),
+        sessions=tuple(_session(session, matches, curves.get(session.lease, ())) for session in sessions),
         hosts=tuple(_host(host) for host in hosts), blocked=_blocked(sessions), images=tuple(images),
         again=_again(document), cautions=_cautions(matches, sessions),
     )  # fmt: skip
@@ -267,7 +273,7 @@ def _cost(run: Run) -> list[str]:
     return parts
 
 
-def _session(session: Session, matches: Sequence[Match]) -> SessionView:
+def _session(session: Session, matches: Sequence[Match], moments: Sequence[Moment]) -> SessionView:
     acquired, places = session.acquired, {id(match.run): place for place, match in enumerate(matches, 1) if match.run}
     way = session.way
     left = [run for run in session.runs if run not in way and run.fork == 0]
@@ -281,12 +287,22 @@ def _session(session: Session, matches: Sequence[Match]) -> SessionView:
     return SessionView(
         began=_when(session.began), facts=tuple((name, plain(value)) for name, value in facts if value),
         tree=safe(draw_tree(session)), plots=safe(draw_runs(session)),
+        curves=safe(draw_curves(session, moments)),
         way=_numbers(way), left=_numbers(left),
         runs=tuple(_run(run, places.get(id(run), 0)) for run in session.runs[:_MOST_RUNS]),
         more_runs=max(0, len(session.runs) - _MOST_RUNS),
         changes=tuple((_when(moment), plain(what)) for moment, what in session.changes[:_MOST_ROWS]),
+        forks=tuple(
+            (_when(moment), one.count, one.randomness, one.seed) for moment, one in session.forks[:_MOST_ROWS]
+        ),
+        copies=tuple(_copy(one) for _, one in session.copies[:_MOST_ROWS]),
         missing=tuple(session.missing[:_MOST_ROWS]),
     )  # fmt: skip
+
+
+def _copy(one: FilesCopied) -> tuple[int, str, str, str, str]:
+    way = "in" if one.way == "push" else "out"
+    return one.run, way, plain(name_of(one.path)), size(one.size), one.digest
 
 
 def _limits(text: str) -> str:

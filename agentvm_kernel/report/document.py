@@ -26,6 +26,7 @@ MAX_ELEMENTS: Final = 2_000_000
 # One that does not end takes all the rest with it: else the search would begin anew at each quote in it.
 _TEXT: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _FORMATS: Final = (3, 4)
+_UNEXPECTED: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _UNSTRUCTURED: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 Output = dict[str, Any]
@@ -163,7 +164,7 @@ def _as_nbformat_4(name: str, values: dict[str, Any]) -> dict[str, Any]:
             node = nbformat.convert(node, 4)  # type: ignore[no-untyped-call]
         with warnings.catch_warnings(action="ignore"):  # of ids that are missing or doubled, which it repairs
             nbformat.validate(node, relax_add_props=True)
-    except (ValidationError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValidationError, AssertionError, *_UNEXPECTED) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ReportError(f"{name!a:.80} is no valid notebook: {said!a:.200}.") from error
     return dict(node)

@@ -9,8 +9,10 @@ from pathlib import Path
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import host_error
 from agentvm_kernel.image.store import ImageStore
+from agentvm_kernel.observe.curves import FOLDER
 from agentvm_kernel.observe.verify import Verdict, verify
 from agentvm_kernel.report.content import make_content
+from agentvm_kernel.report.curves import curves_of
 from agentvm_kernel.report.document import Document, read_document
 from agentvm_kernel.report.environment import Environment, environments
 from agentvm_kernel.report.hosts import hosts_of
@@ -66,9 +68,12 @@ def make_report(notebook: Path, paths: Paths) -> Report:
     known = gather(notebook, paths)
     try:
         hosts = hosts_of(known.found.sessions, paths.state / "connections")
+        curves = curves_of(known.found.sessions, paths.state / FOLDER)
     except OSError as error:
         raise host_error(error) from error
-    content = make_content(known.document, known.found, known.matches, hosts, known.images, known.log, known.made)
+    content = make_content(
+        known.document, known.found, known.matches, hosts, curves, known.images, known.log, known.made
+    )  # fmt: skip
     return Report(known.document, known.found, known.matches, known.images, known.log, known.made, page=render(content))
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from agentvm_kernel.report.environment import Environment
 from agentvm_kernel.report.make import Gathered
-from agentvm_kernel.report.record import Run, Session
+from agentvm_kernel.report.record import Run, Session, name_of
+
+_OF_LEASE: Final = (
+    "image", "profile", "accelerator", "hypervisor", "version", "vcpus", "memory_mib", "disk_gb", "limits", "network"
+)  # fmt: skip
 
 
 def recorded(report: Gathered) -> dict[str, Any]:
@@ -32,10 +36,9 @@ def _image(image: Environment) -> dict[str, Any]:
 
 def _session(session: Session, cells: dict[int, int]) -> dict[str, Any]:
     acquired = session.acquired
-    names = ("image", "profile", "accelerator", "hypervisor", "version", "vcpus", "memory_mib", "limits", "network")
     way = session.way
     return {
-        **{name: getattr(acquired, name) for name in names},
+        **{name: getattr(acquired, name) for name in _OF_LEASE},
         "began": session.began,
         "ended": session.ended,
         "runs": [_run(run, cells.get(id(run)), run in way) for run in session.runs],
@@ -45,6 +48,21 @@ def _session(session: Session, cells: dict[int, int]) -> dict[str, Any]:
         ],
         "returns": [
             {"time": one.time, "from": one.source, "to": one.target, "run": one.run} for one in session.returns
+        ],
+        "forks": [
+            {"time": time, "run": one.run, "count": one.count, "randomness": one.randomness, "seed": one.seed}
+            for time, one in session.forks
+        ],
+        "copies": [
+            {
+                "time": time,
+                "run": one.run,
+                "way": one.way,
+                "name": name_of(one.path),
+                "sha256": one.digest,
+                "size": one.size,
+            }
+            for time, one in session.copies
         ],
         "relabelled": [{"time": time, "id": name, "label": label} for time, name, label in session.relabelled],
         "removed": [{"time": time, "ids": list(names), "count": count} for time, names, count in session.removed],

@@ -14,7 +14,7 @@ _HEIGHT: Final = 64
 _STEP: Final = 100
 _TOP: Final = 22
 _MOST: Final = 300
-_COLOURS: Final = {"completed": "#1f77b4", "failed": "#c62828", "timeout": "#e07b00", "": "#9aa5b1"}
+COLOURS: Final = {"completed": "#1f77b4", "failed": "#c62828", "timeout": "#e07b00", "": "#9aa5b1"}
 
 _Read = Callable[[Run], float | None]
 
@@ -91,5 +91,5 @@ def _panel(runs: list[Run], title: str, read: _Read, show: Callable[[float], str
         said = f"run {run.number}: {show(value)}{f', {run.outcome}' if run.outcome else ''}"
         yield (
             f'<rect x="{x + (step - wide) / 2:.1f}" y="{y + _HEIGHT - tall:.1f}" width="{wide:.1f}"'
-            f' height="{tall:.1f}" fill="{_COLOURS[run.outcome]}"><title>{escape(said)}</title></rect>'
+            f' height="{tall:.1f}" fill="{COLOURS[run.outcome]}"><title>{escape(said)}</title></rect>'
         )

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, TypeGuard, TypeVar
 
 from agentvm_kernel.observe import events
@@ -124,6 +124,8 @@ class Session:
         returns: Ways back, in order.
         relabelled: Snapshots that got another label: when, which, and the label.
         removed: Snapshots that were removed: when, the first of them, and how many.
+        forks: Clones that were asked for, with the times.
+        copies: Files and folders that were copied in or out, with the times.
         connections: What it wanted to reach, in order, with the times.
         blocked: How much output was not let through, by run and reason.
         changes: What was changed of its limits and network, with the times.
@@ -142,6 +144,8 @@ class Session:
     returns: list[Return] = field(default_factory=list)
     relabelled: list[tuple[float, str, str]] = field(default_factory=list)
     removed: list[tuple[float, tuple[str, ...], int]] = field(default_factory=list)
+    forks: list[tuple[float, events.ForksMade]] = field(default_factory=list)
+    copies: list[tuple[float, events.FilesCopied]] = field(default_factory=list)
     connections: list[tuple[float, events.NetworkConnection]] = field(default_factory=list)
     blocked: Counter[tuple[int, str]] = field(default_factory=Counter)
     changes: list[tuple[float, str]] = field(default_factory=list)
@@ -337,6 +341,10 @@ def _take_other(session: Session, time: float, event: Event) -> None:
             ]
         case events.SnapshotsRemoved():
             _add(session.removed, (time, tuple(event.snapshots), event.count))
+        case events.ForksMade():
+            _add(session.forks, (time, event))
+        case events.FilesCopied():
+            _add(session.copies, (time, event))
         case events.ResourceLimitExceeded():
             _add(session.exceeded, event)
         case events.AnomalyDetected():
@@ -350,6 +358,11 @@ def _take_other(session: Session, time: float, event: Event) -> None:
 def _add(to: list[_T], one: _T) -> None:
     if len(to) < MOST:
         to.append(one)
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path: the others may have the names of users."""
+    return PurePosixPath(path).name
 
 
 def said(text: Claimed) -> str:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -28,6 +29,12 @@ _MOST_LISTED: Final = 1000
 
 _ENDED: Final = b"PK\x05\x06"
 _END: Final = 22
+_HEADER: Final = struct.Struct("<4sHHHHHIIIHH")
+"""Of a file in an archive: its last fields are the CRC, lengths packed and unpacked, and those of its name and more."""
+
+_NOTEBOOK: Final = re.compile(r"[A-Za-z0-9_ -][A-Za-z0-9._ -]{0,248}\.ipynb", re.ASCII)
+"""What a maker of reports calls a notebook."""
+
 _MOST_NOTES: Final = 64 << 10
 _NO_REPORT: Final = "`agentvm report NOTEBOOK --zip` makes one."
 
@@ -129,8 +136,7 @@ def read_packed(file: Path) -> dict[str, bytes]:
 
 def _check_names(names: list[str]) -> None:
     others = [name for name in names if name not in NAMES]
-    is_notebook = len(others) == 1 and others[0].endswith(".ipynb") and not {"/", "\\", "\0"} & set(others[0])
-    if len(names) != len(set(names)) or not is_notebook or others[0].startswith("."):
+    if len(names) != len(set(names)) or len(others) != 1 or not _NOTEBOOK.fullmatch(others[0]):
         raise _others()
     missing = {MANIFEST, SIGNATURE, CRATE, RECORD} - set(names)
     if missing:
@@ -145,11 +151,20 @@ def _is_dense(content: bytes, archive: zipfile.ZipFile) -> bool:
     """Return whether there is nothing between the files or around them, where other programs would find other files."""
     place = 0
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
-        (name,) = struct.unpack_from("<H", content, place + 26)
-        if info.header_offset != place or info.extra:
+        if info.header_offset != place or info.extra or info.comment or not _is_plain(content, info):
             return False
-        place += 30 + int(name) + info.compress_size
-    return place == archive.start_dir and content[-_END:].startswith(_ENDED)
+        place += _HEADER.size + len(info.filename) + info.compress_size
+    number, listed = len(archive.infolist()), len(content) - _END - place
+    ended = struct.pack("<4sHHHHIIH", _ENDED, 0, 0, number, number, listed, place, 0)
+    return place == archive.start_dir and content[-_END:] == ended
+
+
+def _is_plain(content: bytes, info: zipfile.ZipInfo) -> bool:
+    """Return whether a file is kept in a usual way, and the archive says the same of it where it is and in its list."""
+    _, _, flags, method, _, _, *sizes, extra = _HEADER.unpack_from(content, info.header_offset)
+    told = [info.CRC, info.compress_size, info.file_size, len(info.filename)]
+    is_same = (flags, method, sizes, extra) == (info.flag_bits, info.compress_type, told, 0)
+    return is_same and info.flag_bits == 0 and info.compress_type in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

@@ -6,10 +6,10 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import nbformat
 
@@ -25,8 +25,9 @@ from agentvm_kernel.reproduce.path import Leg, call_of, plan
 from agentvm_kernel.reproduce.path import Path as Way
 from agentvm_kernel.reproduce.permits import Permits
 from agentvm_kernel.reproduce.player import Shown, Stage, play
-from agentvm_kernel.reproduce.recorded import RecordedImage, as_object, network_of
+from agentvm_kernel.reproduce.recorded import RecordedImage
 from agentvm_kernel.reproduce.source import Source
+from agentvm_kernel.reproduce.terms import Terms, terms_of
 from agentvm_kernel.reproduce.verdict import Outcome, Verdict
 from agentvm_kernel.run.files import placed
 
@@ -84,7 +85,7 @@ def reproduce(source: Source, order: Order, paths: Paths, on_progress: OnProgres
     on_progress("looking for the recorded image", None)
     images = [_image(source, leg, order, paths, on_progress) for leg in way.legs]
     _check_images(images, order)
-    notes = [*_notes(way), *_policies(way, order)]
+    notes = _notes(way)
     try:
         with placed(order.out) as place:
             place.mkdir(mode=0o700)
@@ -144,60 +145,28 @@ def _notes(way: Way) -> list[str]:
     return notes[:100]
 
 
-def _policies(way: Way, order: Order) -> list[str]:
-    """Say what the recorded machine could reach that this one cannot."""
-    notes = []
-    for leg in way.legs:
-        others = [host for host in network_of(leg.session).allowed if host not in order.allow]
-        if others:
-            notes.append(
-                f"The recorded machine could also reach {', '.join(others[:20])!a:.600}: --allow HOST does so."
-            )
-    return notes
-
-
 def _stage(source: Source, leg: Leg, image: Used, order: Order, paths: Paths, place: Path) -> tuple[Stage, list[str]]:
-    profiles = load_settings(paths).known_profiles
     recorded = leg.session.profile if leg.session else str(source.kept.get("profile", ""))
-    name = order.profile or recorded
-    notes = []
-    if name and name not in profiles:
-        raise ReproduceError(
-            f"The notebook was run with the profile {name!a:.70}, which is not configured here.",
-            f"Choose another with --profile: {', '.join(sorted(profiles))}.",
-        )
-    profile = profiles.get(name)
-    if profile and leg.session and leg.session.vcpus:
-        before, now = (leg.session.vcpus, leg.session.memory_mib), (profile.vcpus, profile.memory_mib)
-        if before != now:
-            notes.append(
-                f"The profile {name} was {before[0]} CPUs and {before[1]} MiB, and is {now[0]} CPUs and {now[1]} MiB."
-            )
+    terms = terms_of(leg.session, order.profile or recorded, load_settings(paths), order.allow)
     folder = place / ".kernel"
     folder.mkdir(mode=0o700)
-    notes += _copy_cassettes(source, leg, folder)
+    notes = [*terms.notes, *_copy_cassettes(source, leg, folder)]
     permits = Permits(
-        files=place / _FILES, inputs=dict(order.inputs), allow=order.allow, size=order.size
+        files=place / _FILES, inputs=dict(order.inputs), allow=order.allow, size=order.size, limits=terms.limits,
+        mode=terms.most,
     )  # fmt: skip
     used = image.digest if image.is_exact else image.flavour
-    asked = (*_lowered(leg, profile), *_closed(leg))
-    return Stage(used, name, asked, permits, folder, order.timeout), notes
+    return Stage(used, terms.profile, tuple(_asked(terms)), permits, folder, order.timeout), notes
 
 
-def _closed(leg: Leg) -> tuple[str, ...]:
-    """Return what closes the network as far as it was closed; none is opened because a record says so."""
-    network = network_of(leg.session)
-    denied = f"%net deny {' '.join(network.denied)}"
-    return (*([denied] if network.denied else []), *(["%net off"] if network.mode == "isolated" else []))
-
-
-def _lowered(leg: Leg, profile: Any) -> tuple[str, ...]:
-    """Return what lowers the limits to the recorded ones; none is raised because a record says so."""
-    recorded = as_object(leg.session.limits) if leg.session else {}
-    deadline = recorded.get("cell_deadline")
-    if profile is None or not isinstance(deadline, int | float) or not 1 <= deadline < profile.cell_deadline:
-        return ()
-    return (f"%limits timeout={deadline:g}s",)
+def _asked(terms: Terms) -> Iterator[str]:
+    """Yield the magics that put terms in force before anything of the notebook runs."""
+    if terms.limits:
+        yield f"%limits {' '.join(terms.limits)}"
+    if terms.deny:
+        yield f"%net deny {' '.join(terms.deny)}"
+    if terms.mode:
+        yield f"%net mode {terms.mode}"
 
 
 def _copy_cassettes(source: Source, leg: Leg, folder: Path) -> list[str]:

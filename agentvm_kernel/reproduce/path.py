@@ -9,8 +9,10 @@ is gone) is carried out all the same.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from agentvm_kernel.magics.call import Call
@@ -121,17 +123,18 @@ def _kept(cell: Cell) -> int:
     return run if type(run) is int and 0 < run < 1 << 31 else 0
 
 
-def seeded(source: str, cell: Cell) -> str:
-    """Return a call of forks with the seed that they had, if the cell's metadata keeps it.
+def seeded(source: str, cell: Cell, recorded: str = "") -> str:
+    """Return a call of forks with the seed that they had, if the record or the cell's metadata keeps it.
 
     Args:
         source: The cell's code.
         cell: The cell.
+        recorded: The seed of the record, if it has one.
     """
     call = call_of(source)
     said = cell.metadata.get(KEY)
     forks = said.get("forks") if isinstance(said, dict) else None
-    seed = str(forks.get("seed", "")) if isinstance(forks, dict) else ""
+    seed = recorded or (str(forks.get("seed", "")) if isinstance(forks, dict) else "")
     if call is None or call.name != "%fork" or "--seed" in call.words or not _SEED.fullmatch(seed):
         return source
     return f"%%fork {' '.join([*call.words, '--seed', seed])}\n{call.body}"
@@ -211,17 +214,44 @@ class _Leg:
                 yield (float(run.run), 0.0), Step(source, run.cell, run.run, note)
 
     def _magics(self) -> Iterator[tuple[_Key, Step]]:
+        seeds = self._seeds()
         for key, number in self.magics.items():
-            source = seeded(self._rewritten(self.cells[number].source), self.cells[number])
+            source = seeded(self._rewritten(self.cells[number].source), self.cells[number], seeds.get(number, ""))
             yield key, Step(source, number, int(key[0]))
+
+    def _seeds(self) -> dict[int, str]:
+        """Return the recorded seeds of the document's forks, where as many were made as it has between two runs."""
+        made: dict[int, list[str]] = {}
+        for one in self.session.forks:
+            made.setdefault(self._gap(one.run), []).append(one.seed)
+        found: dict[int, str] = {}
+        for gap, numbers in self._gaps("%fork").items():
+            if len(numbers) == len(made.get(gap, ())):
+                found |= zip(numbers, made[gap], strict=True)
+        return found
 
     def _rewritten(self, source: str) -> str:
         """Return a magic in which a snapshot's id, which is another each time, is a label."""
         call = call_of(source)
         if call is None or call.name != "rollback" or not call.words or not _ID.fullmatch(call.words[0]):
             return source
-        found = [one for one in self.session.snapshots if one.id.startswith(call.words[0])]
-        return f"%rollback {_label(found[0])} {' '.join(call.words[1:])}" if len(found) == 1 else source
+        place = bisect_left(self._ids, call.words[0])
+        found = [name for name in self._ids[place : place + 2] if name.startswith(call.words[0])]
+        if len(found) != 1:
+            return source
+        return f"%rollback {_label(self._known[found[0]])} {' '.join(call.words[1:])}"
+
+    @cached_property
+    def _known(self) -> dict[str, RecordedSnapshot]:
+        return {one.id: one for one in self.session.snapshots}
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return sorted(self._known)
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        return sorted(one.run for one in self.session.runs if one.fork == 0)
 
     def _snapshots(self) -> Iterator[tuple[_Key, Step]]:
         """Yield snapshots that no magic of the document takes."""
@@ -239,13 +269,12 @@ class _Leg:
     def _returns(self) -> Iterator[tuple[_Key, Step]]:
         """Yield ways back that no magic of the document goes."""
         gone = self._gaps("rollback", "undo", "adopt")
-        known = {one.id: one for one in self.session.snapshots}
         for one in self.session.returns:
             by = gone.get(self._gap(one.run), [])
             if by:
                 by.pop(0)
-            elif one.to in known and known[one.to].kind != "fork":
-                yield (one.run, 0.75), Step(f"%rollback {_label(known[one.to])}", None, one.run, "a rollback")
+            elif one.to in self._known and self._known[one.to].kind != "fork":
+                yield (one.run, 0.75), Step(f"%rollback {_label(self._known[one.to])}", None, one.run, "a rollback")
             else:
                 self.missing.append(f"the way back to {_named(one)} behind run {one.run} cannot be gone")
 
@@ -260,7 +289,8 @@ class _Leg:
 
     def _gap(self, run: int) -> int:
         """Return the last run of a cell up to a number."""
-        return max((one.run for one in self.session.runs if one.fork == 0 and one.run <= run), default=0)
+        place = bisect_right(self._numbers, run)
+        return self._numbers[place - 1] if place else 0
 
     def _is_call(self, number: int, name: str) -> bool:
         call = call_of(self.cells[number].source)

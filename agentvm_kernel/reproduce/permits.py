@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Final
 
@@ -21,11 +22,13 @@ from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.magic import Magic
-from agentvm_kernel.magics import net, transfer
+from agentvm_kernel.magics import limits, net, transfer
 from agentvm_kernel.magics.call import Call
 from agentvm_kernel.magics.registry import BoundMagic, Registry
 from agentvm_kernel.reproduce.error import ReproduceError
+from agentvm_kernel.reproduce.terms import may_be
 from agentvm_kernel.run.files import Bounds, get, put
+from agentvm_kernel.supervisor.messages import NetworkMode
 
 VARIABLE: Final = "AGENTVM_REPRODUCE"
 _MOST_PULLS: Final = 1000
@@ -55,6 +58,8 @@ class Permits(BaseModel):
         inputs: What it may copy in, by the name by which it calls it.
         allow: Hosts that it may reach besides those that are configured.
         size: How much it may copy out in all, bytes.
+        limits: Words for `%limits` that lower the profile's to the recorded ones.
+        mode: The most open mode of the network that it may ask for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +68,8 @@ class Permits(BaseModel):
     inputs: dict[str, Path] = {}
     allow: tuple[Annotated[str, Field(max_length=300)], ...] = ()
     size: int = Field(default=4 << 30, ge=0)
+    limits: tuple[Annotated[str, Field(pattern=r"^[a-z_]+=[0-9a-zA-Z.]+$")], ...] = ()
+    mode: NetworkMode = "isolated"
 
 
 class RefusedError(ReproduceError):
@@ -131,12 +138,16 @@ class PermittedMagics:
             return self._net(bound)
         if call.name in {"push", "pull"}:
             return BoundMagic(call, self._files)
+        if call.name == "limits" and call.words:
+            return BoundMagic(call, _Lowering(self._permits))
         shows = _SHOWS.get(call.name)
         return bound if shows and shows(call.words) else _refused(_said(call))
 
     def _net(self, bound: BoundMagic) -> Magic:
         match bound.call.words:
-            case () | ("status" | "log" | "deny" | "inspect" | "off" | "live", *_) | ("mode", "isolated"):
+            case () | ("status" | "log" | "deny" | "inspect" | "off" | "live", *_):
+                return bound
+            case ("mode", mode) if may_be(mode, self._permits.mode):
                 return bound
             case (("record" | "replay"), name) if _NAME.fullmatch(name):
                 if Path(f"{name}.cassette.jsonl").is_file():
@@ -146,6 +157,37 @@ class PermittedMagics:
                 return bound
             case _:
                 return _refused(_said(bound.call), "--allow HOST allows a host.")
+
+
+class _Lowering:
+    """`%limits` as far as the profile gives what is asked for.
+
+    Args:
+        permits: What is permitted.
+    """
+
+    HELP = limits.HELP
+
+    def __init__(self, permits: Permits) -> None:
+        self._permits = permits
+
+    async def run(self, call: Call, host: Host) -> Mapping[str, object]:
+        """Carry out a call.
+
+        Raises:
+            RefusedError: the profile gives less.
+        """
+        given = host.machine.limits.given.model_dump()
+        if call.words == ("reset",):
+            # To what holds at the beginning, not to more.
+            words = (*self._permits.limits,)
+            shown = await limits.run(call, host)
+            return await limits.run(replace(call, words=words), host) if words else shown
+        for word in call.words:
+            name, value = limits.change(call, word, host.machine)
+            if given[name] is not None and (value is None or value > given[name]):
+                raise RefusedError(f"{_said(call)} is not carried out: the profile here gives less.")
+        return await limits.run(call, host)
 
 
 class _Files:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import secrets
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -28,8 +25,10 @@ from agentvm_kernel.report.record import REPRODUCTION
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.path import Leg, Step, with_labels
 from agentvm_kernel.reproduce.permits import VARIABLE, Permits, RefusedError
+from agentvm_kernel.run.own_kernel import OwnKernel
 from agentvm_kernel.run.provenance import KEY
 
+_KERNEL: Final = "agentvm_kernel.reproduce.kernel"
 _STARTUP_SECONDS: Final = 120
 _MOST: Final = 512 << 20
 """Bytes of outputs that are kept of a leg."""
@@ -131,23 +130,13 @@ async def _started(stage: Stage) -> AsyncIterator[_Client]:
         raise ReproduceError(f"The kernel could not be started: {error}") from error
 
 
-class _Kernel(AsyncKernelManager):
-    """Starts the kernel process that carries out permitted magics only."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(
-            argv=[sys.executable, "-m", "agentvm_kernel.reproduce.kernel", "-f", "{connection_file}"],
-            display_name="AgentVM", language="python", interrupt_mode="message",
-        )  # fmt: skip
-
-
 class _Client(NotebookClient):
     """Runs steps."""
 
     def __init__(self, arguments: list[str]) -> None:
         name = f"{REPRODUCTION}{secrets.token_hex(8)}.json"
-        self._kernel = _Kernel(kernel_name="agentvm", connection_file=str(Path(jupyter_runtime_dir()) / name))
+        file = Path(jupyter_runtime_dir()) / name
+        self._kernel = OwnKernel(module=_KERNEL, kernel_name="agentvm", connection_file=str(file))
         self._reply: dict[str, Any] = {}
         super().__init__(
             new_notebook(),  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ from agentvm_kernel.reproduce.error import ReproduceError
 FORMAT: Final = 1
 _MOST: Final = 20_000
 _HOST: Final = re.compile(r"[a-zA-Z0-9.*_:,\[\]-]{1,300}", re.ASCII)
+_RULES: Final = re.compile(r"[0-9]{1,6} rules, SHA-256 [0-9a-f]{64}", re.ASCII)
 
 Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Short = Annotated[str, Field(max_length=300)]
@@ -62,6 +63,14 @@ class RecordedReturn(_Part):
     run: Number = 0
 
 
+class RecordedForks(_Part):
+    """Clones that were asked for; `run` is the last run before them."""
+
+    run: Number = 0
+    count: Number = 0
+    seed: Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")] = ""
+
+
 class RecordedSession(_Part):
     """What ran in one lease, and in what machine."""
 
@@ -70,11 +79,13 @@ class RecordedSession(_Part):
     accelerator: Annotated[str, Field(max_length=16)] = ""
     vcpus: Number = 0
     memory_mib: Number = 0
+    disk_gb: Number = 0
     limits: Annotated[str, Field(max_length=4096)] = ""
     network: Annotated[str, Field(max_length=4096)] = ""
     runs: Annotated[tuple[RecordedRun, ...], Field(max_length=_MOST)] = ()
     snapshots: Annotated[tuple[RecordedSnapshot, ...], Field(max_length=_MOST)] = ()
     returns: Annotated[tuple[RecordedReturn, ...], Field(max_length=_MOST)] = ()
+    forks: Annotated[tuple[RecordedForks, ...], Field(max_length=_MOST)] = ()
 
 
 class RecordedImage(_Part):
@@ -114,22 +125,36 @@ def read_record(values: Mapping[str, Any]) -> Record:
 
 @dataclass(frozen=True)
 class RecordedNetwork:
-    """What a machine could reach: the mode, and hosts that were allowed or denied besides what ships."""
+    """What a machine could reach.
+
+    Attributes:
+        mode: The mode.
+        allowed: Hosts that were allowed besides what ships.
+        denied: Hosts that were refused.
+        rules: How many rules there were, and their digest; empty if that is not recorded.
+    """
 
     mode: str = ""
     allowed: tuple[str, ...] = ()
     denied: tuple[str, ...] = ()
+    rules: str = ""
 
 
 def network_of(session: RecordedSession | None) -> RecordedNetwork:
     """Return what a session's machine could reach, of what the supervisor has put into words."""
-    mode, *parts = session.network.split("; ") if session else [""]
-    rules = [part.split(" ") for part in parts]
+    if session is None:
+        return RecordedNetwork()
+    mode, *parts = session.network.split("; ")
     hosts: dict[str, list[str]] = {"allow": [], "deny": []}
-    for verb, *named in rules:
+    for verb, *named in (part.split(" ") for part in parts):
         if verb in hosts and len(named) == 1 and _HOST.fullmatch(named[0]):
             hosts[verb].append(named[0])
-    return RecordedNetwork(mode, tuple(hosts["allow"]), tuple(hosts["deny"]))
+    return RecordedNetwork(mode, tuple(hosts["allow"]), tuple(hosts["deny"]), rules_of(session.network))
+
+
+def rules_of(summary: str) -> str:
+    """Return how many rules a policy has, and their digest, of what the supervisor has put into words."""
+    return next((part for part in summary.split("; ") if _RULES.fullmatch(part)), "")
 
 
 def as_object(text: str) -> dict[str, Any]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode, read, write
@@ -27,6 +24,7 @@ from agentvm_kernel.run import provenance
 from agentvm_kernel.run.files import placed
 from agentvm_kernel.run.lease import OnProgress
 from agentvm_kernel.run.outlet import Outlet
+from agentvm_kernel.run.own_kernel import OwnKernel
 from agentvm_kernel.run.program import BROKEN_PIPE, TIMED_OUT, Order, Report, Streams
 from agentvm_kernel.supervisor.client import SupervisorClient
 
@@ -132,22 +130,11 @@ def _quoted(path: Path) -> str:
     return f"{quote}{text}{quote}"
 
 
-class _Kernel(AsyncKernelManager):
-    """Starts this package's kernel, whether its kernelspec is installed or not."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(
-            argv=[sys.executable, "-m", "agentvm_kernel", "-f", "{connection_file}"],
-            display_name="AgentVM", language="python", interrupt_mode="message",
-        )  # fmt: skip
-
-
 class _Client(NotebookClient):
     """Runs cells and shows their output."""
 
     def __init__(self, node: NotebookNode, streams: Streams, arguments: list[str]) -> None:
-        kernel = _Kernel(kernel_name="agentvm")
+        kernel = OwnKernel(kernel_name="agentvm")
         super().__init__(
             node, km=kernel, extra_arguments=arguments, timeout=None, startup_timeout=_STARTUP_SECONDS,
             on_cell_executed=self._keep_record,

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from agentvm_kernel.config import Paths
+from agentvm_kernel.kernel.executions import copied
 from agentvm_kernel.link.connection import Link
 from agentvm_kernel.run.exec import Execution, execute, within, working
 from agentvm_kernel.run.files import Bounds, Received, get_changed, get_named, mark, put
-from agentvm_kernel.run.lease import OnProgress, leased
+from agentvm_kernel.run.lease import Leased, OnProgress, leased
 from agentvm_kernel.run.outlet import Outlet
 from agentvm_kernel.run.plan import Plan
 from agentvm_kernel.run.reported import program_reported
@@ -108,7 +109,7 @@ async def run_program(order: Order, paths: Paths, streams: Streams, on_progress:
     async with leased(paths, request, on_progress, blocked.append) as vm:
         link = vm.link
         on_progress("copying files into the virtual machine", None)
-        await _copy_in(link, order, on_progress)
+        await _copy_in(vm, order, on_progress)
         since = await mark(link) if order.out and not order.results else ""
         on_progress("", None)
         with program_reported(vm.network.report, vm.granted, order.plan.argv, order.plan.source) as done:
@@ -116,17 +117,19 @@ async def run_program(order: Order, paths: Paths, streams: Streams, on_progress:
             done(report.status, report.timed_out)
         report.blocked = blocked
         if order.out:
-            report.received = await _copy_out(link, order, since, on_progress)
+            report.received = received = await _copy_out(link, order, since, on_progress)
+            vm.network.report(copied("pull", WORK, received.digest, received.size))
             on_progress("", None)
     return report
 
 
-async def _copy_in(link: Link, order: Order, on_progress: OnProgress) -> None:
+async def _copy_in(vm: Leased, order: Order, on_progress: OnProgress) -> None:
     source = order.plan.source
     tell = _shares("copying files into the virtual machine", on_progress)
-    await put(link, source, WORK if order.plan.is_folder else f"{WORK}/{source.name}", on_progress=tell)
-    for path in order.inputs:
-        await put(link, path, f"{WORK}/", on_progress=tell)
+    remote = WORK if order.plan.is_folder else f"{WORK}/{source.name}"
+    for path, place in ((source, remote), *((path, f"{WORK}/") for path in order.inputs)):
+        sent = await put(vm.link, path, place, on_progress=tell)
+        vm.network.report(copied("push", str(path), sent.digest, sent.size))
 
 
 async def _copy_out(link: Link, order: Order, since: str, on_progress: OnProgress) -> Received:

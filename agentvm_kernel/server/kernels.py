@@ -15,6 +15,7 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
+from agentvm_kernel.kernel_command import is_kernel
 from agentvm_kernel.server.errors import (
     ForeignKernelError,
     KernelGoneError,
@@ -72,7 +73,7 @@ class Kernels:
         if kernel not in self:
             raise NoKernelError("This server has no such kernel.", "Start the notebook's kernel, or restart it.")
         found = self._manager.get_kernel(kernel)
-        if not hasattr(found, "provisioner") or found.kernel_spec.argv[1:3] != ["-m", "agentvm_kernel"]:
+        if not hasattr(found, "provisioner") or not is_kernel(found.kernel_spec.argv):
             raise ForeignKernelError(
                 "This notebook's kernel is not AgentVM: its cells run on this host, without a VM.",
                 "Choose Python (AgentVM) from the menu Kernel, Change Kernel.",

@@ -206,6 +206,7 @@ class Supervisor:
                 **lease.subject, owner=request.owner, image=golden.manifest.image, profile=name,
                 accelerator=self.accelerator, acquire_ms=granted.acquire_ms, version=__version__,
                 hypervisor=golden.manifest.hypervisor, vcpus=profile.vcpus, memory_mib=profile.memory_mib,
+                disk_gb=profile.disk_gb,
                 limits=granted.limits.model_dump_json(exclude_none=True), network=network.summary,
             )
         )  # fmt: skip

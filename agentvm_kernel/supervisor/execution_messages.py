@@ -12,6 +12,7 @@ from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.supervisor.messages import Message
 
 MAX_CODE: Final = 8192
+MAX_PATH: Final = 1024
 _MAX_BLOCKED: Final = 1 << 31
 
 MEASURED: Final = ("cpu_seconds", "memory_grown", "network_sent", "network_received")
@@ -69,6 +70,32 @@ class Execution(Message):
     limits: Annotated[tuple[Literal["output_mib", "cell_deadline"], ...], Field(max_length=2)] = ()
     outputs: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     blocked: dict[Reason, Annotated[int, Field(ge=1, lt=_MAX_BLOCKED)]] = Field(default_factory=dict)
+
+
+class Copied(Message):
+    """A file or a folder was copied.
+
+    Attributes:
+        happened: Always this.
+        way: Into the VM, or out of it.
+        vm: The VM; empty for the lease's own.
+        path: What was copied, as it was named.
+        digest: See `agentvm_kernel.run.files.Sent`.
+        size: Bytes of content.
+        run: Number of the run that did it; 0 where it was none.
+    """
+
+    happened: Literal["copied"] = "copied"
+    way: Literal["push", "pull"]
+    vm: str = Field(default="", max_length=64)
+    path: str = Field(default="", max_length=MAX_PATH)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: _Bytes = 0
+    run: int = Field(default=0, ge=0)
+
+
+Report = Execution | Copied
+"""What a session tells."""
 
 
 def digest_of(code: str) -> str:

@@ -11,6 +11,7 @@ from agentvm_kernel.observe.events import (
     ExecutionFailed,
     ExecutionStarted,
     ExecutionTimeout,
+    FilesCopied,
     OutputBlocked,
     OutputShown,
     ReportsMissing,
@@ -18,7 +19,7 @@ from agentvm_kernel.observe.events import (
 )
 from agentvm_kernel.observe.fields import Event, Subject, claimed, hosts
 from agentvm_kernel.observe.metrics import Metrics
-from agentvm_kernel.supervisor.execution_messages import MEASURED, Execution
+from agentvm_kernel.supervisor.execution_messages import MEASURED, Copied, Execution, Report
 from agentvm_kernel.supervisor.network_messages import CellRequest
 
 if TYPE_CHECKING:
@@ -57,7 +58,11 @@ class Executions:
     def take(self, request: CellRequest) -> None:
         """Take what has happened since the last request."""
         for one in request.executions:
-            self._take(one)
+            if isinstance(one, Copied):
+                about = {"way": one.way, "path": one.path, "digest": one.digest, "size": one.size, "run": one.run}
+                self._record(FilesCopied.model_validate({**self._subject(one), **about}))
+            else:
+                self._take(one)
         if request.unsaid:
             self._record(ReportsMissing(**self._lease.subject, count=request.unsaid))
 
@@ -106,7 +111,7 @@ class Executions:
             )
         )  # fmt: skip
 
-    def _subject(self, one: Execution) -> Subject:
+    def _subject(self, one: Report) -> Subject:
         subject = self._lease.subject
         if one.vm:
             subject["vm"] = one.vm

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from agentvm_kernel.errors import AgentVMError, NoForkError, SnapshotError
+from agentvm_kernel.observe.events import ForksMade
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.history import unpin
 from agentvm_kernel.supervisor.lease import Fork, Lease
@@ -73,7 +74,15 @@ class Forks:
             self._emit(Progress(stage="saving the virtual machine"))
             asked = SnapshotRequest(kind="fork", cell=self._request.cell)
             await supervisor.history.take(lease, asked)
-            return lease.vm.snapshot
+            request, snapshot = self._request, lease.vm.snapshot
+            supervisor.audit.record(
+                ForksMade(
+                    **lease.subject, snapshot=snapshot.id, count=request.count, randomness=request.randomness,
+                    seed=self._seed.hex() if request.seed or request.randomness == "common" else "",
+                    run=request.cell.run,
+                )
+            )  # fmt: skip
+            return snapshot
 
     async def _serve_one(self, number: int, snapshot: Snapshot) -> None:
         async with self._slots:

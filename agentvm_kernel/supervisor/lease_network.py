@@ -286,11 +286,8 @@ class LeaseNetwork:
 
     @property
     def summary(self) -> str:
-        """What holds, in words: the mode, a digest of all rules, and those that are not this package's own."""
-        rules = [f"{rule.verdict.value} {rule.pattern}" for rule in self._policy.rules]
-        own = [text for text, rule in zip(rules, self._policy.rules, strict=True) if rule.source is not Source.DEFAULT]
-        digest = hashlib.sha256("\n".join(rules).encode()).hexdigest()
-        return "; ".join([self._policy.mode.value, f"{len(rules)} rules, SHA-256 {digest}", *own])
+        """What holds, in words; see `summary_of`."""
+        return summary_of(self._policy)
 
     def _check(self, request: NetworkRequest) -> None:
         own = self._own
@@ -382,6 +379,18 @@ def configured(settings: Network) -> Policy:
         return _inspected(_with(policy, Source.CONFIGURATION, settings.allow, settings.deny), settings.inspect)
     except NameRefusedError as error:
         raise ConfigError(f"[network] {error.message}", error.hint) from error
+
+
+def summary_of(policy: Policy) -> str:
+    """Return what a policy says, in words: the mode, a digest of all rules, and those that are not this package's own.
+
+    Args:
+        policy: It.
+    """
+    rules = [f"{rule.verdict.value} {rule.pattern}" for rule in policy.rules]
+    own = [text for text, rule in zip(rules, policy.rules, strict=True) if rule.source is not Source.DEFAULT]
+    digest = hashlib.sha256("\n".join(rules).encode()).hexdigest()
+    return "; ".join([policy.mode.value, f"{len(rules)} rules, SHA-256 {digest}", *own])
 
 
 def _with(policy: Policy, source: Source, allow: Iterable[str], deny: Iterable[str]) -> Policy:

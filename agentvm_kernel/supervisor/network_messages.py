@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor.execution_messages import Execution
+from agentvm_kernel.supervisor.execution_messages import Report
 from agentvm_kernel.supervisor.messages import Hosts, Message, NetworkMode
 
 MOST_EXECUTIONS: Final = 64
@@ -52,7 +52,8 @@ class CellRequest(Message):
     Attributes:
         cell: The cell, or the last one: what it has begun and goes on counts as its own.
         allow: Hosts that are allowed until the next of these requests.
-        executions: What began and what ended since the last of these requests, in order, for the audit log.
+        executions: What began, what ended and what was copied since the last of these requests, in order, for the
+            audit log.
         unsaid: How many such reports are missing because they could not be made in time.
         output: Bytes that the session's cells have put out so far, as their kernel process counts them.
         travelling: A snapshot is taken after every cell.
@@ -60,7 +61,7 @@ class CellRequest(Message):
 
     cell: Cell = Cell()
     allow: Hosts = ()
-    executions: Annotated[tuple[Execution, ...], Field(max_length=MOST_EXECUTIONS)] = ()
+    executions: Annotated[tuple[Report, ...], Field(max_length=MOST_EXECUTIONS)] = ()
     unsaid: int = Field(default=0, ge=0)
     output: int = Field(default=0, ge=0)
     travelling: bool = False

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.observe.curves import FOLDER, Curves, Moment
 from agentvm_kernel.observe.metrics import Labelled
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.observe.sampler import Sampler
@@ -39,6 +40,7 @@ class Stats:
         self._supervisor = supervisor
         self._sizes: dict[str, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._curves = Curves(supervisor.paths.state / FOLDER)
         self.sampler = Sampler(self.subjects, supervisor.settings.metrics.interval)
         supervisor.metrics.observe(self._labelled, self._pool)
 
@@ -48,6 +50,7 @@ class Stats:
         self._tasks = [
             asyncio.create_task(self._size_trees(), name="snapshot-sizes"),
             asyncio.create_task(self._tell_tallies(), name="tallies"),
+            asyncio.create_task(self._keep_curves(), name="curves"),
         ]
 
     async def close(self) -> None:
@@ -109,6 +112,18 @@ class Stats:
             for one in present(self._supervisor):
                 if one.vm is not None and one.vm.tally is not None and (sample := latest.get(one.id)) is not None:
                     one.vm.tally.disk(int(sample.disk_read), int(sample.disk_written))
+
+    async def _keep_curves(self) -> None:
+        """Write down, for reports, what sessions' own VMs have used, whenever that has been measured."""
+        while True:
+            await self.sampler.next_look()
+            latest = self.sampler.latest
+            moments = [
+                Moment.of(sample, one.lease_id, one.id)
+                for one in present(self._supervisor)
+                if one.state == "leased" and (sample := latest.get(one.id)) is not None
+            ]
+            await asyncio.to_thread(self._curves.take, moments)
 
     def _present(self, lease: str | None) -> Iterator[Present]:
         return (one for one in present(self._supervisor) if lease is None or one.lease_id == lease)

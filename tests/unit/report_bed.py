@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.firewall.reasons import Reason
@@ -99,6 +99,13 @@ class Bed:
         self.record(events.VMStarted(vm=vm, snapshot=name, image=IMAGE))
         before, self.vm = self.vm, vm
         self.record(events.SnapshotRestored(**self.subject, snapshot=name, before=before))
+
+    def forks(self, count: int, seed: str = "", randomness: Literal["diverge", "common"] = "diverge") -> None:
+        made = events.ForksMade(**self.subject, count=count, seed=seed, randomness=randomness, run=self._runs)
+        self.record(made)
+
+    def copied(self, way: Literal["push", "pull"], path: str, digest: str = "c" * 64) -> None:
+        self.record(events.FilesCopied(**self.subject, way=way, path=path, digest=digest, size=1234, run=self._runs))
 
     def refused(self, name: str, run: int = 0) -> None:
         self.record(

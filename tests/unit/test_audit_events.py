@@ -33,7 +33,7 @@ GIVEN = {
     "vm": "vm-1", "snapshot": "s", "what": "w", "digest": "d" * 64, "limit": "l", "reason": Reason.SCRIPT, "kind": "k",
     "image": "i", "day": "2026-01-01", "file": "f", "line": 1, "offset": 1, "size": 1, "last": 1, "count": 1,
     "verdict": "blocked", "severity": "warning", "value": 2.5, "threshold": 1.5, "response": "note",
-    "snapshots": ("s",),
+    "snapshots": ("s",), "way": "pull",
 }  # fmt: skip
 
 

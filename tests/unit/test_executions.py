@@ -19,7 +19,7 @@ from agentvm_kernel.settings import Audit
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
-from agentvm_kernel.supervisor.execution_messages import Execution, digest_of
+from agentvm_kernel.supervisor.execution_messages import Copied, Execution, Report, digest_of
 from agentvm_kernel.supervisor.messages import Granted, LeaseRequest
 from agentvm_kernel.supervisor.network_messages import CellRequest
 
@@ -32,7 +32,7 @@ class Bed:
     def __init__(self, supervisor: Supervisor, client: SupervisorClient, events: Lease, granted: Granted) -> None:
         self.supervisor, self.client, self.events, self.granted = supervisor, client, events, granted
 
-    async def tell(self, *executions: Execution, unsaid: int = 0) -> None:
+    async def tell(self, *executions: Report, unsaid: int = 0) -> None:
         await self.client.set_cell(self.granted.lease, CellRequest(executions=executions, unsaid=unsaid))
 
     def audited(self, *events: str) -> list[dict[str, Any]]:
@@ -110,6 +110,25 @@ async def test_blocked_output_and_limits_are_events_of_their_own(bed: Bed) -> No
     ]
     assert [(one["limit"], one["run"]) for one in bed.audited("resource_limit_exceeded")] == [("output_mib", 4)]
     assert bed.audited("execution_completed", "execution_failed") == []
+
+
+async def test_what_was_copied_is_written_down_by_name_and_digest(bed: Bed) -> None:
+    await bed.tell(
+        Copied(way="push", path="/home/me/in.csv", digest="a" * 64, size=7, run=4),
+        Copied(way="pull", path="out.csv", digest="b" * 64, vm="vm-fork"),
+    )
+    pushed, pulled = bed.audited("files_copied")
+    subject = {"vm": bed.granted.vm, "lease": bed.granted.lease, "notebook": "n.ipynb", "run": 4}
+    assert pushed == pushed | subject | {"way": "push", "path": "/home/me/in.csv", "digest": "a" * 64, "size": 7}
+    assert (pulled["way"], pulled["vm"], pulled["digest"]) == ("pull", "vm-fork", "b" * 64)
+
+
+@pytest.mark.parametrize("changes", [{"digest": "x"}, {"way": "out"}, {"size": -1}, {"path": "x" * 2000}, {"more": 1}])
+def test_a_copy_is_told_within_bounds(changes: dict[str, object]) -> None:
+    told = {"happened": "copied", "way": "push", "digest": "a" * 64}
+    assert CellRequest.model_validate({"executions": [told]}).executions == (Copied(way="push", digest="a" * 64),)
+    with pytest.raises(ValidationError):
+        CellRequest.model_validate({"executions": [told | changes]})
 
 
 @pytest.mark.parametrize("blocked", [{"nothing": 1}, {"script": 0}, {"script": 1 << 31}, {"script": "many"}])

@@ -51,7 +51,7 @@ def foreign(home: Path, name: str, text: str = '{"argv": ["other"], "display_nam
 def test_a_profiles_kernel_is_what_jupyter_starts(home: Path) -> None:
     run("add", "--user", "--profile", "tiny")
     spec = found("agentvm-tiny")
-    assert spec.argv == [sys.executable, "-m", "agentvm_kernel", "-f", "{connection_file}"]
+    assert spec.argv == [sys.executable, "-P", "-m", "agentvm_kernel", "-f", "{connection_file}"]
     assert (spec.env, spec.display_name) == ({"AGENTVM_PROFILE": "tiny"}, "Python (AgentVM, tiny)")
     assert (spec.interrupt_mode, spec.metadata["debugger"]) == ("message", True)
     assert {path.name for path in Path(spec.resource_dir).iterdir()} >= {"logo-svg.svg", "logo-64x64.png"}

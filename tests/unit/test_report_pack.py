@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packed import Files, everything_below, files_of, write
 from report_bed import Bed, code, notebook, text
 
 from agentvm_kernel.errors import HostError, ReportError
 from agentvm_kernel.report.signature import KEY, fingerprint, own_key
 from agentvm_kernel.report.verify import examine
 from agentvm_kernel.report.writing import Wanted, write_report
-
-Files = dict[str, bytes]
 
 
 @pytest.fixture
@@ -44,21 +43,6 @@ def packed(bed: Bed, tmp_path: Path) -> Path:
     notebook(path, code("a", text("1"), agentvm={"run": 1}, execution={"x": "1"}, tags=["t"]), code("b"))
     (written,) = write_report(path, None, Wanted(packed=True), bed.paths)
     return written
-
-
-def files_of(file: Path) -> Files:
-    with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def write(file: Path, files: Files) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-
-
-def everything_below(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def refusal(file: Path, bed: Bed, key: str = "") -> str:
@@ -147,6 +131,14 @@ HOSTILE: dict[str, tuple[Callable[[Files], Files], str]] = {
     "absolute": (lambda files: renamed(files, "/etc/evil.ipynb"), "do not belong"),
     "backslashes": (lambda files: renamed(files, "..\\evil.ipynb"), "do not belong"),
     "hidden": (lambda files: renamed(files, ".n.ipynb"), "do not belong"),
+    "a name that steers terminals": (lambda files: renamed(files, "n\x1b[2J.ipynb"), "do not belong"),
+    "a name that reads otherwise": (lambda files: renamed(files, "\u202egpj.ipynb"), "do not belong"),
+    "a name of two lines": (lambda files: renamed(files, "a\nb.ipynb"), "do not belong"),
+    "an endless name": (lambda files: renamed(files, f"{'x' * 60_000}.ipynb"), "do not belong"),
+    "names that differ in case": (lambda files: files | {"N.ipynb": files["n.ipynb"]}, "do not belong"),
+    "a page that differs in case": (lambda files: files | {"Report.html": b"<h1>"}, "do not belong"),
+    "names alike to Unicode": (lambda files: files | {"\uff4e.ipynb": files["n.ipynb"]}, "do not belong"),
+    "a folder": (lambda files: files | {"n/": b""}, "do not belong"),
     "another file": (lambda files: files | {"run.sh": b"rm"}, "do not belong"),
     "a file that was not signed": (lambda files: files | {"report.pdf": b"%PDF-"}, "other files"),
     "no signature": (lambda files: {n: c for n, c in files.items() if n != "signature.json"}, "no signature.json"),
@@ -246,6 +238,56 @@ def test_what_other_programs_would_find_in_it_is_refused(packed: Path, bed: Bed,
                 # Some programs believe this name rather than the file's own.
                 info.extra = struct.pack("<HHBI", 0x7075, 14, 1, zlib.crc32(info.filename.encode())) + b"evil.html"
     assert files_of(packed)["report.html"] != b"<h1>All is well</h1>"
+    assert "do not belong" in refusal(packed, bed)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_file_that_is_packed_in_an_unusual_way_is_refused(
+    packed: Path, bed: Bed, method: int, is_whole: bool
+) -> None:
+    files = files_of(packed)
+    with zipfile.ZipFile(packed, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    content = bytearray(packed.read_bytes())
+    if not is_whole:
+        content[50:70] = b"\xff" * 20
+    packed.write_bytes(bytes(content))
+    assert "do not belong" in refusal(packed, bed)
+
+
+@pytest.mark.parametrize(
+    ("at", "form", "value"), [(6, "<H", 8), (8, "<H", 0), (14, "<I", 5), (18, "<I", 5), (22, "<I", 5), (26, "<H", 5)]
+)
+def test_a_file_of_which_the_archive_says_two_things_is_refused(
+    packed: Path, bed: Bed, at: int, form: str, value: int
+) -> None:
+    """What reads an archive from its beginning believes what stands there, and would find another file."""
+    content = bytearray(packed.read_bytes())
+    with zipfile.ZipFile(packed) as archive:
+        offset = archive.getinfo("record.json").header_offset
+    struct.pack_into(form, content, offset + at, value)
+    packed.write_bytes(bytes(content))
+    assert "That is no report" in refusal(packed, bed)
+
+
+def test_an_archive_whose_end_says_something_else_is_refused(packed: Path, bed: Bed) -> None:
+    whole = packed.read_bytes()
+    for at in (4, 6):
+        content = bytearray(whole)
+        content[len(whole) - 22 + at] = 1
+        packed.write_bytes(bytes(content))
+        assert "do not belong" in refusal(packed, bed)
+
+
+def test_a_file_with_a_comment_is_refused(packed: Path, bed: Bed) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        infos = [(info, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(packed, "w") as archive:
+        for info, content in infos:
+            archive.writestr(info, content)
+            info.comment = b"all is well"
     assert "do not belong" in refusal(packed, bed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from report_bed import Bed, code, markdown, notebook, text
 
+from agentvm_kernel.errors import ReportError
 from agentvm_kernel.report.make import Report, make_report
+from agentvm_kernel.report.path import recorded
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
 
@@ -54,6 +57,9 @@ def test_the_page_says_what_the_log_has(bed: Bed) -> None:
     bed.run("1/0", error="ZeroDivisionError")
     bed.snapshot("s2", "bad")
     bed.back("s1", "vm-2")
+    bed.forks(4, "5" * 32)
+    bed.forks(2)
+    bed.copied("push", "/home/somebody/prices.csv")
     run = bed.run("print(x)", text("1\n"))
     bed.refused("evil.example", run)
     bed.allowed("a.example", run)
@@ -67,6 +73,7 @@ def test_the_page_says_what_the_log_has(bed: Bed) -> None:
         "3, of which 1 failed", "outputs as recorded", "on a branch that was left", "ZeroDivisionError",
         "good (s1)", "gone back to 1\N{MULTIPLICATION SIGN}", "Runs on the way: 1, 3; left behind: 2",
         "connection to evil.example:443", "output: script", "agentvm reproduce 'n.ipynb'",
+        f"4 diverge {'5' * 32}", "2 diverge new for each", f"2 in prices.csv 1.2 kB {'c' * 64}",
     ):  # fmt: skip
         assert wanted in said, wanted
     assert re.search(r"evil\.example 443 1 ", said)
@@ -94,8 +101,10 @@ def test_a_notebook_that_the_log_does_not_know_is_called_that(bed: Bed) -> None:
 def test_paths_and_owners_are_not_in_it(bed: Bed) -> None:
     bed.begin(notebook=str(bed.paths.state.parent / "n.ipynb"), owner="kernel-of-somebody")
     bed.run("a")
-    page = report(bed, code("a")).page
-    assert str(bed.paths.state.parent) not in page
+    bed.copied("push", str(bed.paths.state.parent / "prices.csv"))
+    made = report(bed, code("a"))
+    page = made.page
+    assert str(bed.paths.state.parent) not in page + json.dumps(recorded(made))
     assert "kernel-of-somebody" not in page
 
 
@@ -150,9 +159,23 @@ def test_what_guests_name_cannot_become_markup(bed: Bed) -> None:
     run = bed.run("a", error=evil)
     bed.refused(evil, run)
     bed.snapshot("s1", evil)
+    bed.copied("pull", evil)
     page = report(bed, code("a")).page
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 4
+    assert page.count("script&gt;") >= 5
+
+
+@pytest.mark.parametrize("mime", ["image/png", "image/svg+xml", "text/html", "text/plain", "text/latex", "x/y"])
+@pytest.mark.parametrize("value", [None, 5, 1e400, {}, [[5]], [], {"a": [1]}, "\ud800"])
+def test_what_no_output_has_is_no_error(bed: Bed, mime: str, value: Any) -> None:
+    bed.begin(notebook=str(bed.paths.state.parent / "n.ipynb"))
+    bed.run("show 1")
+    output = {"output_type": "display_data", "data": {mime: value}, "metadata": {}}
+    try:
+        made = report(bed, code("show 1", output))
+    except ReportError:
+        return  # it is no notebook
+    assert made.matches[0].standing in {"changed", "as recorded"}
 
 
 def test_large_outputs_are_cut_with_a_note(bed: Bed) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import shutil
@@ -16,18 +14,19 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from packed import Files, everything_below, files_of, signed, write
 from report_bed import Bed, code, notebook, text
 
 from agentvm_kernel import cli
 from agentvm_kernel.image.store import ImageStore
+from agentvm_kernel.kernel.limits import HeldLimits
 from agentvm_kernel.magics.call import find_call
 from agentvm_kernel.magics.registry import Registry
-from agentvm_kernel.report.signature import fingerprint, own_key, sign
+from agentvm_kernel.profiles import Limits, changed
+from agentvm_kernel.report.signature import fingerprint, own_key
 from agentvm_kernel.report.writing import Wanted, write_report
 from agentvm_kernel.reproduce.permits import Permits, PermittedMagics, Refusal, RefusedError
 from agentvm_kernel.reproduce.source import open_source
-
-Files = dict[str, bytes]
 
 
 def nothing_is_built(*_: object) -> None:
@@ -65,28 +64,6 @@ def agentvm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return int(ended.value.code or 0), out, err
 
 
-def files_of(file: Path) -> Files:
-    with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def write(file: Path, files: Files) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-
-
-def signed(files: Files, key: Ed25519PrivateKey) -> Files:
-    """Return files with the digests and the signature that a maker of reports gives them, whatever is in them."""
-    others = {name: one for name, one in files.items() if name not in {"manifest.json", "signature.json"}}
-    entries = {name: {"sha256": hashlib.sha256(one).hexdigest(), "size": len(one)} for name, one in others.items()}
-    manifest = json.dumps({"format": 1, "files": entries}).encode()
-    public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
-    signature = base64.b64encode(sign(key, manifest)).decode()
-    said = {"algorithm": "ed25519", "key": public, "signature": signature}
-    return {**others, "manifest.json": manifest, "signature.json": json.dumps(said).encode()}
-
-
 def with_record(file: Path, bed: Bed, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the record of an archive, and sign it again with the user's own key."""
     files = files_of(file)
@@ -94,13 +71,6 @@ def with_record(file: Path, bed: Bed, change: Callable[[dict[str, Any]], None]) 
     change(record)
     files["record.json"] = json.dumps(record).encode()
     write(file, signed(files, own_key(bed.paths.state)))
-
-
-def everything_below(folder: Path) -> dict[str, bytes]:
-    return {
-        str(one.relative_to(folder)): one.read_bytes() if one.is_file() and not one.is_fifo() else b""
-        for one in folder.rglob("*")
-    }
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> str:
@@ -137,6 +107,11 @@ RECORDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a flavour that is a path": lambda r: r.update(images={"1" * 64: {"flavour": "../x", "packages": {}}}),
     "packages that are numbers": lambda r: r.update(images={"1" * 64: {"packages": {"python_packages": {"a": 1}}}}),
     "nine machines": lambda r: r.update(sessions=r["sessions"] * 9),
+    "snapshots and ways back without end": lambda r: _session(r).update(
+        snapshots=[{"id": f"{number:012x}", "run": 1} for number in range(20_000)],
+        returns=[{"to": f"{number:012x}", "run": 1} for number in range(20_000)],
+        runs=_session(r)["runs"] + [_session(r)["runs"][0] | {"cell": None}] * 19_000,
+    ),
     "steps without end": lambda r: r.update(
         sessions=[{**_session(r), "runs": [_session(r)["runs"][0]] * 10_001}]
     ),
@@ -223,6 +198,10 @@ NOTEBOOKS: dict[str, bytes] = {
         {"nbformat": 4, "nbformat_minor": 5, "metadata": {},
          "cells": [{"cell_type": "raw", "source": "", "metadata": {}, "id": "a"}] * 10_001}
     ).encode(),
+    "a version that is a text": b'{"nbformat":4,"nbformat_minor":"5","metadata":{},"cells":[]}',
+    "a version without end": b'{"nbformat":4,"nbformat_minor":' + b"9" * 4000 + b',"metadata":{},"cells":[3]}',
+    "a number without end": b'{"nbformat":4,"nbformat_minor":' + b"9" * 5000 + b',"metadata":{},"cells":[]}',
+    "a version that is less than none": b'{"nbformat":4,"nbformat_minor":-1,"metadata":{},"cells":[]}',
     "a script in the metadata": b'{"nbformat":4,"nbformat_minor":5,"metadata":"<script>","cells":[]}',
 }  # fmt: skip
 
@@ -269,7 +248,7 @@ PERMITTED = (
     "%net inspect a.example",
 )  # fmt: skip
 DENIED = (
-    "%vm profile intensive", "%vm stop", "%vm console", "%vm facts on", "%limits timeout=9h", "%limits reset",
+    "%vm profile intensive", "%vm stop", "%vm console", "%vm facts on",
     "%net allow evil.example", "%net allow a.example evil.example", "%net allow *", "%net mode record-only",
     "%net mode filtered", "%net record demo", "%net replay demo", "%net replay ../demo", "%report", "%report --zip",
     "%report /etc/x.ipynb", "# net: allow evil.example\n1", "%%time\n# net: allow evil.example\n1",
@@ -291,6 +270,60 @@ async def test_what_changes_the_host_or_lets_more_out_is_refused(
     assert magic is not None
     with pytest.raises(RefusedError, match="not carried out"):
         await magic.run(SimpleNamespace())  # type: ignore[arg-type]
+
+
+MODES = ("isolated", "filtered", "record-only")
+
+
+@pytest.mark.parametrize("most", MODES)
+@pytest.mark.parametrize("wanted", [*MODES, "open", "Filtered"])
+def test_a_network_is_opened_no_more_than_the_users_own_configuration_has_it(most: str, wanted: str) -> None:
+    permits = PERMITS.model_copy(update={"mode": most})
+    is_refused = isinstance(PermittedMagics(permits).find(f"%net mode {wanted}"), Refusal)
+    assert is_refused == (wanted not in MODES or MODES.index(wanted) > MODES.index(most))
+
+
+class Limited:
+    """A VM whose limits can be set.
+
+    Args:
+        given: The profile's.
+    """
+
+    def __init__(self, given: Limits) -> None:
+        self.limits = HeldLimits()
+        self.limits.given = self.limits.now = given
+        self.guest = None
+
+    async def set_limits(self, changes: dict[str, float | None]) -> None:
+        self.limits.changed(changes, changed(self.limits.now, changes))
+
+
+async def limited(machine: Limited, source: str) -> None:
+    permits = PERMITS.model_copy(update={"limits": ("timeout=60s", "processes=100")})
+    magic = PermittedMagics(permits).find(source)
+    assert magic is not None
+    await magic.run(SimpleNamespace(machine=machine))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "words", ["timeout=301", "timeout=9h", "processes=3000", "disk_rate=none", "timeout=60 output=257MiB"]
+)
+async def test_a_limit_is_raised_no_further_than_the_users_own_profile_has_it(words: str) -> None:
+    machine = Limited(Limits())
+    with pytest.raises(RefusedError, match="not carried out"):
+        await limited(machine, f"%limits {words}")
+    assert machine.limits.now == Limits()
+
+
+async def test_a_limit_is_changed_within_the_profile_and_goes_back_to_the_recorded_one() -> None:
+    machine = Limited(Limits())
+    await limited(machine, "%limits timeout=200 open_files=100 lifetime=8h")
+    now = machine.limits.now
+    assert (now.cell_deadline, now.open_files, now.lifetime) == (200, 100, 8 * 3600)
+    await limited(machine, "%limits reset")
+    now = machine.limits.now
+    assert (now.cell_deadline, now.processes, now.open_files, now.lifetime) == (60, 100, 4096, None)
 
 
 def test_every_magic_that_there_is_is_decided_about() -> None:

@@ -12,18 +12,21 @@ from fake_image import fake_layer, make_sources
 from report_bed import code, notebook
 
 from agentvm_kernel.config import Paths
+from agentvm_kernel.egress.names import Pattern
 from agentvm_kernel.errors import ImageError
 from agentvm_kernel.image import ImageStore
+from agentvm_kernel.profiles import Limits
 from agentvm_kernel.report.document import read_document
-from agentvm_kernel.reproduce.again import Order, _policies, _stage
+from agentvm_kernel.reproduce.again import Order, _stage
 from agentvm_kernel.reproduce.compare import Rules
 from agentvm_kernel.reproduce.environment import Used, compare_packages, find_image
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.judge import Judge
 from agentvm_kernel.reproduce.path import Leg, Step
-from agentvm_kernel.reproduce.path import Path as Way
 from agentvm_kernel.reproduce.recorded import RecordedImage, RecordedSession
 from agentvm_kernel.reproduce.source import Source
+from agentvm_kernel.settings import Network
+from agentvm_kernel.supervisor.lease_network import configured, summary_of
 
 OTHER = "e" * 64
 
@@ -102,55 +105,121 @@ def test_many_packages_are_counted_and_hostile_names_do_nothing() -> None:
 # The machine's profile, limits and network
 
 
-def stage_of(tmp_path: Path, session: dict[str, Any], *steps: str, **wanted: Any) -> tuple[Any, list[str]]:
-    config = tmp_path / "config.toml"
-    config.write_text("[profiles.test]\nvcpus = 1\nmemory_mib = 512\ndisk_gb = 4\ncell_deadline = 300\n")
-    paths = Paths(tmp_path / "c", tmp_path / "s", tmp_path / "r", config)
+PROFILE = "[profiles.test]\nvcpus = 1\nmemory_mib = 512\ndisk_gb = 4\n"
+
+
+def stage_of(
+    tmp_path: Path, session: dict[str, Any], *steps: str, config: str = PROFILE, **wanted: Any
+) -> tuple[Any, list[str]]:
+    (tmp_path / "config.toml").write_text(config)
+    paths = Paths(tmp_path / "c", tmp_path / "s", tmp_path / "r", tmp_path / "config.toml")
     place = tmp_path / "place"
     place.mkdir()
     document = read_document(notebook(tmp_path / "n.ipynb", code("a")))
     source = Source(document, None, (), tmp_path)
     leg = Leg(RecordedSession.model_validate({"profile": "test", **session}), tuple(map(Step, steps)))
     order = replace(Order(Judge(Rules()), tmp_path / "out"), **wanted)
-    stage, notes = _stage(source, leg, Used("1", "1", "minimal"), order, paths, place)
-    return stage, notes + _policies(Way((leg,), "record"), order)
+    return _stage(source, leg, Used("1", "1", "minimal"), order, paths, place)
 
 
-def test_limits_are_lowered_to_the_recorded_and_never_raised(tmp_path: Path) -> None:
-    for deadline, expected in ((60, ("%limits timeout=60s",)), (300, ()), (9e9, ()), ("61", ()), (0, ()), (-1, ())):
-        folder = tmp_path / str(deadline)
-        folder.mkdir()
-        limits = json.dumps({"cell_deadline": deadline, "user_memory_mib": 1 << 20})
-        stage, _ = stage_of(folder, {"limits": limits})
-        assert stage.asked == expected
-
-
-RULES = "120 rules, SHA-256 1a"
+GIVEN = Limits().model_dump(exclude_none=True)
 
 
 @pytest.mark.parametrize(
-    ("network", "asked"),
+    ("limits", "asked"),
     [
-        (f"isolated; {RULES}", ("%net off",)),
-        (f"record-only; {RULES}; allow evil.example", ()),
-        (f"filtered; {RULES}", ()),
-        (
-            f"filtered; {RULES}; deny a.example; allow b.example; deny **.c.example",
-            ("%net deny a.example **.c.example",),
-        ),
-        (f"filtered; {RULES}; deny a.example\n!rm; deny; deny a b; deny --x=$(y)", ()),
-        ("", ()),
-        ("; ; ;", ()),
+        ({"cell_deadline": 60}, "timeout=60s"),
+        ({"cell_deadline": 60.5, "processes": 100}, "timeout=60.5s processes=100"),
+        ({"lifetime": 3600, "cpu": 0.5, "user_memory_mib": 256}, "lifetime=3600s cpu=0.5 memory=256MiB"),
+        ({"open_files": 100, "disk_mb_per_second": 5, "disk_iops": 7}, "disk_rate=5MB disk_iops=7 open_files=100"),
+        ({"output_mib": 2, "output_mib_per_second": 1}, "output=2MiB output_rate=1MiB"),
+        # The profile has one CPU and 512 MiB, though it limits neither.
+        ({"cpu": 1, "user_memory_mib": 512}, ""),
+        ({"cpu": 4, "user_memory_mib": 1 << 19}, ""),
+        ({"cell_deadline": 300}, ""),
+        ({"cell_deadline": 9e9}, ""),
+        ({"cell_deadline": "61", "processes": True, "cpu": "1; !rm", "open_files": 70.5}, ""),
+        ({"cell_deadline": 0, "processes": -1, "other": 5, "vcpus": 64}, ""),
+        ([60], ""),
     ],
 )
-def test_a_network_is_closed_as_it_was_and_never_opened(tmp_path: Path, network: str, asked: tuple[str, ...]) -> None:
-    stage, _ = stage_of(tmp_path, {"network": network})
+def test_limits_are_lowered_to_the_recorded_and_never_raised(tmp_path: Path, limits: Any, asked: str) -> None:
+    said = GIVEN | limits if isinstance(limits, dict) else limits
+    stage, _ = stage_of(tmp_path, {"limits": json.dumps(said)})
+    assert stage.asked == ((f"%limits {asked}",) if asked else ())
+    assert stage.permits.limits == tuple(asked.split())
+
+
+def test_limits_that_were_higher_are_told_and_not_granted(tmp_path: Path) -> None:
+    limits = GIVEN | {"cell_deadline": 600, "processes": 4096, "open_files": 100}
+    del limits["disk_iops"]
+    stage, notes = stage_of(tmp_path, {"limits": json.dumps(limits)})
+    assert stage.asked == ("%limits open_files=100",)
+    assert notes == [
+        "Not granted, for the profile here gives less: timeout=600s (here 300s), disk_iops=none (here 5000), "
+        "processes=4096 (here 2048)."
+    ]
+
+
+RULES = f"120 rules, SHA-256 {'1a' * 32}"
+OPEN = f'[network]\nmode = "record-only"\n{PROFILE}'
+LOCKED = f'[network]\nmode = "record-only"\ndirectives = false\n{PROFILE}'
+SHUT = f'{PROFILE}network = "none"\n'
+
+
+@pytest.mark.parametrize(
+    ("config", "network", "asked", "told"),
+    [
+        (PROFILE, "isolated", ("%net mode isolated",), ""),
+        (PROFILE, "filtered", (), ""),
+        (PROFILE, "record-only", (), "was record-only, and is filtered here"),
+        (OPEN, "filtered", ("%net mode filtered",), ""),
+        (OPEN, "isolated", ("%net mode isolated",), ""),
+        (OPEN, "record-only", (), ""),
+        (LOCKED, "isolated", ("%net mode isolated",), ""),
+        (LOCKED, "filtered", (), "lets no notebook change"),
+        (SHUT, "filtered", (), "was filtered, and is isolated here"),
+        (SHUT, "isolated", (), ""),
+        (PROFILE, "filtered; deny a.example; allow b.example; deny **.c.example",
+         ("%net deny a.example **.c.example",), "b.example"),
+        (PROFILE, "filtered; deny a.example\n!rm; deny; deny a b; deny --x=$(y); deny ,", (), ""),
+        (PROFILE, "", (), ""),
+        (PROFILE, "; ; ;", (), ""),
+        (PROFILE, "open; allow", (), ""),
+    ],
+)  # fmt: skip
+def test_a_network_is_closed_as_it_was_and_never_opened(
+    tmp_path: Path, config: str, network: str, asked: tuple[str, ...], told: str
+) -> None:
+    stage, notes = stage_of(tmp_path, {"network": network}, config=config)
     assert stage.asked == asked
     assert stage.permits.allow == ()
+    assert [told in note for note in notes] == ([True] if told else [])
+
+
+def test_the_mode_that_a_notebook_may_ask_for_is_the_users_own(tmp_path: Path) -> None:
+    for place, (config, mode) in enumerate(((PROFILE, "filtered"), (OPEN, "record-only"), (SHUT, "isolated"))):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        stage, _ = stage_of(folder, {"network": "record-only"}, config=config)
+        assert stage.permits.mode == mode
+
+
+def test_rules_that_were_others_are_told(tmp_path: Path) -> None:
+    own = summary_of(configured(Network()).allow(Pattern.parse("a.example")).deny(Pattern.parse("b.example")))
+    for place, (network, told) in enumerate(
+        (
+            (own, 0), (own.replace("SHA-256", "SHA-1"), 0), (f"filtered; {RULES}", 1), (f"isolated; {RULES}", 0)
+        )
+    ):  # fmt: skip
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        _, notes = stage_of(folder, {"network": network}, allow=("a.example",))
+        assert ["had other rules" in note for note in notes] == [True] * told
 
 
 def test_hosts_that_were_allowed_are_told_and_allowed_only_by_the_user(tmp_path: Path) -> None:
-    session = {"network": f"filtered; {RULES}; allow a.example; allow b.example"}
+    session = {"network": "filtered; allow a.example; allow b.example"}
     _, notes = stage_of(tmp_path, session, allow=("a.example",))
     assert ["b.example" in note and "a.example" not in note for note in notes] == [True]
 
@@ -165,8 +234,9 @@ def test_a_profile_that_is_not_configured_is_refused_with_those_that_are(tmp_pat
 
 
 def test_a_profile_that_was_another_is_told(tmp_path: Path) -> None:
-    _, notes = stage_of(tmp_path, {"vcpus": 4, "memory_mib": 4096})
-    assert notes == ["The profile test was 4 CPUs and 4096 MiB, and is 1 CPUs and 512 MiB."]
+    _, notes = stage_of(tmp_path, {"vcpus": 4, "memory_mib": 4096, "disk_gb": 40})
+    was, now = "4 CPUs, 4096 MiB, 40 GB of disk", "1 CPUs, 512 MiB, 4 GB of disk"
+    assert notes == [f"The profile test was {was}, and is {now}."]
 
 
 def test_only_recordings_beside_the_notebook_are_given_to_its_machine(tmp_path: Path) -> None:

@@ -215,6 +215,27 @@ def test_forks_are_given_the_seed_that_they_had(tmp_path: Path) -> None:
     assert unrecorded(*cells, folder=tmp_path)[0] == [f"%%fork 2 --timeout 9 --seed {SEED}\nx()"]
 
 
+def test_forks_are_given_the_recorded_seed_where_the_cell_keeps_none(bed: Bed, tmp_path: Path) -> None:
+    bed.run("a")
+    bed.forks(2, "1" * 32)
+    bed.forks(3, "2" * 32)
+    bed.run("b")
+    bed.forks(2, "3" * 32)
+    cells = (code("a"), code("%%fork 2\nx()"), code("%%fork 3\nx()"), code("b"), code("%%fork 2\ny()"))
+    seeds = [f"--seed {digit * 32}" for digit in "123"]
+    one = leg(bed, tmp_path, *cells)
+    assert sources(one) == [
+        "a", f"%%fork 2 {seeds[0]}\nx()", f"%%fork 3 {seeds[1]}\nx()", "b", f"%%fork 2 {seeds[2]}\ny()"
+    ]  # fmt: skip
+
+
+def test_forks_that_cannot_be_told_apart_are_given_no_seed_that_may_be_anothers(bed: Bed, tmp_path: Path) -> None:
+    bed.run("a")
+    bed.forks(2, "1" * 32)
+    bed.forks(2, "2" * 32)
+    assert sources(leg(bed, tmp_path, code("a"), code("%%fork 2\nx()"))) == ["a", "%%fork 2\nx()"]
+
+
 @pytest.mark.parametrize("seed", ["", "x" * 32, f"{SEED} --timeout 9", f"{SEED}\n%net allow evil.example", 7, None])
 def test_a_seed_that_is_none_is_left_out(tmp_path: Path, seed: object) -> None:
     source = "%%fork 2\nx()"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from audited import audited
 from guest_process import MemoryHypervisor, MemoryMachine
 from kernel_harness import within
 from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
@@ -391,6 +392,10 @@ async def test_forks_are_clones_of_the_vm_as_it_is(session: Session, randomness:
         }  # fmt: skip
         assert len({str(machine.ops[0]["entropy"]) for machine in machines}) == 3
         assert is_awake(session.machine)
+        session.supervisor.audit.flush()
+        (made,) = audited(session.supervisor.paths.state, "forks_made")
+        assert (made["count"], made["snapshot"], made.get("randomness", "diverge")) == (3, point.id, randomness)
+        assert bool(made.get("seed")) == (randomness == "common"), "what diverges has no seed unless one is given"
     for machine in machines:
         await until_gone(machine)
     assert session.lease.forks == {}

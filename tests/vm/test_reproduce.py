@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +17,11 @@ import nbformat
 import pytest
 from audited import audited, audited_soon
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from packed import files_of, signed, write
 from vms import environment_of, own_supervisor
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.report.signature import own_key, sign
+from agentvm_kernel.report.signature import own_key
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -133,19 +132,6 @@ CELLS = (
 )
 
 
-def signed_again(packed: Path, files: dict[str, bytes], state: Path) -> None:
-    """Write an archive whose digests and signature are right, whatever is in it."""
-    key = own_key(state)
-    others = {name: one for name, one in files.items() if name not in {"manifest.json", "signature.json"}}
-    entries = {name: {"sha256": hashlib.sha256(one).hexdigest(), "size": len(one)} for name, one in others.items()}
-    manifest = json.dumps({"format": 1, "files": entries}).encode()
-    public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
-    said = {"algorithm": "ed25519", "key": public, "signature": base64.b64encode(sign(key, manifest)).decode()}
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in {**others, "manifest.json": manifest, "signature.json": json.dumps(said).encode()}.items():
-            archive.writestr(name, content)
-
-
 def change_digit(text: str, rng: random.Random) -> str:
     place = rng.choice([place for place, one in enumerate(text) if one.isdigit()])
     digit = rng.choice([one for one in "0123456789" if one != text[place]])
@@ -169,8 +155,7 @@ def packed(bed: Bed) -> Path:
 def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed: Bed, packed: Path) -> None:
     seed = random.randrange(1 << 32)
     rng = random.Random(seed)
-    with zipfile.ZipFile(packed) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
+    files = files_of(packed)
     node = json.loads(files["plain.ipynb"])
     record = json.loads(files["record.json"])
     code = [cell for cell in node["cells"] if cell["cell_type"] == "code"]
@@ -189,7 +174,7 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     record["sessions"][0]["image"] = other
     changed = packed.with_name("changed.zip")
     content = {"plain.ipynb": json.dumps(node).encode(), "record.json": json.dumps(record).encode()}
-    signed_again(changed, files | content, bed.paths.state)
+    write(changed, signed(files | content, own_key(bed.paths.state)))
 
     status, verdict, said = bed.reproduced(changed)
     assert (status, verdict) == (2, {}), f"seed {seed}"
