@@ -4,8 +4,8 @@ import type { JupyterFrontEnd } from '@jupyterlab/application';
 import type { ICommandPalette } from '@jupyterlab/apputils';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
-import { called } from './actions.ts';
 import { PRESENT } from './model/lanes.ts';
+import { plain } from './model/plain.ts';
 import type { Store } from './model/store.ts';
 import type { Snapshot } from './model/wire.ts';
 import type { IMachines } from './tokens.ts';
@@ -90,7 +90,10 @@ function addSnapshotCommands(app: JupyterFrontEnd, shared: IMachines): string[] 
     return id;
   };
   const compare: Act = (store, snapshot) =>
-    actions.compare(store, snapshot.id, PRESENT, [called(snapshot, trans), trans.__('the machine as it is now')]);
+    actions.compare(store, snapshot.id, PRESENT, [
+      plain(snapshot.label, 64) || snapshot.id,
+      trans.__('The machine as it is now')
+    ]);
   return [
     add(GO_BACK, trans.__('Go Back …'), (store, { id }) => actions.rollback(store, id), isOurs),
     add(COMPARE, trans.__('Compare with the Present …'), compare, runs),

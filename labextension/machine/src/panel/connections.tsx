@@ -28,7 +28,7 @@ export const Connections = React.memo(function Connections(props: {
       {newest.length === 0 ? (
         <p className="avm-faint">{trans.__('The machine has not tried to reach anything.')}</p>
       ) : (
-        <ul className="avm-list" aria-label={trans.__('Connections, newest first')}>
+        <ul className="avm-list" tabIndex={0} aria-label={trans.__('Connections, newest first')}>
           {newest.map(one => (
             <Row key={one.id} connection={one} now={now} doing={doing} />
           ))}
