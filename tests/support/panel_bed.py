@@ -105,19 +105,15 @@ class Visit:
         self.dialogue.get_by_role("button", name=name, exact=True).click()
         expect(self.dialogue).to_have_count(0)
 
-    def read_notice(self, text: str, button: str = "") -> None:
-        """Wait for a notice, press one of its buttons, and dismiss all there are.
-
-        It is looked for where JupyterLab keeps those that are not shown any more.
-        """
+    def follow_notice(self, text: str) -> None:
+        """Wait for a notice, and press its button; JupyterLab has a list of those that are not shown any more."""
         self.page.locator(".jp-Notification-Status").click()
         center = self.page.locator(".jp-Notification-Center")
         line = center.locator(".jp-Notification-List-Item").filter(has_text=text)
         expect(line).to_have_count(1, timeout=PATIENCE)
-        if button:
-            line.get_by_role("button", name=button).click()
-        else:
-            center.get_by_title("Dismiss all notifications").click()
+        line.get_by_role("button", name="Show").click()
+        center.get_by_title("Hide notifications").click()
+        expect(center).to_have_count(0)
 
     def take(self, label: str = "") -> None:
         """Take a snapshot, and return when the tree shows it."""
