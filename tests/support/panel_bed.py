@@ -24,7 +24,11 @@ _NO_NEWS = ".Toastify { display: none !important; }"
 """News go over what is shown for a few seconds."""
 
 UNASKED = """(() => {
-  const { setInterval } = window;
+  const { fetch, setInterval } = window;
+  window.fetch = (...all) => {
+    window.lastAsked = performance.now();
+    return fetch(...all);
+  };
   window.setInterval = (call, pause, ...more) => {
     if (pause !== 20000) {
       return setInterval(call, pause, ...more);
@@ -87,6 +91,8 @@ class Visit:
     def told(self) -> Iterator[None]:
         """Have the page show only what it is told of, and ask for nothing by itself; see `UNASKED`."""
         assert self.page.evaluate("() => { window.isTold = true; return window.canBeTold; }")
+        # What it was told of before may have it ask a second later.
+        self.page.wait_for_function("() => performance.now() - window.lastAsked > 2000", timeout=PATIENCE)
         yield
         self.page.evaluate("() => { window.isTold = false; }")
 
