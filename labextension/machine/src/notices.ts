@@ -13,6 +13,9 @@ import type { IMachines } from './tokens.ts';
 /** Milliseconds that a line stays; that a machine has ended stays until it was read. */
 const SHOWN = 8000;
 
+/** What a kernel is in while its end, and its machine's, is somebody's wish or told by JupyterLab. */
+const CHANGING = ['restarting', 'autorestarting', 'starting', 'terminating', 'dead'];
+
 /**
  * Tells of the machines under all notebooks.
  *
@@ -27,7 +30,8 @@ export function addNotices(
   const follow = (store: Store): void => {
     new News(store, kind => {
       const notebook = tracker.find(one => one.sessionContext.session?.kernel?.id === store.kernel);
-      if (notebook && isWanted()) {
+      const status = notebook?.sessionContext.session?.kernel?.status ?? '';
+      if (notebook && isWanted() && !(kind === 'ended' && CHANGING.includes(status))) {
         const show = (): void => {
           app.shell.activateById(notebook.id);
           void app.commands.execute(OPEN);

@@ -14,6 +14,7 @@ class Bed {
   stopped = '';
   private hear = (): void => undefined;
   private waiting: (() => void)[] = [];
+  private found = '';
 
   constructor() {
     const clock = { now: () => 0, after: (_: number, call: () => void) => (this.waiting.push(call), () => undefined) };
@@ -44,37 +45,44 @@ class Bed {
     return this;
   }
 
-  later(): this {
+  async later(found = this.phase): Promise<string[]> {
+    this.found = found;
     this.waiting.splice(0).forEach(call => call());
-    return this;
+    await new Promise(setImmediate);
+    return this.told;
+  }
+
+  async check(): Promise<void> {
+    this.phase = this.found;
   }
 }
 
-test('a machine that ends is told of, once', () => {
+test('a machine that ends is told of, once', async () => {
   const bed = new Bed().runs().ends();
   assert.deepEqual(bed.told, []);
-  bed.ends().later().ends().later();
-  assert.deepEqual(bed.told, ['ended']);
-  assert.deepEqual(bed.runs('vm-2').ends().later().told, ['ended', 'ended']);
+  assert.deepEqual(await bed.ends().later(), ['ended']);
+  assert.deepEqual(await bed.ends().later(), ['ended']);
+  assert.deepEqual(await bed.runs('vm-2').ends().later(), ['ended', 'ended']);
 });
 
-test('a machine that another one takes the place of is not told of', () => {
-  assert.deepEqual(new Bed().runs().ends().runs('vm-2').later().told, []);
-  assert.deepEqual(new Bed().runs().ends().ends('gone').later().told, []);
+test('a machine that another one takes the place of is not told of', async () => {
+  assert.deepEqual(await new Bed().runs().ends().runs('vm-2').later(), []);
+  assert.deepEqual(await new Bed().runs().ends().ends('gone').later(), []);
+  assert.deepEqual(await new Bed().runs().ends().later('starting'), []);
 });
 
-test('a machine that the user has had stopped, or does not look at any more, is not told of', () => {
+test('a machine that the user has had stopped, or does not look at any more, is not told of', async () => {
   const stopped = new Bed().runs();
   stopped.stopped = 'vm-1';
-  assert.deepEqual(stopped.ends().later().told, []);
-  assert.deepEqual(stopped.runs('vm-2').ends().later().told, ['ended']);
+  assert.deepEqual(await stopped.ends().later(), []);
+  assert.deepEqual(await stopped.runs('vm-2').ends().later(), ['ended']);
   const closed = new Bed().runs().ends();
   closed.isClosed = true;
-  assert.deepEqual(closed.later().told, []);
+  assert.deepEqual(await closed.later(), []);
 });
 
-test('a machine that had ended before the page knew it is not told of', () => {
-  assert.deepEqual(new Bed().ends().later().told, []);
+test('a machine that had ended before the page knew it is not told of', async () => {
+  assert.deepEqual(await new Bed().ends().later(), []);
 });
 
 test('the first thing that is blocked and the first that is refused are told of, and no other', () => {

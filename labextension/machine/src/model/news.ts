@@ -43,7 +43,7 @@ export class News {
       this.counts = counts;
     } else if (phase === 'ended' && this.vm && !this.isLooking) {
       this.isLooking = true;
-      this.clock.after(CHANGE, () => this.lookAgain());
+      this.clock.after(CHANGE, () => void this.lookAgain());
     }
     if (tree?.quota) {
       const isFull = tree.used > MOST * tree.quota;
@@ -62,7 +62,10 @@ export class News {
     }
   }
 
-  private lookAgain(): void {
+  private async lookAgain(): Promise<void> {
+    if (this.store.phase === 'ended' && !this.store.isClosed) {
+      await this.store.check(); // nobody tells of one that is on its way
+    }
     this.isLooking = false;
     if (this.store.phase === 'ended' && !this.store.isClosed && this.store.stopped !== this.vm) {
       this.once('ended');

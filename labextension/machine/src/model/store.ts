@@ -114,6 +114,11 @@ export class Store {
     }
   }
 
+  /** Asks how the machine is, now; returns when that is known. */
+  check(): Promise<void> {
+    return this.ask('machine');
+  }
+
   /** Takes what the server tells unasked. */
   hear(event: Event): void {
     if (event.what === 'stats') {
