@@ -420,7 +420,9 @@ def test_a_limit_is_set(visit: Visit) -> None:
     limit.get_by_role("textbox").fill("many")
     expect(limit.get_by_role("button")).to_be_disabled()
     visit.picture("limits")
-    assert hindrances(visit.page, ".avm-panel", ".avm-status-button") == []
+    for theme in ("Dark", "Light"):
+        visit.show_in(theme)
+        assert hindrances(visit.page, ".avm-panel", ".avm-status-button") == []
     limit.get_by_role("textbox").fill("123")
 
 

@@ -64,7 +64,7 @@ export function State(props: { commands: CommandRegistry }): React.ReactElement 
           {isExamining ? trans.__('Examining …') : trans.__('Examine this host')}
         </Button>
       )}
-      {store.host && <Findings findings={store.host.findings} trans={trans} />}
+      {canStart && store.host && <Findings findings={store.host.findings} trans={trans} />}
     </Card>
   );
 }
