@@ -18,12 +18,13 @@ import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from lab_bed import CHROMIUM, Jupyter, Lab, chromium, jupyter, lab, write_notebook
-from playwright.sync_api import Locator, Page, expect
+import panel_bed
+from lab_bed import CHROMIUM, chromium, jupyter, lab, write_notebook
+from panel_bed import PATIENCE
+from playwright.sync_api import Locator, expect
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.supervisor.messages import SnapshotTree
-from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 pytestmark = [
     pytest.mark.vm,
@@ -31,8 +32,6 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-PATIENCE = 60_000
-WIDTHS = (1280, 1920)
 MIME = "application/vnd.agentvm.forks+json"
 
 _FORK = "import os\nmine = os.urandom(4).hex()\nprint('mine', mine)\nmine"
@@ -72,17 +71,15 @@ LONG = {"first": "y = 1", "mark": "%snapshot start", **_LONG, "last": "y = 2\npr
 
 
 @dataclass
-class Visit:
-    """Notebooks in JupyterLab."""
+class Visit(panel_bed.Visit):
+    """Notebooks in JupyterLab.
 
-    server: Jupyter
-    lab: Lab
-    paths: Paths
-    asked: list[str] = field(default_factory=list)
+    Attributes:
+        requests: What the page has asked servers for.
+    """
 
-    @property
-    def page(self) -> Page:
-        return self.lab.page
+    gallery: str = "notebook"
+    requests: list[str] = field(default_factory=list)
 
     @property
     def notebook(self) -> Locator:
@@ -91,10 +88,6 @@ class Visit:
     @property
     def button(self) -> Locator:
         return self.notebook.locator("[data-command='agentvm:snapshot']").first
-
-    @property
-    def dialog(self) -> Locator:
-        return self.page.locator(".jp-Dialog")
 
     def cell(self, name: str, place: Locator | None = None) -> Locator:
         """Find a cell by its name."""
@@ -138,17 +131,12 @@ class Visit:
             )
         )  # fmt: skip
 
-    def answer(self, name: str) -> None:
-        """Press a button of the dialogue, which closes it."""
-        self.dialog.get_by_role("button", name=name, exact=True).click()
-        expect(self.dialog).to_have_count(0)
-
     def back(self, name: str, way: str) -> None:
         """Go back by a cell's mark."""
-        vm = self.tree.vm
+        vm = self.present.vm
         self.cell(name).locator(".avm-mark").click()
         self.page.get_by_role("menuitem", name=f"Go Back to {way} This Cell").click()
-        expect(self.dialog).to_contain_text("What is lost")
+        expect(self.dialogue).to_contain_text("What is lost")
         self.answer("Go back")
         self.is_another(vm)
 
@@ -167,24 +155,10 @@ class Visit:
         )
 
     @property
-    def tree(self) -> SnapshotTree:
+    def present(self) -> SnapshotTree:
         """What the supervisor says of the notebook in front."""
-        kernel = self.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.id")
-        with SyncSupervisorClient(self.paths, start=False) as client:
-            (vm,) = [one for one in client.vms().vms if kernel in one.owner and one.state == "leased"]
-            return client.snapshots(vm.lease)
-
-    def picture(self, name: str, page: Page | None = None) -> None:
-        shown = page or self.page
-        for width in WIDTHS:
-            shown.set_viewport_size({"width": width, "height": 1000})
-            shown.screenshot(path=Path(os.environ["AGENTVM_GALLERY"]) / f"notebook_{name}_{width}.png")
-
-    def dark(self, *, on: bool) -> None:
-        theme = "JupyterLab Dark" if on else "JupyterLab Light"
-        self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
-        expect(self.page.locator("body")).to_have_attribute("data-jp-theme-light", str(not on).lower())
-        expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
+        tree: SnapshotTree = self.asked(lambda client, lease: client.snapshots(lease))
+        return tree
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +173,7 @@ def visit(
         with lab(browser, server) as opened:
             opened.open("first.ipynb", "agentvm")
             found = Visit(server, opened, vm_paths)
-            opened.page.on("request", lambda request: found.asked.append(f"{request.method} {request.url}"))
+            opened.page.on("request", lambda request: found.requests.append(f"{request.method} {request.url}"))
             yield found
 
 
@@ -214,23 +188,23 @@ def test_the_button_takes_a_snapshot(visit: Visit) -> None:
     visit.picture("button")
     visit.button.click()
     expect(visit.button).to_have_class(re.compile("avm-mod-done"), timeout=PATIENCE)
-    (snapshot,) = visit.tree.snapshots
+    (snapshot,) = visit.present.snapshots
     assert (snapshot.kind, snapshot.label) == ("manual", "")
-    assert visit.tree.current == snapshot.id
+    assert visit.present.current == snapshot.id
 
 
 def test_the_shortcut_takes_a_snapshot(visit: Visit) -> None:
     visit.cell("one").locator(".jp-InputPrompt").click()
     visit.page.keyboard.press("Control+Alt+s")
     expect(visit.button).to_have_class(re.compile("avm-mod-done"), timeout=PATIENCE)
-    assert len(visit.tree.snapshots) == 2
+    assert len(visit.present.snapshots) == 2
 
 
 def test_without_time_travel_cells_have_a_record_and_no_mark(visit: Visit) -> None:
     visit.run("one")
-    record = visit.record("one")
+    record, present = visit.record("one"), visit.present
     assert record
-    assert (record["vm"], record["base"], record["after"]) == (visit.tree.vm, visit.tree.current, visit.tree.current)
+    assert (record["vm"], record["base"], record["after"]) == (present.vm, present.current, present.current)
     expect(visit.notebook.locator(".avm-mark")).to_have_count(0)
     visit.is_current("one")
 
@@ -249,15 +223,12 @@ def test_marks_lead_back_to_before_a_cell_and_what_followed_is_stale(visit: Visi
     visit.is_left("two", "three")
     assert visit.text("three") == "x is 3\n"
     visit.picture("stale")
-    visit.dark(on=True)
-    visit.picture("stale_dark")
-    visit.dark(on=False)
 
 
 def test_a_branch_that_one_goes_back_to_is_current_again(visit: Visit) -> None:
-    vm = visit.tree.vm
+    vm = visit.present.vm
     visit.cell("three").get_by_role("button", name="Go there").click()
-    expect(visit.dialog).to_contain_text("What is lost")
+    expect(visit.dialogue).to_contain_text("What is lost")
     visit.picture("dialogue")
     visit.answer("Go back")
     visit.is_another(vm)
@@ -267,7 +238,7 @@ def test_a_branch_that_one_goes_back_to_is_current_again(visit: Visit) -> None:
 
 
 def test_marks_are_used_by_the_keyboard_and_nothing_is_done_without_consent(visit: Visit) -> None:
-    vm = visit.tree.vm
+    vm = visit.present.vm
     visit.cell("two").locator(".jp-InputPrompt").click()
     expect(visit.notebook.locator(".jp-Notebook")).to_have_class(re.compile("jp-mod-commandMode"))
     visit.cell("two").locator(".avm-mark").focus()
@@ -277,11 +248,11 @@ def test_marks_are_used_by_the_keyboard_and_nothing_is_done_without_consent(visi
     visit.page.keyboard.press("ArrowDown")
     visit.page.keyboard.press("ArrowDown")
     visit.page.keyboard.press("Enter")
-    expect(visit.dialog).to_contain_text("What is lost")
-    expect(visit.dialog.locator(":focus")).to_have_count(1)
+    expect(visit.dialogue).to_contain_text("What is lost")
+    expect(visit.dialogue.locator(":focus")).to_have_count(1)
     visit.page.keyboard.press("Escape")
-    expect(visit.dialog).to_have_count(0)
-    assert visit.tree.vm == vm
+    expect(visit.dialogue).to_have_count(0)
+    assert visit.present.vm == vm
     visit.back("two", "After")
     visit.is_left("three", "again", "ask")
     assert visit.run("ask") == "now 2\n"
@@ -320,7 +291,7 @@ def test_forks_are_seen_side_by_side_and_one_is_adopted(visit: Visit) -> None:
     visit.lab.open("first.ipynb")
     visit.run("fork")
     visit.is_current("fork")
-    vm = visit.tree.vm
+    vm = visit.present.vm
     visit.cell("fork").get_by_role("button", name="Show side by side").click()
     columns = visit.page.locator(".avm-column")
     expect(columns).to_have_count(2)
@@ -328,22 +299,19 @@ def test_forks_are_seen_side_by_side_and_one_is_adopted(visit: Visit) -> None:
     assert len(shown[0]) == len(shown[1]) == 1
     assert shown[0] != shown[1]
     visit.picture("forks")
-    visit.dark(on=True)
-    visit.picture("forks_dark")
-    visit.dark(on=False)
     columns.nth(1).get_by_role("button", name="Adopt").click()
     visit.answer("Adopt")
     expect(columns.nth(1).get_by_role("button", name="Adopted")).to_be_disabled(timeout=PATIENCE)
     expect(columns.nth(0).get_by_role("button", name="Adopt")).to_be_disabled()
     visit.lab.open("first.ipynb")
-    assert visit.tree.vm != vm
+    assert visit.present.vm != vm
     assert visit.run("mine") == f"have {shown[1][0]}\n"
     visit.is_current("fork", "mine", "two")
     visit.picture("adopted")
 
 
 def test_forks_that_are_gone_are_refused(visit: Visit) -> None:
-    vm = visit.tree.vm
+    vm = visit.present.vm
     # What was adopted from is shown again as the cell has it.
     visit.page.evaluate(
         "() => [...jupyterapp.shell.widgets('main')].filter(one => one.id.startsWith('avm-forks'))"
@@ -353,16 +321,16 @@ def test_forks_that_are_gone_are_refused(visit: Visit) -> None:
     column = visit.page.locator(".avm-columns:visible .avm-column").first
     column.get_by_role("button", name="Adopt").click()
     visit.answer("Adopt")
-    expect(visit.dialog).to_contain_text("are gone", timeout=PATIENCE)
+    expect(visit.dialogue).to_contain_text("are gone", timeout=PATIENCE)
     visit.page.keyboard.press("Escape")
     visit.lab.open("first.ipynb")
-    assert visit.tree.vm == vm
+    assert visit.present.vm == vm
 
 
 def test_forks_of_the_panel_open_side_by_side(visit: Visit) -> None:
     visit.page.evaluate("() => { jupyterapp.commands.execute('agentvm:fork'); }")
-    visit.dialog.get_by_role("button", name="Fork", exact=True).wait_for()
-    visit.dialog.locator("textarea").fill("print('from the panel')")
+    visit.dialogue.get_by_role("button", name="Fork", exact=True).wait_for()
+    visit.dialogue.locator("textarea").fill("print('from the panel')")
     visit.answer("Fork")
     columns = visit.page.locator(".avm-columns:visible .avm-column").filter(has_text="from the panel")
     expect(columns).to_have_count(4, timeout=PATIENCE)
@@ -372,8 +340,8 @@ def test_forks_of_the_panel_open_side_by_side(visit: Visit) -> None:
 
 def test_a_guest_that_lies_shows_nothing_and_does_nothing(visit: Visit) -> None:
     visit.lab.open("first.ipynb")
-    before, vm = len(visit.tree.snapshots), visit.tree.vm
-    visit.asked.clear()
+    before, vm = len(visit.present.snapshots), visit.present.vm
+    visit.requests.clear()
     visit.run("lie")
     assert "told" in visit.text("lie")
     assert MIME not in json.dumps([one.get("data") for one in visit.kept("lie")])
@@ -383,11 +351,11 @@ def test_a_guest_that_lies_shows_nothing_and_does_nothing(visit: Visit) -> None:
         assert record
         assert record["vm"] == vm
         assert record["run"] > 1
-        assert record["after"] in {one.id for one in visit.tree.snapshots}
+        assert record["after"] in {one.id for one in visit.present.snapshots}
         expect(visit.cell(name).get_by_role("button", name="Show side by side")).to_have_count(0)
     visit.is_current("lie", "after")
-    assert len(visit.tree.snapshots) == before + 2
-    writes = [one for one in visit.asked if "agentvm/api" in one and not one.startswith("GET")]
+    assert len(visit.present.snapshots) == before + 2
+    writes = [one for one in visit.requests if "agentvm/api" in one and not one.startswith("GET")]
     assert all("agentvm/api/watch" in one for one in writes), writes
 
 
@@ -434,7 +402,7 @@ def test_other_notebooks_are_of_machines_of_their_own(visit: Visit) -> None:
 
 def test_after_a_restart_of_the_kernel_all_is_of_an_earlier_machine(visit: Visit) -> None:
     visit.lab.open("first.ipynb")
-    vm = visit.tree.vm
+    vm = visit.present.vm
     visit.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
     visit.is_another(vm)
     visit.is_earlier("one", "two", "three", "ask")
@@ -445,7 +413,7 @@ def test_after_a_restart_of_the_kernel_all_is_of_an_earlier_machine(visit: Visit
 
 
 def test_notebook_7_has_the_button(visit: Visit) -> None:
-    before = len(visit.tree.snapshots)
+    before = len(visit.present.snapshots)
     page = visit.page.context.new_page()
     try:
         page.goto(f"{visit.server.url}/notebooks/first.ipynb?token={visit.server.token}")
@@ -453,10 +421,10 @@ def test_notebook_7_has_the_button(visit: Visit) -> None:
         is_ready(button)
         button.click()
         expect(button).to_have_class(re.compile("avm-mod-done"), timeout=PATIENCE)
-        visit.picture("notebook7", page)
+        page.screenshot(path=Path(os.environ["AGENTVM_GALLERY"]) / "notebook7.png")
     finally:
         page.close()
-    assert len(visit.tree.snapshots) == before + 1
+    assert len(visit.present.snapshots) == before + 1
 
 
 def test_cells_out_of_sight_are_told_when_they_come_into_sight(visit: Visit) -> None:
@@ -464,7 +432,7 @@ def test_cells_out_of_sight_are_told_when_they_come_into_sight(visit: Visit) -> 
     for name in ("first", "mark", "last"):
         visit.run(name)
     visit.lab.save()
-    vm = visit.tree.vm
+    vm = visit.present.vm
     visit.page.evaluate(
         "raw => jupyterapp.serviceManager.settings.save('@jupyterlab/notebook-extension:tracker', raw)",
         json.dumps({"windowingMode": "full"}),

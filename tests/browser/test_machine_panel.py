@@ -6,16 +6,19 @@ folder that AGENTVM_GALLERY names, for a human to look at. The tests are one vis
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+from axe import hindrances
 from internet import GOOD, Internet, internet
 from lab_bed import CHROMIUM, chromium, jupyter, lab, write_notebook
-from panel_bed import PATIENCE, Visit
+from panel_bed import PATIENCE, UNASKED, Visit
 from playwright.sync_api import expect
 from vms import environment_of
 
@@ -28,6 +31,16 @@ pytestmark = [
 ]
 
 SITE = "good.example.org"
+REMARK = "before <b>anything</b> was tried"
+ASKING = {
+    "Take a Snapshot with a Label …": "Take a snapshot",
+    "Go Back to the Newest Snapshot …": "Go back to “base”?",
+    "Run the Cell in Forks of the Machine …": "Run code in forks of this machine",
+    "Remove Old Snapshots …": "Remove old snapshots",
+    "Start a Fresh Machine …": "Start a fresh machine?",
+    "Stop the Machine …": "Stop the machine?",
+}
+"""Items of the menu, and what their dialogues are called."""
 HOSTS = 30
 
 _HOSTILE = "<img src=x onerror=\"document.title='hit'\">"
@@ -52,6 +65,7 @@ CELLS = {
     "say": "print('x is', x)",
     "ask": f"from urllib.request import urlopen\nprint(urlopen('http://{SITE}/hello', timeout=60).status)",
     "deny": f"%net deny {SITE}",
+    "mark": "%snapshot marked",
     "hand": "%net allow by-hand.example",
     "limit": "%limits cpu=0.5",
     "many": _MANY,
@@ -71,7 +85,7 @@ def visit(tmp_path_factory: pytest.TempPathFactory, world: Internet) -> Iterator
     folder = tmp_path_factory.mktemp("jupyter")
     with world.supervised() as paths, jupyter(folder, environment_of(paths)) as server, chromium() as browser:
         write_notebook(server.folder / "first.ipynb", CELLS, "agentvm")
-        with lab(browser, server) as opened:
+        with lab(browser, server, UNASKED) as opened:
             yield Visit(server, opened, paths)
 
 
@@ -82,16 +96,24 @@ def no_dialogue_stays(visit: Visit) -> Iterator[None]:
     visit.close_dialogue()
 
 
+def choose(visit: Visit, item: str) -> None:
+    """Choose an item of the menu of the machine."""
+    visit.page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    for label in ("Virtual Machine", item):
+        visit.page.locator(".lm-Menu-itemLabel").get_by_text(label, exact=True).click()
+
+
 def test_the_status_bar_leads_to_the_panel_which_shows_the_machine(visit: Visit) -> None:
     visit.page.evaluate("() => jupyterapp.commands.execute('agentvm:open-panel')")
     visit.lab.open("first.ipynb", "agentvm")
     visit.lab.run_one("one")
-    status = visit.page.locator(".avm-status-button")
+    status = visit.status
     expect(status).to_contain_text(re.compile(r"VM · \d+ % · [\d.]+ MiB · filtered"), timeout=PATIENCE)
-    visit.page.evaluate("() => jupyterapp.shell.collapseRight()")
-    expect(visit.panel).not_to_be_visible()
-    status.click()
-    expect(visit.panel).to_be_visible()
+    for opens in (status.click, lambda: visit.page.keyboard.press("Control+Shift+Alt+V")):
+        visit.page.evaluate("() => jupyterapp.shell.collapseRight()")
+        expect(visit.panel).not_to_be_visible()
+        opens()
+        expect(visit.panel).to_be_visible()
     expect(visit.panel.locator(".avm-id")).to_have_text(visit.vm.id)
     with SyncSupervisorClient(visit.paths, start=False) as client:
         is_emulated = client.status().accelerator == "tcg"
@@ -104,19 +126,25 @@ def test_the_status_bar_leads_to_the_panel_which_shows_the_machine(visit: Visit)
 
 def test_a_snapshot_with_a_label_appears_in_the_tree(visit: Visit) -> None:
     visit.click("Snapshot …")
-    label = visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label")
+    label = visit.dialogue.get_by_role("textbox", name="Label")
     label.fill("no label")
     expect(label).to_have_attribute("aria-invalid", "true")
     expect(label).to_have_accessible_description(re.compile("Letters from a to z, digits"))
     visit.picture("label")
     label.fill("base")
     expect(label).to_have_attribute("aria-invalid", "false")
+    visit.dialogue.get_by_role("textbox", name="Remark").fill(REMARK)
     visit.answer("Take snapshot")
     expect(visit.row("base")).to_be_visible(timeout=PATIENCE)
     visit.until(lambda: "base" in visit.snapshots)
     visit.row("base").click()
     expect(visit.panel.get_by_role("button", name="Remove …", exact=True)).to_be_disabled()
     expect(visit.panel).to_contain_text("The machine goes on from it")
+    base = visit.snapshots["base"]
+    assert base.text == REMARK
+    details = visit.panel.get_by_role("group", name="base")
+    for said in (base.id, "(manual)", REMARK, "of memory written", f"{base.pause_ms:.0f} ms", "x = 1"):
+        expect(details).to_contain_text(said)
 
 
 def test_commands_are_in_the_palette(visit: Visit) -> None:
@@ -124,23 +152,27 @@ def test_commands_are_in_the_palette(visit: Visit) -> None:
     palette = visit.page.get_by_role("searchbox").or_(visit.page.locator(".lm-CommandPalette-input"))
     palette.last.fill("Take a Snapshot with a Label")
     visit.page.keyboard.press("Enter")
-    expect(visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label")).to_be_focused()
+    expect(visit.dialogue.get_by_role("textbox", name="Label")).to_be_focused()
     visit.answer("Cancel")
 
 
-def test_what_can_be_used_has_a_name(visit: Visit) -> None:
-    nameless = visit.page.evaluate(
-        """() => [...document.querySelectorAll('.avm-panel :is(button, input, select, [role]), .avm-status-button')]
-          .filter(one => !one.getAttribute('aria-label') && !one.textContent.trim() && !one.labels?.length)
-          .map(one => one.outerHTML)"""
-    )
-    assert nameless == []
+def test_the_menu_does_what_the_panel_does(visit: Visit) -> None:
+    before, known = visit.vm.id, set(visit.snapshots)
+    for item, title in ASKING.items():
+        choose(visit, item)
+        expect(visit.dialogue.locator(".jp-Dialog-header")).to_contain_text(title, timeout=PATIENCE)
+        visit.answer("Cancel")
+    assert (visit.vm.id, set(visit.snapshots)) == (before, known)
+    travel = visit.panel.get_by_role("checkbox")
+    for is_on in (True, False):
+        choose(visit, "Switch Time Travel")
+        visit.until(lambda wanted=is_on: visit.vm.travelling is wanted)
+        expect(travel).to_be_checked(checked=is_on, timeout=PATIENCE)
 
 
 def test_going_back_says_what_is_lost_and_does_it(visit: Visit) -> None:
     visit.lab.run_one("two")
-    visit.click("Snapshot …")
-    visit.answer("Take snapshot")
+    visit.take()
     row = visit.row("onerror")
     expect(row).to_contain_text("⟨U+202E⟩", timeout=PATIENCE)
     expect(row).to_contain_text(re.compile(r"\d+ \w+ ago · [\d.]+ \w+ · cell \[\d+\]"))
@@ -148,20 +180,42 @@ def test_going_back_says_what_is_lost_and_does_it(visit: Visit) -> None:
     visit.row("base").click()
     visit.picture("selected")
     visit.click("Go back …")
-    dialogue = visit.page.locator(".jp-Dialog")
+    dialogue = visit.dialogue
     expect(dialogue).to_contain_text("What is lost", timeout=PATIENCE)
     expect(dialogue).to_contain_text("nothing was sent to other machines")
     visit.picture("plan")
     visit.answer("Cancel")
     assert visit.vm.id == before
     assert "x is 2" in visit.said()
-    visit.click("Go back …")
-    visit.answer("Go back")
-    expect(visit.panel.locator(".avm-id")).not_to_have_text(before, timeout=PATIENCE)
+    visit.go_back(visit.row("base"))
     assert "x is 1" in visit.said()
     expect(row).to_have_class(re.compile("avm-left"))
     assert visit.page.title() != "hit"
     visit.picture("branches")
+
+
+def test_the_keyboard_keeps_its_place_while_something_is_done(visit: Visit) -> None:
+    visit.row("base").click()
+    button = visit.panel.get_by_role("button", name="Go back …", exact=True)
+    button.focus()
+    before = visit.vm.id
+    visit.page.keyboard.press("Enter")
+    visit.dialogue.get_by_role("button", name="Go back", exact=True).press("Enter")
+    expect(visit.panel.locator(".avm-id")).not_to_have_text(before, timeout=PATIENCE)
+    visit.until(lambda: visit.panel.locator(".avm-id").inner_text() == visit.vm.id)
+    expect(button).to_be_enabled(timeout=PATIENCE)
+    expect(button).to_be_focused()
+
+
+def test_nobody_is_kept_out(visit: Visit) -> None:
+    for theme in ("Dark", "Light"):
+        visit.show_in(theme)
+        visit.row("base").click()
+        assert hindrances(visit.page, ".avm-panel", ".avm-status-button") == []
+        visit.click("Go back …")
+        expect(visit.dialogue).to_contain_text("What is lost", timeout=PATIENCE)
+        assert hindrances(visit.page, ".avm-dialog") == []
+        visit.answer("Cancel")
 
 
 def test_the_tree_is_walked_by_the_keyboard(visit: Visit) -> None:
@@ -172,17 +226,48 @@ def test_the_tree_is_walked_by_the_keyboard(visit: Visit) -> None:
     expect(visit.tree.locator(":focus")).to_contain_text("base")
     expect(visit.tree.locator("[tabindex='0']")).to_have_count(1)
     visit.page.keyboard.press("Enter")
-    expect(visit.page.locator(".jp-Dialog")).to_contain_text("Go back to “base”?", timeout=PATIENCE)
+    expect(visit.dialogue).to_contain_text("Go back to “base”?", timeout=PATIENCE)
     expect(visit.page.locator(".jp-Dialog :focus")).to_have_text("Cancel")
     visit.page.keyboard.press("Escape")
-    expect(visit.page.locator(".jp-Dialog")).to_have_count(0)
+    expect(visit.dialogue).to_have_count(0)
+    expect(visit.tree.locator(":focus")).to_contain_text("base")
+
+
+def test_a_row_has_a_menu_that_keys_and_pointers_open(visit: Visit) -> None:
+    menu = visit.page.get_by_role("menu")
+    row = visit.row("base")
+    visit.tree.locator(":focus").press("ContextMenu")
+    expect(menu.get_by_role("menuitem")).to_have_text(
+        ["Go Back …", "Compare with the Present …", "Label …", "Remove …"]
+    )
+    expect(menu.get_by_role("menuitem", name="Remove …")).to_have_attribute("aria-disabled", "true")
+    visit.page.screenshot(path=Path(os.environ["AGENTVM_GALLERY"]) / "panel_menu.png")  # it ends with the size
+    visit.page.keyboard.press("Escape")
+    expect(menu).to_have_count(0)
+    expect(row).to_be_focused()
+    row.press("Shift+F10")
+    menu.get_by_role("menuitem", name="Label …").press("Enter")
+    visit.dialogue.get_by_role("textbox", name="Label").fill("first")
+    visit.answer("Set label")
+    visit.until(lambda: "first" in visit.snapshots)
+    expect(visit.tree.locator(":focus")).to_contain_text("first", timeout=PATIENCE)
+    visit.row("first").click(button="right")
+    menu.get_by_role("menuitem", name="Go Back …").click()
+    expect(visit.dialogue).to_contain_text("Go back to “first”?", timeout=PATIENCE)
+    visit.answer("Cancel")
+    visit.row("first").dblclick()
+    expect(visit.dialogue).to_contain_text("Go back to “first”?", timeout=PATIENCE)
+    visit.answer("Cancel")
+    visit.row("The machine as it is now").click(button="right")
+    menu.get_by_role("menuitem", name="Take a Snapshot with a Label …").click()
+    visit.answer("Cancel")
 
 
 def test_two_states_are_compared(visit: Visit) -> None:
     visit.lab.run_one("file")
-    visit.row("base").click()
+    visit.row("first").click()
     visit.click("Compare")
-    dialogue = visit.page.locator(".jp-Dialog")
+    dialogue = visit.dialogue
     expect(dialogue).to_be_visible(timeout=3 * PATIENCE)
     expect(dialogue).to_contain_text("note.txt")
     expect(dialogue).to_contain_text("+sleep 12345")
@@ -190,12 +275,26 @@ def test_two_states_are_compared(visit: Visit) -> None:
     expect(dialogue).to_contain_text("This is what the machine says of itself")
     visit.picture("comparison")
     visit.answer("Close")
+    # For that, a snapshot of the present was taken: now two snapshots can be compared, which tells the same.
+    (taken,) = (one for one in visit.snapshots.values() if one.text == "Compared with")
+    visit.panel.get_by_role("combobox", name="Compare with").select_option(value=taken.id)
+    visit.click("Compare")
+    expect(visit.dialogue).to_contain_text("note.txt", timeout=3 * PATIENCE)
+    visit.answer("Close")
+    assert len([one for one in visit.snapshots.values() if one.text == "Compared with"]) == 1
+
+
+def test_what_a_cell_does_is_told_to_the_page(visit: Visit) -> None:
+    with visit.told():
+        visit.lab.run_one("mark")
+        expect(visit.row("marked")).to_be_visible(timeout=PATIENCE)
+    visit.until(lambda: "marked" in visit.snapshots)
 
 
 def test_a_snapshot_is_labelled_removed_and_pruned(visit: Visit) -> None:
-    visit.row("base").click()
+    visit.row("first").click()
     visit.click("Label …")
-    visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label").fill("start")
+    visit.dialogue.get_by_role("textbox", name="Label").fill("start")
     visit.answer("Set label")
     expect(visit.row("start")).to_be_visible(timeout=PATIENCE)
     visit.until(lambda: "start" in visit.snapshots)
@@ -206,21 +305,15 @@ def test_a_snapshot_is_labelled_removed_and_pruned(visit: Visit) -> None:
     visit.answer("Remove")
     expect(visit.row("onerror")).to_have_count(0, timeout=PATIENCE)
     visit.until(lambda: removed not in visit.snapshots)
-    count = len(visit.snapshots)
-    visit.click("Snapshot …")
-    visit.answer("Take snapshot")
-    visit.until(lambda: len(visit.snapshots) == count + 1)
-    before = visit.vm.id
-    visit.row("start").click()
-    visit.click("Go back …")
-    visit.answer("Go back")
-    expect(visit.panel.locator(".avm-id")).not_to_have_text(before, timeout=PATIENCE)
+    expect(visit.tree.locator(":focus")).to_contain_text("The machine as it is now")
+    visit.take()
+    visit.go_back(visit.row("start"))
     visit.click("Prune …")
-    visit.page.locator(".jp-Dialog").get_by_role("spinbutton").fill("0")
+    visit.dialogue.get_by_role("spinbutton").fill("0")
     visit.picture("prune")
     visit.answer("Remove")
-    expect(visit.tree.get_by_role("treeitem")).to_have_count(3, timeout=PATIENCE)
-    assert set(visit.snapshots) == {"start"}
+    expect(visit.tree.get_by_role("treeitem")).to_have_count(4, timeout=PATIENCE)
+    assert set(visit.snapshots) == {"start", "marked"}
 
 
 def test_time_travel_is_switched(visit: Visit) -> None:
@@ -235,9 +328,13 @@ def test_time_travel_is_switched(visit: Visit) -> None:
 
 
 def test_a_refused_host_is_allowed_and_denied_again(visit: Visit, world: Internet) -> None:
-    visit.lab.run_one("ask")
     rows = visit.panel.locator(".avm-connection").filter(has_text=f"{SITE}:80")
-    expect(rows.locator(".avm-verdict")).to_have_text(["refused"], timeout=PATIENCE)
+    with visit.told():
+        visit.lab.run_one("ask")
+        expect(rows.locator(".avm-verdict")).to_have_text(["refused"], timeout=PATIENCE)
+    visit.page.evaluate("() => jupyterapp.shell.collapseRight()")
+    visit.follow_notice("The virtual machine under first.ipynb was refused a connection.")
+    expect(visit.panel).to_be_visible()
     assert world.requests(GOOD) == []
     rows.scroll_into_view_if_needed()
     visit.picture("refused")
@@ -275,26 +372,30 @@ def test_a_host_is_allowed_by_its_name(visit: Visit) -> None:
         timeout=PATIENCE
     )
     expect(host).to_have_value("")
-    visit.lab.run_one("hand")
-    expect(visit.panel.get_by_text(re.compile(r"by-hand\.example"))).to_be_visible(timeout=PATIENCE)
+    with visit.told():
+        visit.lab.run_one("hand")
+        expect(visit.panel.get_by_text(re.compile(r"by-hand\.example"))).to_be_visible(timeout=PATIENCE)
 
 
 def test_each_of_many_connections_has_a_row(visit: Visit) -> None:
-    visit.lab.run_one("many")
     rows = visit.panel.locator(".avm-connection").filter(has_text=re.compile(r"host-\d+\.example:443"))
-    expect(rows).to_have_count(HOSTS, timeout=PATIENCE)
+    with visit.told():
+        visit.lab.run_one("many")
+        expect(rows).to_have_count(HOSTS, timeout=PATIENCE)
     rows.nth(5).scroll_into_view_if_needed()
     visit.picture("connections")
 
 
 def test_blocked_outputs_are_told_with_their_reason(visit: Visit) -> None:
-    visit.lab.run_one("blocked")
     rows = visit.panel.get_by_role("list", name="Blocked outputs, newest first").get_by_role("listitem")
-    expect(rows).to_have_count(2, timeout=PATIENCE)
+    with visit.told():
+        visit.lab.run_one("blocked")
+        expect(rows).to_have_count(2, timeout=PATIENCE)
+    visit.follow_notice("Something that first.ipynb was to show was blocked.")
     expect(rows.filter(has_text="something that would be fetched from another host")).to_have_count(1)
     expect(rows.filter(has_text="output of a type that is not known to be safe")).to_have_count(1)
     refused = visit.asked(lambda client, lease: client.network(lease)).refused
-    count = visit.page.locator(".avm-status-button .avm-count")
+    count = visit.status.locator(".avm-count")
     expect(count).to_have_text(f"{refused + 2} blocked", timeout=PATIENCE)
     rows.first.scroll_into_view_if_needed()
     visit.picture("blocked")
@@ -302,9 +403,14 @@ def test_blocked_outputs_are_told_with_their_reason(visit: Visit) -> None:
 
 def test_a_limit_is_set(visit: Visit) -> None:
     visit.panel.get_by_text("Limits", exact=True).click()
-    visit.lab.run_one("limit")
-    cores = visit.panel.locator(".avm-limit").filter(has_text="CPU").get_by_role("textbox")
-    expect(cores).to_have_value("0.5", timeout=PATIENCE)
+    cores = visit.panel.locator(".avm-limit").filter(has_text="CPU")
+    with visit.told():
+        visit.lab.run_one("limit")
+        expect(cores.get_by_role("textbox")).to_have_value("0.5", timeout=PATIENCE)
+    cores.get_by_role("textbox").fill("")
+    cores.get_by_role("textbox").press("Enter")
+    visit.until(lambda: visit.asked(lambda client, lease: client.limits(lease)).cpu is None)
+    expect(cores.get_by_role("button")).to_be_disabled(timeout=PATIENCE)
     limit = visit.panel.locator(".avm-limit").filter(has_text="Time for a cell")
     limit.get_by_role("textbox").fill("123")
     visit.click("Set", limit)
@@ -314,13 +420,16 @@ def test_a_limit_is_set(visit: Visit) -> None:
     limit.get_by_role("textbox").fill("many")
     expect(limit.get_by_role("button")).to_be_disabled()
     visit.picture("limits")
+    for theme in ("Dark", "Light"):
+        visit.show_in(theme)
+        assert hindrances(visit.page, ".avm-panel", ".avm-status-button") == []
     limit.get_by_role("textbox").fill("123")
 
 
 def test_forks_leave_the_machine_as_it_is_until_one_is_adopted(visit: Visit) -> None:
     before, known = visit.vm.id, visit.said()
     visit.click("Fork …")
-    dialogue = visit.page.locator(".jp-Dialog")
+    dialogue = visit.dialogue
     dialogue.get_by_role("spinbutton").first.fill("2")
     code = dialogue.get_by_role("textbox")
     code.fill("import os")

@@ -21,10 +21,10 @@ import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from lab_bed import CHROMIUM, Browser, chromium, jupyter, lab, write_notebook
-from panel_bed import PATIENCE, Visit
+from lab_bed import CHROMIUM, Browser, jupyter, lab, write_notebook
+from panel_bed import PATIENCE, UNASKED, Visit
 from playwright.sync_api import expect
-from vms import environment_of, own_supervisor
+from vms import environment_of
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
@@ -40,25 +40,12 @@ CELLS = {"one": "x = 1", "two": "x = 2", "say": "print('x is', x)"}
 
 
 @pytest.fixture(scope="module")
-def paths() -> Iterator[Paths]:
-    with own_supervisor() as ours:
-        yield ours
-
-
-@pytest.fixture(scope="module")
-def browser(paths: Paths) -> Iterator[Browser]:
-    """A browser, which ends before the supervisor does."""
-    with chromium() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def visit(tmp_path_factory: pytest.TempPathFactory, paths: Paths, browser: Browser) -> Iterator[Visit]:
     with jupyter(tmp_path_factory.mktemp("jupyter"), environment_of(paths)) as server:
         write_notebook(server.folder / "first.ipynb", CELLS, "agentvm")
         write_notebook(server.folder / "second.ipynb", CELLS, "agentvm")
         write_notebook(server.folder / "foreign.ipynb", {"one": "1"}, "python3")
-        with lab(browser, server) as opened:
+        with lab(browser, server, UNASKED) as opened:
             opened.page.evaluate("() => jupyterapp.commands.execute('agentvm:open-panel')")
             yield Visit(server, opened, paths)
 
@@ -120,9 +107,8 @@ def test_it_follows_the_notebook_in_front(visit: Visit) -> None:
     visit.lab.run_one("one")
     visit.runs()
     first = visit.vm.id
-    visit.click("Snapshot …")
-    visit.answer("Take snapshot")
-    expect(visit.tree.get_by_role("treeitem")).to_have_count(3, timeout=PATIENCE)
+    visit.take()
+    expect(visit.tree.get_by_role("treeitem")).to_have_count(3)
     visit.lab.open("second.ipynb", "agentvm")
     visit.lab.run_one("two")
     visit.runs()
@@ -149,9 +135,7 @@ def test_notebook_7_in_another_browser_hears_of_what_is_done_here(visit: Visit, 
             page.locator(".lm-Menu-itemLabel").get_by_text(item, exact=True).click()
         panel = page.locator(".avm-panel")
         expect(panel.locator(".avm-id")).to_have_text(visit.vm.id, timeout=PATIENCE)
-        visit.click("Snapshot …")
-        visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label").fill("elsewhere")
-        visit.answer("Take snapshot")
+        visit.take("elsewhere")
         row = panel.get_by_role("treeitem").filter(has_text="elsewhere")
         expect(row).to_be_visible(timeout=PATIENCE)
         row.click()
@@ -172,25 +156,28 @@ def test_a_restarted_kernel_has_another_machine(visit: Visit) -> None:
     visit.runs()
     assert visit.vm.id != before
     assert "NameError" in visit.said()
+    expect(visit.page.locator(".Toastify__toast").filter(has_text="has ended")).to_have_count(0)
 
 
 def test_a_hypervisor_that_is_killed_is_told_of_and_what_was_saved_is_there(visit: Visit) -> None:
     visit.lab.run_one("one")
-    visit.click("Snapshot …")
-    visit.page.locator(".jp-Dialog").get_by_role("textbox", name="Label").fill("base")
-    visit.answer("Take snapshot")
-    expect(visit.row("base")).to_be_visible(timeout=PATIENCE)
+    visit.take("base")
     before = visit.vm
-    os.kill(before.pid, signal.SIGKILL)
-    expect(visit.said_state).to_have_text("The machine has ended", timeout=PATIENCE)
+    with visit.told():
+        os.kill(before.pid, signal.SIGKILL)
+        expect(visit.said_state).to_have_text("The machine has ended", timeout=PATIENCE)
     expect(visit.status).to_contain_text("VM ended")
-    visit.picture("ended")
+    news = visit.page.locator(".Toastify__toast").filter(has_text="The virtual machine under first.ipynb has ended.")
+    expect(news).to_have_count(1, timeout=PATIENCE)
+    visit.picture("ended", with_news=True)
+    news.get_by_role("button", name="Show").click()
+    expect(news).to_have_count(0, timeout=PATIENCE)
     expect(visit.row("The ended machine")).to_be_visible()
     visit.row("base").click()
     for name in ("Label …", "Remove …", "Prune …"):
         expect(visit.panel.get_by_role("button", name=name, exact=True)).to_be_disabled()
     visit.click("Go back …")
-    expect(visit.page.locator(".jp-Dialog")).to_contain_text("A fresh one goes on from the snapshot")
+    expect(visit.dialogue).to_contain_text("A fresh one goes on from the snapshot")
     visit.answer("Go back")
     visit.runs()
     assert visit.vm.id != before.id

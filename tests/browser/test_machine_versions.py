@@ -16,10 +16,10 @@ import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from lab_bed import CHROMIUM, Browser, Jupyter, Lab, chromium, jupyter, lab, write_notebook
+from lab_bed import CHROMIUM, Browser, Jupyter, Lab, jupyter, lab, write_notebook
 from panel_bed import PATIENCE, Visit
 from playwright.sync_api import Locator, Page, expect
-from vms import environment_of, own_supervisor
+from vms import environment_of
 from wheel_bed import ISOLATED, build_wheel, install_wheel, make_environment
 
 from agentvm_kernel.config import Paths
@@ -45,19 +45,6 @@ found, _ = get_settings(str(app / "settings"), str(app / "schemas"), sys.argv[1]
 print(found["schema"]["properties"]["allowCommandLinker"]["default"])
 """
 CELLS = {"one": "x = 1", "two": "x = 2", "say": "print('x is', x)"}
-
-
-@pytest.fixture(scope="module")
-def paths() -> Iterator[Paths]:
-    with own_supervisor() as ours:
-        yield ours
-
-
-@pytest.fixture(scope="module")
-def browser(paths: Paths) -> Iterator[Browser]:
-    """A browser, which ends before the supervisor does."""
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +94,11 @@ def takes_a_snapshot(button: Locator) -> None:
 
 def goes_back(visit: Visit) -> None:
     """Go back in the panel to the only snapshot, which the machine goes on from."""
-    before = visit.panel.locator(".avm-id").inner_text()
-    visit.tree.get_by_role("treeitem").nth(1).click()
+    row = visit.tree.get_by_role("treeitem").nth(1)
+    row.click()
     expect(visit.panel.get_by_role("button", name="Remove …", exact=True)).to_be_disabled()
     expect(visit.panel).to_contain_text("The machine goes on from it")
-    visit.click("Go back …")
-    expect(visit.page.locator(".jp-Dialog")).to_contain_text("What is lost", timeout=PATIENCE)
-    visit.answer("Go back")
-    expect(visit.panel.locator(".avm-id")).not_to_have_text(before, timeout=PATIENCE)
-    visit.until(lambda: visit.panel.locator(".avm-id").inner_text() == visit.vm.id)
+    visit.go_back(row)
 
 
 def test_the_wheel_activates_both_extensions(python: Path) -> None:

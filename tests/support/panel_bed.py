@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,42 @@ WIDTHS = (1280, 1920)
 _NO_NEWS = ".Toastify { display: none !important; }"
 """News go over what is shown for a few seconds."""
 
+UNASKED = """(() => {
+  const { fetch, setInterval } = window;
+  window.fetch = (...all) => {
+    window.lastAsked = performance.now();
+    return fetch(...all);
+  };
+  window.setInterval = (call, pause, ...more) => {
+    if (pause !== 20000) {
+      return setInterval(call, pause, ...more);
+    }
+    window.canBeTold = true;
+    const service = 'agentvm-kernel:machines';
+    const watch = () => jupyterapp.pluginRegistry._plugins.get(service).service.machines.watch();
+    return setInterval(() => (window.isTold ? watch() : call()), pause);
+  };
+})();"""
+"""Goes before a page's own scripts. Every twenty seconds the page asks for everything anew; while `Visit.told` says so,
+it does no more then than say that it goes on looking.
+"""
+
 
 @dataclass
 class Visit:
-    """A notebook and the panel beside it."""
+    """A notebook and the panel beside it.
+
+    Attributes:
+        server: Where it is.
+        lab: The page.
+        paths: Of the supervisor.
+        gallery: What the names of its pictures begin with.
+    """
 
     server: Jupyter
     lab: Lab
     paths: Paths
+    gallery: str = "panel"
 
     @property
     def page(self) -> Page:
@@ -58,6 +87,19 @@ class Visit:
         expect(self.panel.locator(".avm-badge")).to_have_text("running", timeout=PATIENCE)
         self.until(lambda: self.panel.locator(".avm-id").inner_text() == self.vm.id)
 
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Have the page show only what it is told of, and ask for nothing by itself; see `UNASKED`."""
+        assert self.page.evaluate("() => { window.isTold = true; return window.canBeTold; }")
+        # What it was told of before may have it ask a second later.
+        self.page.wait_for_function("() => performance.now() - window.lastAsked > 2000", timeout=PATIENCE)
+        yield
+        self.page.evaluate("() => { window.isTold = false; }")
+
+    @property
+    def dialogue(self) -> Locator:
+        return self.page.locator(".jp-Dialog")
+
     def row(self, text: str) -> Locator:
         return self.tree.get_by_role("treeitem").filter(has_text=text)
 
@@ -66,13 +108,42 @@ class Visit:
 
     def answer(self, name: str) -> None:
         """Press a button of the dialogue."""
-        self.page.locator(".jp-Dialog").get_by_role("button", name=name, exact=True).click()
-        expect(self.page.locator(".jp-Dialog")).to_have_count(0)
+        self.dialogue.get_by_role("button", name=name, exact=True).click()
+        expect(self.dialogue).to_have_count(0)
+
+    def follow_notice(self, text: str) -> None:
+        """Wait for a notice, and press its button; JupyterLab has a list of those that are not shown any more."""
+        self.page.locator(".jp-Notification-Status").click()
+        center = self.page.locator(".jp-Notification-Center")
+        line = center.locator(".jp-Notification-List-Item").filter(has_text=text)
+        expect(line).to_have_count(1, timeout=PATIENCE)
+        line.get_by_role("button", name="Show").click()
+        center.get_by_title("Hide notifications").click()
+        expect(center).to_have_count(0)
+
+    def take(self, label: str = "") -> None:
+        """Take a snapshot, and return when the tree shows it."""
+        rows = self.tree.get_by_role("treeitem")
+        count = rows.count()
+        self.click("Snapshot …")
+        self.dialogue.get_by_role("textbox", name="Label").fill(label)
+        self.answer("Take snapshot")
+        expect(rows).to_have_count(count + 1, timeout=PATIENCE)
+
+    def go_back(self, row: Locator) -> None:
+        """Go back to a row's snapshot, and return when the panel shows the machine that comes of it."""
+        before = self.panel.locator(".avm-id").inner_text()
+        row.click()
+        self.click("Go back …")
+        expect(self.dialogue).to_contain_text("What is lost", timeout=PATIENCE)
+        self.answer("Go back")
+        expect(self.panel.locator(".avm-id")).not_to_have_text(before, timeout=PATIENCE)
+        self.runs()
 
     def choose_kernel(self) -> None:
         """Have the notebook run by AgentVM, as the panel offers where it is not."""
         self.click("Change the kernel …")
-        self.page.locator(".jp-Dialog").get_by_role("combobox").select_option(label="Python (AgentVM)")
+        self.dialogue.get_by_role("combobox").select_option(label="Python (AgentVM)")
         self.answer("Select Kernel")
 
     def close_dialogue(self) -> None:
@@ -118,18 +189,21 @@ class Visit:
         self.lab.run_one(name)
         return json.dumps(self.lab.kept(name))
 
-    def picture(self, name: str, *, is_connected: bool = True) -> None:
+    def show_in(self, theme: str) -> None:
+        """Change to a theme: Dark or Light."""
+        name = f"JupyterLab {theme}"
+        self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
+        expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", name)
+        expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
+
+    def picture(self, name: str, *, is_connected: bool = True, with_news: bool = False) -> None:
         """Show a state at both widths and in both themes; in the present one where no server gives another."""
         folder = os.environ["AGENTVM_GALLERY"]
         for theme in ("Dark", "Light") if is_connected else ("Light",):
             if is_connected:
-                self.page.evaluate(
-                    "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}"
-                )
-            expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", f"JupyterLab {theme}")
-            expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
+                self.show_in(theme)
             for width in WIDTHS:
                 self.page.set_viewport_size({"width": width, "height": 1000})
                 self.page.evaluate("() => bed.drawn()")
-                path = Path(folder) / f"panel_{name}_{theme.lower()}_{width}.png"
-                self.page.screenshot(path=path, style=_NO_NEWS)
+                path = Path(folder) / f"{self.gallery}_{name}_{theme.lower()}_{width}.png"
+                self.page.screenshot(path=path, style=None if with_news else _NO_NEWS)

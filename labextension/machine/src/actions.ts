@@ -160,6 +160,7 @@ export class Actions {
       'The machine, with all that it has in memory and on disk, is given back. Snapshots and the notebook stay.'
     );
     if (await this.question(this.trans.__('Stop the machine?'), what, this.trans.__('Stop'), true)) {
+      store.stopped = store.machine?.vm ?? '';
       await this.act(store, this.trans.__('stopping the machine'), () => this.api.vm(store.kernel, 'stop'));
     }
   }

@@ -15,7 +15,6 @@ export class Front implements IMachines {
   readonly trans: TranslationBundle;
   readonly moved: Signal<IMachines, void> = new Signal<IMachines, void>(this);
   readonly changed: Signal<IMachines, void> = new Signal<IMachines, void>(this);
-  readonly hasNotebooks: boolean;
   notebook: NotebookPanel | null = null;
   store: Store | null = null;
   private endListening = (): void => undefined;
@@ -24,7 +23,6 @@ export class Front implements IMachines {
     this.machines = machines;
     this.trans = trans;
     this.actions = new Actions(machines.api, trans);
-    this.hasNotebooks = tracker !== null;
     tracker?.currentChanged.connect((_, notebook) => this.follow(notebook));
     this.follow(tracker?.currentWidget ?? null);
   }

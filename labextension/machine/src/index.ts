@@ -14,6 +14,7 @@ import { Front } from './front.ts';
 import { icon } from './icon.ts';
 import { Machines } from './machines.ts';
 import { notebook } from './notebook/index.ts';
+import { addNotices } from './notices.ts';
 import { Panel } from './panel/panel.tsx';
 import { Status } from './status.tsx';
 import { IMachines } from './tokens.ts';
@@ -37,15 +38,17 @@ const panel: JupyterFrontEndPlugin<void> = {
   description: 'Shows and steers the virtual machine under the notebook in front.',
   autoStart: true,
   requires: [IMachines],
-  optional: [ICommandPalette, IStatusBar, ISettingRegistry],
+  optional: [INotebookTracker, ICommandPalette, IStatusBar, ISettingRegistry],
   activate: (
     app: JupyterFrontEnd,
     shared: IMachines,
+    tracker: INotebookTracker | null,
     palette: ICommandPalette | null,
     statusBar: IStatusBar | null,
     settings: ISettingRegistry | null
   ): void => {
-    if (!shared.hasNotebooks) {
+    // Notebook's pages without a notebook have none.
+    if (!tracker) {
       return;
     }
     const view = new Panel(shared, app.commands);
@@ -59,26 +62,28 @@ const panel: JupyterFrontEndPlugin<void> = {
       describedBy: { args: { type: 'object', properties: {} } }
     });
     addCommands(app, shared, palette);
+    let chosen: ISettingRegistry.ISettings | undefined;
+    const isWanted = (name: string): boolean => chosen?.get(name).composite !== false;
+    const changed = new Signal<Panel, void>(view);
     if (statusBar) {
-      void addStatus(statusBar, new Status(shared, () => void app.commands.execute(OPEN)), settings);
+      statusBar.registerStatusItem('agentvm-kernel:status', {
+        item: new Status(shared, () => void app.commands.execute(OPEN)),
+        align: 'left',
+        rank: 10,
+        isActive: () => isWanted('statusBar'),
+        activeStateChanged: changed
+      });
     }
+    addNotices(app, shared, tracker, () => isWanted('notices'));
+    void settings?.load(panel.id).then(
+      found => {
+        chosen = found;
+        found.changed.connect(() => changed.emit());
+        changed.emit();
+      },
+      (reason: unknown) => console.error('The settings of the virtual machine panel could not be read.', reason)
+    );
   }
 };
-
-/** Shows the machine in the status bar, as long as the settings say so. */
-async function addStatus(bar: IStatusBar, item: Status, registry: ISettingRegistry | null): Promise<void> {
-  let isActive = (): boolean => true;
-  const activeStateChanged = new Signal<Status, void>(item);
-  const place = { align: 'left', rank: 10 } as const;
-  bar.registerStatusItem('agentvm-kernel:status', { item, ...place, isActive: () => isActive(), activeStateChanged });
-  const settings = await registry?.load(panel.id).catch((reason: unknown) => {
-    console.error('The settings of the virtual machine panel could not be read.', reason);
-  });
-  if (settings) {
-    isActive = () => settings.get('statusBar').composite !== false;
-    settings.changed.connect(() => activeStateChanged.emit());
-    activeStateChanged.emit();
-  }
-}
 
 export default [machines, panel, notebook];

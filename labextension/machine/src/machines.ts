@@ -2,6 +2,7 @@
 
 import type { Event as ServerEvent, ServiceManager } from '@jupyterlab/services';
 import type { IDisposable } from '@lumino/disposable';
+import { Signal } from '@lumino/signaling';
 
 import type { Api } from './api.ts';
 import { Store } from './model/store.ts';
@@ -16,7 +17,9 @@ export class Machines implements IDisposable {
   readonly api: Api;
   isDisposed = false;
   private readonly manager: ServiceManager.IManager;
-  private readonly stores = new Map<string, { store: Store; users: number }>();
+  /** Tells of a store that was made. */
+  readonly taken = new Signal<Machines, Store>(this);
+  readonly stores = new Map<string, { store: Store; users: number }>();
   private readonly timer: number;
 
   constructor(api: Api, manager: ServiceManager.IManager) {
@@ -33,6 +36,7 @@ export class Machines implements IDisposable {
     held.users += 1;
     if (!this.stores.has(kernel)) {
       this.stores.set(kernel, held);
+      this.taken.emit(held.store);
       held.store.refresh();
       void this.watch();
     }

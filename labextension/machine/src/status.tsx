@@ -58,6 +58,8 @@ function Words(props: { store: Store; shared: IMachines; open: () => void }): Re
     parts.push(machine.network?.mode ?? '');
   }
   const isEmulated = machine?.accelerator === 'tcg';
+  const running = isEmulated ? 'emulated' : 'running';
+  const dot = phase === 'running' ? running : phase === 'starting' ? 'starting' : 'not';
   return (
     <button
       className="avm-status-button"
@@ -67,7 +69,7 @@ function Words(props: { store: Store; shared: IMachines; open: () => void }): Re
         (isEmulated ? ` ${trans.__('It is emulated in software: no isolation is promised.')}` : '')
       }
     >
-      <span className={`avm-dot avm-dot-${phase === 'running' ? (isEmulated ? 'emulated' : 'running') : 'not'}`} />
+      <span className={`avm-dot avm-dot-${dot}`} />
       {parts.filter(Boolean).join(' · ')}
       {blocked + refused > 0 && (
         <span className="avm-count avm-alarming">{trans.__('%1 blocked', blocked + refused)}</span>

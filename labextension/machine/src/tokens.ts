@@ -13,8 +13,6 @@ export interface IMachines {
   /** What a user can have done, with the dialogues that belong to it. */
   readonly actions: Actions;
   readonly trans: TranslationBundle;
-  /** Whether this page can show notebooks at all. */
-  readonly hasNotebooks: boolean;
   /** The notebook that is in front, and the store of its kernel; null where there is none. */
   readonly notebook: NotebookPanel | null;
   readonly store: Store | null;

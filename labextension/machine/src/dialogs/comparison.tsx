@@ -33,7 +33,7 @@ export class ComparisonView extends ReactWidget {
     const hidden = files.truncated ? trans.__(' (not all are shown)') : '';
     return (
       <>
-        <p>{trans.__('From %1 to %2:', ...this.names)}</p>
+        <p>{trans.__('From “%1” to “%2”:', ...this.names)}</p>
         <p className="avm-warning">
           {trans.__('This is what the machine says of itself: a hostile program in it can make it up.')}
         </p>
@@ -69,7 +69,7 @@ export class ComparisonView extends ReactWidget {
       <section key={title}>
         <h3>{title}</h3>
         {lines.length === 0 && <p className="avm-faint">{trans.__('The same.')}</p>}
-        <ul className="avm-changes">
+        <ul className="avm-changes" tabIndex={0} aria-label={title}>
           {lines.slice(0, LINES).map((one, place) => (
             <li key={place}>
               <span className="avm-sign" aria-label={said[one.sign]}>

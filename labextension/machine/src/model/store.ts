@@ -64,6 +64,9 @@ export class Store {
   born = 0;
   /** What is being done, by the user's wish; empty if nothing is. */
   doing = '';
+  /** The machine that the user has had stopped last. */
+  stopped = '';
+  isClosed = false;
   private readonly source: Source;
   private readonly clock: Clock;
   private readonly paces: Record<Part, Pace>;
@@ -71,7 +74,6 @@ export class Store {
   private readonly restorers = new Set<(snapshot: string) => void>();
   private failures: Partial<Record<Part | 'host', Failure>> = {};
   private asked: Record<Part, number> = { machine: 0, snapshots: 0, connections: 0, blocked: 0 };
-  private isClosed = false;
 
   constructor(kernel: string, source: Source, clock: Clock = REAL) {
     this.kernel = kernel;
@@ -110,6 +112,11 @@ export class Store {
     if (this.phase === 'running') {
       this.refreshRest();
     }
+  }
+
+  /** Asks how the machine is, now; returns when that is known. */
+  check(): Promise<void> {
+    return this.ask('machine');
   }
 
   /** Takes what the server tells unasked. */

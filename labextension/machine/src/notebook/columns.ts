@@ -12,7 +12,8 @@ import type { Bundle, Fork, Forks } from './forks.ts';
 export type Adopt = (fork: number) => Promise<boolean>;
 
 export class Columns extends Panel {
-  private readonly buttons: HTMLButtonElement[] = [];
+  /** One was adopted. */
+  private isOver = false;
 
   /** @param adopt Null where these forks cannot be had any more. */
   constructor(forks: Forks, rendermime: IRenderMimeRegistry, adopt: Adopt | null, trans: TranslationBundle) {
@@ -74,14 +75,15 @@ export class Columns extends Panel {
     node.title = trans.__('Go on in fork %1', fork.fork);
     node.addEventListener('click', () => {
       void (async () => {
-        if (await adopt(fork.fork)) {
-          this.buttons.forEach(one => (one.disabled = true));
+        if (!this.isOver && (await adopt(fork.fork))) {
+          this.isOver = true;
+          // One that the browser disables would lose the focus.
+          this.node.querySelectorAll('header button').forEach(one => one.setAttribute('aria-disabled', 'true'));
           node.textContent = trans.__('Adopted');
           column.addClass('avm-mod-adopted');
         }
       })();
     });
-    this.buttons.push(node);
     return node;
   }
 }

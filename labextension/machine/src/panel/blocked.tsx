@@ -18,7 +18,7 @@ export const BlockedOutputs = React.memo(function BlockedOutputs(props: {
     return <p className="avm-faint">{trans.__('All outputs were let through.')}</p>;
   }
   return (
-    <ul className="avm-list" aria-label={trans.__('Blocked outputs, newest first')}>
+    <ul className="avm-list" tabIndex={0} aria-label={trans.__('Blocked outputs, newest first')}>
       {newest.map((one, place) => (
         <li key={place}>
           <div className="avm-line">

@@ -4,6 +4,7 @@ import { age, bytes } from '../model/figures.ts';
 import { isOneHost } from '../model/hosts.ts';
 import { plain } from '../model/plain.ts';
 import type { Connection, Network } from '../model/wire.ts';
+import { Button } from './button.tsx';
 import { useClock, useShared } from './shared.ts';
 
 /** How many connections are shown. */
@@ -27,7 +28,7 @@ export const Connections = React.memo(function Connections(props: {
       {newest.length === 0 ? (
         <p className="avm-faint">{trans.__('The machine has not tried to reach anything.')}</p>
       ) : (
-        <ul className="avm-list" aria-label={trans.__('Connections, newest first')}>
+        <ul className="avm-list" tabIndex={0} aria-label={trans.__('Connections, newest first')}>
           {newest.map(one => (
             <Row key={one.id} connection={one} now={now} doing={doing} />
           ))}
@@ -77,9 +78,9 @@ function Policy(props: { network: Network; doing: string }): React.ReactElement 
           value={host}
           onChange={event => setHost(event.target.value)}
         />
-        <button className="jp-mod-styled" type="submit" disabled={!host.trim() || !!doing}>
+        <Button type="submit" disabled={!host.trim() || !!doing}>
           {trans.__('Allow')}
-        </button>
+        </Button>
       </form>
     </>
   );
@@ -110,14 +111,14 @@ function Row(props: { connection: Connection; now: number; doing: string }): Rea
         {connection.count > 1 && <span className="avm-faint">×{connection.count}</span>}
         <span className="avm-verdict">{verdicts[verdict]}</span>
         {canDecide && (
-          <button
+          <Button
             className="avm-small"
             disabled={!!doing}
             aria-label={isRefused ? trans.__('Allow %1', what) : trans.__('Deny %1', what)}
             onClick={() => void (isRefused ? actions.allow(store, what) : actions.deny(store, what))}
           >
             {isRefused ? trans.__('Allow') : trans.__('Deny')}
-          </button>
+          </Button>
         )}
       </div>
       <div className="avm-faint">

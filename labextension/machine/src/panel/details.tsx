@@ -4,6 +4,7 @@ import { bytes } from '../model/figures.ts';
 import { ORIGIN, PRESENT, type Row } from '../model/lanes.ts';
 import { plain } from '../model/plain.ts';
 import type { Snapshot } from '../model/wire.ts';
+import { Button } from './button.tsx';
 import { useShared } from './shared.ts';
 import { titleOf } from './tree.tsx';
 
@@ -65,23 +66,22 @@ function Selected(props: Known & { snapshot: Snapshot }): React.ReactElement {
       )}
       {snapshot.busy && <p className="avm-faint">{trans.__('A cell was running: it goes on from there.')}</p>}
       <div className="avm-buttons">
-        <button
+        <Button
           className="jp-mod-styled jp-mod-warn"
           disabled={!!doing}
           onClick={() => void actions.rollback(store, snapshot.id)}
         >
           {trans.__('Go back …')}
-        </button>
-        <button className="jp-mod-styled" disabled={!isIdle} onClick={() => void actions.label(store, snapshot)}>
+        </Button>
+        <Button disabled={!isIdle} onClick={() => void actions.label(store, snapshot)}>
           {trans.__('Label …')}
-        </button>
-        <button
-          className="jp-mod-styled"
+        </Button>
+        <Button
           disabled={!isIdle || isBase}
           onClick={() => void actions.remove(store, snapshot)}
         >
           {trans.__('Remove …')}
-        </button>
+        </Button>
       </div>
       {isThere && isBase && (
         <p className="avm-faint">
@@ -126,9 +126,9 @@ function Compare(props: { row: Row; rows: readonly Row[] }): React.ReactElement 
           </option>
         ))}
       </select>
-      <button className="jp-mod-styled" type="submit" disabled={isAsking} aria-busy={isAsking}>
+      <Button type="submit" disabled={isAsking} aria-busy={isAsking}>
         {isAsking ? trans.__('Comparing …') : trans.__('Compare')}
-      </button>
+      </Button>
     </form>
   );
 }

@@ -3,6 +3,7 @@ import * as React from 'react';
 import { duration } from '../model/figures.ts';
 import { plain } from '../model/plain.ts';
 import type { Machine } from '../model/wire.ts';
+import { Button } from './button.tsx';
 import { useClock, useShared } from './shared.ts';
 
 /** What machine it is, and what can be done with all of it. */
@@ -52,12 +53,12 @@ export function Header(props: { machine: Machine; doing: string }): React.ReactE
         ))}
       </dl>
       <div className="avm-buttons">
-        <button className="jp-mod-styled" disabled={!!doing} onClick={() => void actions.restart(store)}>
+        <Button disabled={!!doing} onClick={() => void actions.restart(store)}>
           {trans.__('Start fresh …')}
-        </button>
-        <button className="jp-mod-styled" disabled={!!doing} onClick={() => void actions.stop(store)}>
+        </Button>
+        <Button disabled={!!doing} onClick={() => void actions.stop(store)}>
           {trans.__('Stop …')}
-        </button>
+        </Button>
       </div>
     </header>
   );

@@ -1,5 +1,6 @@
 import * as React from 'react';
 
+import { Button } from './button.tsx';
 import { useShared } from './shared.ts';
 
 /** What holds for what runs in the machine; each can be changed. */
@@ -67,9 +68,9 @@ function Limit(props: {
         />
         <span className="avm-faint">{unit}</span>
       </label>
-      <button className="avm-small" type="submit" disabled={text.trim() === held || !isValid || !!doing}>
+      <Button className="avm-small" type="submit" disabled={text.trim() === held || !isValid || !!doing}>
         {trans.__('Set')}
-      </button>
+      </Button>
     </form>
   );
 }

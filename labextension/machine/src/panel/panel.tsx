@@ -73,7 +73,13 @@ function Machine(props: { store: Store; shared: IMachines; commands: CommandRegi
       )}
       {hasTree && (
         <Section title={trans.__('Snapshots')} count={tree.snapshots.length}>
-          <Snapshots tree={tree} doing={store.doing} travelling={machine?.travelling} isThere={isThere} />
+          <Snapshots
+            tree={tree}
+            doing={store.doing}
+            travelling={machine?.travelling}
+            isThere={isThere}
+            commands={commands}
+          />
         </Section>
       )}
       {isThere && (

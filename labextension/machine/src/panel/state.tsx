@@ -8,6 +8,7 @@ import { plain } from '../model/plain.ts';
 import type { Phase, Store } from '../model/store.ts';
 import type { Finding } from '../model/wire.ts';
 import type { IMachines } from '../tokens.ts';
+import { Button } from './button.tsx';
 import { useShared } from './shared.ts';
 
 const CHANGE_KERNEL = 'notebook:change-kernel';
@@ -38,26 +39,32 @@ export function State(props: { commands: CommandRegistry }): React.ReactElement 
   const { store, actions, shared } = useShared();
   const { trans } = shared;
   const { phase } = store;
+  const [isExamining, tell] = React.useState(false);
+  const look = async (): Promise<void> => {
+    tell(true);
+    await store.examine();
+    tell(false);
+  };
   const canStart = phase === 'none' || phase === 'ended' || phase === 'failed';
   return (
     <Card said={said(store, trans)} isWaiting={phase === 'loading' || phase === 'starting'} doing={store.doing}>
       {(phase === 'foreign' || phase === 'gone') && <ChangeKernel commands={props.commands} trans={trans} />}
       {canStart && (
-        <button className="jp-mod-styled" disabled={!!store.doing} onClick={() => void actions.restart(store)}>
+        <Button disabled={!!store.doing} onClick={() => void actions.restart(store)}>
           {trans.__('Start a machine')}
-        </button>
+        </Button>
       )}
       {(phase === 'lost' || phase === 'failed' || phase === 'missing' || phase === 'gone') && (
-        <button className="jp-mod-styled" onClick={() => store.refresh()}>
+        <Button onClick={() => store.refresh()}>
           {trans.__('Try again')}
-        </button>
+        </Button>
       )}
       {canStart && (
-        <button className="jp-mod-styled" onClick={() => void store.examine()}>
-          {trans.__('Examine this host')}
-        </button>
+        <Button disabled={isExamining} aria-busy={isExamining} onClick={() => void look()}>
+          {isExamining ? trans.__('Examining …') : trans.__('Examine this host')}
+        </Button>
       )}
-      {store.host && <Findings findings={store.host.findings} trans={trans} />}
+      {canStart && store.host && <Findings findings={store.host.findings} trans={trans} />}
     </Card>
   );
 }
@@ -132,9 +139,9 @@ function Card(props: {
 function ChangeKernel(props: { commands: CommandRegistry; trans: TranslationBundle }): React.ReactElement {
   const { commands, trans } = props;
   return (
-    <button className="jp-mod-styled" onClick={() => void commands.execute(CHANGE_KERNEL)}>
+    <Button onClick={() => void commands.execute(CHANGE_KERNEL)}>
       {trans.__('Change the kernel …')}
-    </button>
+    </Button>
   );
 }
 

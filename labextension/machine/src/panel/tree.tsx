@@ -23,13 +23,14 @@ interface Props {
   selected: string;
   onSelect: (id: string) => void;
   onOpen: (id: string) => void;
+  onMenu: (row: Row, place: HTMLElement, x: number, y: number) => void;
   now: number;
   /** The machine runs. */
   isThere: boolean;
 }
 
 export const Tree = React.memo(function Tree(props: Props): React.ReactElement {
-  const { layout, selected, onSelect, onOpen, now, isThere } = props;
+  const { layout, selected, onSelect, onOpen, onMenu, now, isThere } = props;
   const { trans } = useShared().shared;
   const { rows } = layout;
   const frame = React.useRef<HTMLDivElement>(null);
@@ -69,6 +70,13 @@ export const Tree = React.memo(function Tree(props: Props): React.ReactElement {
     ArrowRight: () => move(rows[at].child),
     Enter: () => onOpen(rows[at].id)
   };
+  const openMenu = (place: HTMLElement, x: number, y: number): void => {
+    const row = rows[Number(place.dataset.place)];
+    if (row && row.id !== ORIGIN) {
+      onSelect(row.id);
+      onMenu(row, place, x, y);
+    }
+  };
 
   return (
     <div
@@ -80,6 +88,17 @@ export const Tree = React.memo(function Tree(props: Props): React.ReactElement {
       onScroll={event => setTop(event.currentTarget.scrollTop)}
       onFocus={() => setFocus(true)}
       onBlur={() => setFocus(false)}
+      onContextMenu={event => {
+        const place = (event.target as HTMLElement).closest<HTMLElement>('.avm-row');
+        event.preventDefault();
+        event.stopPropagation();
+        if (place) {
+          // A key opens it below the row, which has the focus; the pointer, where it is.
+          const box = place.getBoundingClientRect();
+          const isOfKey = event.button !== 2;
+          openMenu(place, isOfKey ? box.left + LANE : event.clientX, isOfKey ? box.bottom : event.clientY);
+        }
+      }}
       onKeyDown={event => {
         const step = event.ctrlKey || event.altKey || event.metaKey ? undefined : steps[event.key];
         if (step) {
@@ -101,6 +120,7 @@ export const Tree = React.memo(function Tree(props: Props): React.ReactElement {
             onSelect={onSelect}
             onOpen={onOpen}
             title={titleOf(rows[place], isThere, trans)}
+            origin={originOf(rows, place, isThere, trans)}
             ago={agoOf(rows[place], now, trans)}
           />
         ))}
@@ -118,9 +138,10 @@ const Line = React.memo(function Line(props: {
   onSelect: (id: string) => void;
   onOpen: (id: string) => void;
   title: string;
+  origin: string;
   ago: string;
 }): React.ReactElement {
-  const { row, place, count, width, isSelected, onSelect, onOpen, title, ago } = props;
+  const { row, place, count, width, isSelected, onSelect, onOpen, title, origin, ago } = props;
   const isPresent = row.id === PRESENT;
   return (
     <div
@@ -132,8 +153,10 @@ const Line = React.memo(function Line(props: {
       aria-posinset={place + 1}
       aria-selected={isSelected}
       aria-current={isPresent ? 'step' : undefined}
+      aria-description={origin}
       tabIndex={isSelected ? 0 : -1}
       data-snapshot={row.snapshot?.id}
+      data-place={place}
       onClick={() => onSelect(row.id)}
       onDoubleClick={() => onOpen(row.id)}
     >
@@ -178,6 +201,14 @@ export function titleOf(row: Row, isThere: boolean, trans: TranslationBundle): s
     return row.id === ORIGIN ? trans.__('The image as it was built') : present;
   }
   return plain(snapshot.label, 64) || beginning(snapshot.cell.code) || snapshot.id;
+}
+
+/** Returns what is seen of a row by its lines alone, in words. */
+function originOf(rows: readonly Row[], place: number, isThere: boolean, trans: TranslationBundle): string {
+  const row = rows[place];
+  const way = row.isOnPath ? '' : trans.__('on a branch that was left');
+  const parent = row.id === ORIGIN ? '' : trans.__('descends from %1', titleOf(rows[row.parent], isThere, trans));
+  return [parent, way].filter(Boolean).join(', ');
 }
 
 function agoOf(row: Row, now: number, trans: TranslationBundle): string {
