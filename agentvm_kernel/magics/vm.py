@@ -16,7 +16,7 @@ from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine, State
-from agentvm_kernel.magics import show
+from agentvm_kernel.magics import show, workspace
 from agentvm_kernel.magics.call import Call
 from agentvm_kernel.profiles import PROFILES
 from agentvm_kernel.supervisor.network_messages import NetworkInfo
@@ -61,7 +61,8 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     machine = host.machine
     match call.words:
         case () | ("status",):
-            return show.facts([*_status(machine, host.usage), *await _claims(machine.guest)])
+            rows = [*_status(machine, host.usage), *await _workspace(machine), *await _claims(machine.guest)]
+            return show.facts(rows)
         case ("facts", *switch) if switch in ([], ["on"], ["off"]):
             return _cell_facts(host.facts, switch)
         case ("security",):
@@ -179,6 +180,14 @@ def _facts(guest: Guest) -> list[tuple[str, str]]:
         ("link", f"{transport}, epoch {granted.epoch}"),
         ("acquired in", f"{granted.acquire_ms:.0f} ms"),
     ]
+
+
+async def _workspace(machine: Machine) -> list[tuple[str, str]]:
+    """Return the line that says which folder of the host the VM shares, if it does."""
+    if machine.guest is None:
+        return []
+    info = await machine.workspace()
+    return [("shared folder", workspace.said(info).partition("\n")[0])] if info.folder else []
 
 
 def _cell_facts(facts: Facts, switch: list[str]) -> Mapping[str, str]:

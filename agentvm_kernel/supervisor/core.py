@@ -56,6 +56,7 @@ from agentvm_kernel.supervisor.status import LeaseInfo, Status
 from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.supervisor.turns import Turns
 from agentvm_kernel.supervisor.witness import Witness
+from agentvm_kernel.supervisor.workspaces import Workspaces
 from agentvm_kernel.tally import Tally
 from agentvm_kernel.vm.accelerator import Accelerator, probe
 from agentvm_kernel.vm.capture import Capturer
@@ -94,6 +95,7 @@ class Supervisor:
         self.audit = AuditLog(paths.state / "audit", settings.audit.days)
         self.metrics = Metrics(map(str, Reason))
         self._hypervisor = Witness(hypervisor, self.audit.record)
+        self.workspaces = Workspaces(paths, self.audit)
         self.networks = Networks(settings.network, paths, self.audit, self.metrics)
         self.accelerator: Accelerator = "tcg"
         self.accelerator_reason = ""
@@ -334,6 +336,7 @@ class Supervisor:
         self.audit.record(SnapshotRestored(**lease.subject, before=old.id, snapshot=stored.id, tree=tree))
         await asyncio.to_thread(unpin, lease.terms, old.snapshot)
         self.pool.retire(old)
+        await self.workspaces.follow(lease)
         return Replaced(granted=granted, snapshot=describe(stored), seconds=seconds)
 
     async def settled(self, lease: Lease) -> None:

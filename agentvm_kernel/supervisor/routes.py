@@ -64,6 +64,8 @@ from agentvm_kernel.supervisor.operator import NoVMError
 from agentvm_kernel.supervisor.route import QUERY, Call, Route
 from agentvm_kernel.supervisor.stats_messages import Moved, stats_adapter
 from agentvm_kernel.supervisor.status import Reloaded, Status
+from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
+from agentvm_kernel.vm.sharing import ShareError
 
 _log = logging.getLogger(__name__)
 
@@ -170,6 +172,17 @@ async def set_cell(call: Call, wanted: CellRequest) -> None:
     lease.network.set_cell(wanted)
     lease.output = wanted.output
     lease.is_travelling = wanted.travelling
+
+
+async def get_workspace(call: Call) -> WorkspaceInfo:
+    """Tell which folder of the host a lease's VM shares."""
+    return call.supervisor.workspaces.info(call.lease)
+
+
+async def set_workspace(call: Call, wanted: WorkspaceRequest) -> WorkspaceInfo:
+    """Let a lease's VM share a folder of the host, or none."""
+    # A client that goes away must not stop it half-way.
+    return await asyncio.shield(call.supervisor.workspaces.change(call.lease, wanted))
 
 
 async def list_audit(call: Call) -> AuditRecords:
@@ -311,6 +324,8 @@ ROUTES: Final = (
     Route("GET", f"{_LEASE}/network", get_network, (NoLeaseError,)),
     Route("PUT", f"{_LEASE}/network", set_network, (*_OF_A_LEASE, *_OF_THE_NETWORK, NoNetworkError)),
     Route("PUT", f"{_LEASE}/cassette", play_cassette, (NoLeaseError, CassetteError)),
+    Route("GET", f"{_LEASE}/workspace", get_workspace, (NoLeaseError, ShareError)),
+    Route("PUT", f"{_LEASE}/workspace", set_workspace, (*_OF_A_LEASE, ShareError)),
     Route("PUT", f"{_LEASE}/cell", set_cell, (NoLeaseError, *_OF_THE_NETWORK)),
     Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last",)),
     Route("GET", f"{_LEASE}/events", follow_events, (NoLeaseError,), news_adapter),

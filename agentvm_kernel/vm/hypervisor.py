@@ -150,6 +150,26 @@ class Machine(ABC):
         raise HypervisorError("There is no network for cards.", NO_NAT)
 
     @abstractmethod
+    async def plug_folder(self, folder: Path, *, writable: bool) -> None:
+        """Give a running machine a device that shares a folder of the host.
+
+        Args:
+            folder: Which.
+            writable: Whether the guest may change it.
+
+        Raises:
+            HypervisorError: QEMU cannot open it.
+        """
+
+    @abstractmethod
+    async def unplug_folder(self) -> None:
+        """Take that device out of a running machine, and wait until the guest has let go of it.
+
+        Raises:
+            HypervisorError: the guest does not.
+        """
+
+    @abstractmethod
     async def end(self) -> None:
         """End the process and wait until it is gone. Idempotent; the VM's folder is the caller's."""
 

@@ -19,6 +19,7 @@ from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.link.endpoint import VsockEndpoint
 from agentvm_kernel.vm.cgroup import CPU_PERIOD, WEIGHT, Subtree, limit, set_weight
 from agentvm_kernel.vm.domain import DISK_ALIAS
+from agentvm_kernel.vm.folder_device import FolderDevice
 from agentvm_kernel.vm.full_disk import REASON, outlast_full_disk
 from agentvm_kernel.vm.hypervisor import DiskTraffic, Machine
 from agentvm_kernel.vm.libvirt_connection import DomainGoneError, LibvirtConnection
@@ -84,6 +85,7 @@ class LibvirtMachine(Machine):
         self._spare_node = ""
         self._subtree = subtree
         self._nat = nat
+        self._sharing = FolderDevice(self, self._monitor)
         self._card: Card | None = None
         self._unplugged: asyncio.Future[bool] | None = None
         self._shares = 0  # as libvirt has set them
@@ -127,9 +129,10 @@ class LibvirtMachine(Machine):
         Raises:
             HypervisorError: QEMU refused, in its own words, or is gone.
         """
-        return await self._execute(command, {key.replace("_", "-"): value for key, value in arguments.items()})
+        return await self.execute(command, {key.replace("_", "-"): value for key, value in arguments.items()})
 
-    async def _execute(self, command: str, arguments: dict[str, object]) -> object:
+    async def execute(self, command: str, arguments: dict[str, object]) -> object:
+        """Ask QEMU's monitor as `qmp` does, with arguments' names as they are."""
         try:
             return await self._monitor.execute(command, arguments)
         except ExecuteError as error:
@@ -239,7 +242,7 @@ class LibvirtMachine(Machine):
             limits[name] = value
             if value:
                 limits |= {f"{name}_max": _BURST * value, f"{name}_max_length": 1}
-        await self._execute("block_set_io_throttle", {"id": _DISK_DEVICE, **limits})
+        await self.execute("block_set_io_throttle", {"id": _DISK_DEVICE, **limits})
 
     async def disk_traffic(self) -> DiskTraffic:
         """By what QEMU counts at the guest's device, which attaching disks and freezing them leave as it is."""
@@ -320,6 +323,14 @@ class LibvirtMachine(Machine):
         """Take note of what became of the request to let go of a device; called in the event loop's thread."""
         if alias == CARD_ALIAS and self._unplugged is not None and not self._unplugged.done():
             self._unplugged.set_result(is_gone)
+
+    async def plug_folder(self, folder: Path, *, writable: bool) -> None:
+        """Plug in a virtio-9p device."""
+        await self._sharing.plug(folder, writable=writable)
+
+    async def unplug_folder(self) -> None:
+        """Ask the guest for the device, which it need not give; QEMU reports when it has."""
+        await self._sharing.unplug()
 
     async def end(self) -> None:
         """End QEMU by a signal (libvirt's ``destroy`` takes longer), then wait until libvirt has found it gone."""

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 from agentvm_guest.card import Arrival, parse_card
 from agentvm_guest.claims import claims
 from agentvm_guest.control import ControlPort, Reply
+from agentvm_guest.errand import Errand
 from agentvm_guest.forwarding import Forwarding
 from agentvm_guest.identity import Identity, RequestError, parse_identity, read_integer, read_network
 from agentvm_guest.kernel import Death, KernelProcess, KernelState
@@ -33,6 +34,7 @@ from agentvm_guest.ports import Port, accept, listen_unix, listen_vsock, open_vi
 from agentvm_guest.processes import SERVICE as EXEC
 from agentvm_guest.processes import Processes
 from agentvm_guest.relay import SERVICES, Relay
+from agentvm_guest.share import Share, parse_wanted
 from agentvm_guest.system import RecordingSystem, System
 from agentvm_kernel.errors import ProtocolError
 from agentvm_kernel.link.limits import Limits
@@ -41,12 +43,14 @@ from agentvm_kernel.link.stream import SessionStream
 
 CONTROL_PORT = "agentvm.control"
 LINK_PORT = "agentvm.link"
+SHARED = "shared"
 KERNEL_PYTHON = "/opt/agentvm/venv/bin/python"
 # A busy cell, which a snapshot may have frozen, can hold the interpreter's lock for long.
 _CONFIRM_SECONDS = 20.0
 _SETTLE_SECONDS = 60.0
 _REFUSAL_PAUSE = 1.0
 _CARD_SECONDS = 20.0
+_SHARE_SECONDS = 20.0
 
 
 class Agent:
@@ -266,6 +270,8 @@ class Agent:
             "limits": self._limits,
             "network": self._network,
             "card": self._card,
+            "mount": self._mount,
+            "unmount": self._unmount,
         }
 
     def _ready(self, _request: dict[str, object], reply: Reply) -> None:
@@ -294,6 +300,19 @@ class Agent:
 
     def _card(self, request: dict[str, object], reply: Reply) -> None:
         Arrival(self.loop, parse_card(request), self._system.set_up_card, reply, _CARD_SECONDS)
+
+    def _mount(self, request: dict[str, object], reply: Reply) -> None:
+        wanted = parse_wanted(request)
+        Errand(self.loop, lambda: self._share().mount(wanted, _SHARE_SECONDS), reply)
+
+    def _unmount(self, _request: dict[str, object], reply: Reply) -> None:
+        Errand(self.loop, self._share().unmount, reply)
+
+    def _share(self) -> Share:
+        account = self._system.account()
+        if account is None:
+            raise RequestError("nothing is mounted without privileges")
+        return Share(Path(account.home, SHARED), (account.uid, account.gid))
 
     def _set_network(self, network: str | None) -> None:
         if self._forwarding is not None:

@@ -11,6 +11,8 @@ from agentvm_kernel.vm.hypervisor import DiskTraffic, Hypervisor, Machine
 from agentvm_kernel.vm.nat import Card
 from agentvm_kernel.vm.spec import DomainSpec
 
+OUTCOMES = {"mount": {"outcome": "mounted"}, "unmount": {"outcome": "unmounted"}}
+
 
 class FakeMachine(Machine):
     """A machine that is only a Unix socket."""
@@ -24,6 +26,7 @@ class FakeMachine(Machine):
         self.ops: list[dict[str, object]] = []
         self.is_mute = False
         self.clings = False
+        self.unshareable = False
         self.asked = asyncio.Event()
         self.answering = asyncio.Event()
         self.answering.set()
@@ -49,7 +52,7 @@ class FakeMachine(Machine):
             self.asked.set()
             if self.is_mute:
                 continue
-            answer = {"ok": True, **request, **self.lies}
+            answer = {"ok": True, **OUTCOMES.get(request["op"], {}), **request, **self.lies}
             writer.write(json.dumps(answer).encode() + b"\n")
 
     def say(self, event: dict[str, object]) -> None:
@@ -127,6 +130,16 @@ class FakeMachine(Machine):
         self.calls.append("unplug")
         if self.clings:
             raise HypervisorError("The guest does not let go of its network card.")
+
+    async def plug_folder(self, folder: Path, *, writable: bool) -> None:
+        self.calls.append(f"plug {folder.name}{' rw' if writable else ''}")
+        if self.unshareable:
+            raise HypervisorError("QEMU: device_add: cannot open it")
+
+    async def unplug_folder(self) -> None:
+        self.calls.append("unplug folder")
+        if self.clings:
+            raise HypervisorError("The guest does not let go of the shared folder.")
 
     async def end(self) -> None:
         self.die("was ended")
