@@ -20,6 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from agentvm_guest import qga
 from agentvm_guest.card import Arrival, parse_card
 from agentvm_guest.claims import claims
 from agentvm_guest.control import ControlPort, Reply
@@ -51,6 +52,7 @@ _SETTLE_SECONDS = 60.0
 _REFUSAL_PAUSE = 1.0
 _CARD_SECONDS = 20.0
 _SHARE_SECONDS = 20.0
+_DESCRIBE_SECONDS = 10.0
 
 
 class Agent:
@@ -95,7 +97,7 @@ class Agent:
         self._control: ControlPort | None = None
         self._agent_stream: SessionStream | None = None
         self._waiting: list[Reply] = []
-        self._is_ready = False
+        self._is_ready = self._is_describing = False
         self._refusals = 0
         self._last_refusal = ""
         self.kernel.on_ready = self._on_ready
@@ -391,9 +393,25 @@ class Agent:
                 request = json.loads(parts[0])
             except ValueError:
                 request = None
-            if isinstance(request, dict):
+            if isinstance(request, dict) and request.get("op") == "describe":
+                self._describe(stream, request.get("id"))
+            elif isinstance(request, dict):
                 number = request.get("id")
                 stream.send([json.dumps({"id": number, **self._answer(request.get("op"))}).encode()])
+
+    def _describe(self, stream: SessionStream, number: object) -> None:
+        """Let QEMU's agent describe the guest; who asks again meanwhile is not answered."""
+        if self._is_describing:
+            return
+        self._is_describing = True
+
+        def reply(answer: dict[str, object]) -> None:
+            self._is_describing = False
+            if not stream.closed:
+                stream.send([json.dumps({"id": number, **answer}).encode()])
+                self.link.pump()
+
+        Errand(self.loop, lambda: qga.facts(_DESCRIBE_SECONDS), reply)
 
     def _answer(self, operation: object) -> dict[str, object]:
         if operation == "interrupt":
