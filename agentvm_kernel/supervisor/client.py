@@ -20,6 +20,8 @@ from agentvm_kernel.supervisor.answers import AuditEvents, Connections, Forks, L
 from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.launch import start_supervisor
 from agentvm_kernel.supervisor.messages import (
+    DiskCopied,
+    DiskRequest,
     ForkRequest,
     LabelRequest,
     LeaseRequest,
@@ -120,6 +122,15 @@ class SupervisorClient:
             vm: Its id.
         """
         return await self._ask(Resumed, "POST", f"/v1/vms/{quote(vm, safe='')}/resume")
+
+    async def copy_disk(self, vm: str, request: DiskRequest) -> DiskCopied:
+        """Copy the disk of a session's VM into a file.
+
+        Args:
+            vm: Its id.
+            request: Which file.
+        """
+        return await self._ask(DiskCopied, "POST", f"/v1/vms/{quote(vm, safe='')}/disk", request, patient=True)
 
     async def pool(self) -> PoolInfo:
         """Return what is kept ready, and who waits."""

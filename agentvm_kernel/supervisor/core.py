@@ -402,6 +402,11 @@ class Supervisor:
             enforced_by=enforced_by(self.settings.uri),
         )  # fmt: skip
 
+    @property
+    def qemu_owner(self) -> tuple[int, int] | None:
+        """The user under which QEMU runs, if another."""
+        return self._hypervisor.owner
+
     def grant(self, lease: Lease, vm: VM, acquire_ms: float) -> Granted:
         """Return what a session is told of a VM, maybe of a fork."""
         return self._grant(lease.terms, vm, lease.limits, acquire_ms)

@@ -13,6 +13,7 @@ from agentvm_kernel.errors import (
     CassetteError,
     ConfigError,
     DiskFullError,
+    HostError,
     LabelTakenError,
     LimitError,
     NoForkError,
@@ -34,6 +35,8 @@ from agentvm_kernel.supervisor.forks import Forks, rest
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import NetworkLockedError, NoNetworkError
 from agentvm_kernel.supervisor.messages import (
+    DiskCopied,
+    DiskRequest,
     Ended,
     ForkRequest,
     LabelRequest,
@@ -107,6 +110,12 @@ async def kill_vm(call: Call) -> None:
 async def resume_vm(call: Call) -> Resumed:
     """Let a VM run on that was slowed down or stopped because of an anomaly."""
     return await asyncio.shield(call.supervisor.operator.resume(call.parameters["vm"]))
+
+
+async def copy_disk(call: Call, wanted: DiskRequest) -> DiskCopied:
+    """Copy the disk of a session's VM into a file, with its file systems frozen for a moment."""
+    # A client that goes away must not stop it half-way.
+    return await asyncio.shield(call.supervisor.operator.copy_disk(call.parameters["vm"], wanted))
 
 
 async def get_pool(call: Call) -> PoolInfo:
@@ -315,6 +324,7 @@ ROUTES: Final = (
     Route("GET", "/v1/vms", list_vms),
     Route("DELETE", "/v1/vms/{vm}", kill_vm, (NoVMError,)),
     Route("POST", "/v1/vms/{vm}/resume", resume_vm, (NoVMError, VMEndedError)),
+    Route("POST", "/v1/vms/{vm}/disk", copy_disk, (NoVMError, RequestError, HostError, VMEndedError)),
     Route("GET", "/v1/pool", get_pool),
     Route("POST", "/v1/pool/drain", drain_pool),
     Route("POST", "/v1/pool/fill", fill_pool),

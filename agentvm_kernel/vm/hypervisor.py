@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -101,6 +102,15 @@ class Machine(ABC):
 
         Args:
             count: How many layers.
+        """
+
+    @abstractmethod
+    async def copy_disk(self, target: Path, begun: Callable[[], Awaitable[None]]) -> None:
+        """Copy what a running machine's disk holds now; the caller sees to it that nobody freezes the disk meanwhile.
+
+        Args:
+            target: An empty qcow2 file as large as the disk.
+            begun: Called once it does not matter any more what the guest writes.
         """
 
     @abstractmethod

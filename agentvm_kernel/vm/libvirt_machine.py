@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree as ET  # nosec B405 - parses only what libvirt itself wrote
@@ -37,6 +37,7 @@ _DISK_DEVICE = f"/machine/peripheral/{DISK_ALIAS}/virtio-backend"
 _BURST = 2
 _BEHIND = 32  # times less weight
 _MERGE_JOB = "agentvm-merge"
+_COPY_JOB = _COPY_NODE = "agentvm-copy"
 _TOP_NODE = "agentvm-disk"
 _NESTED = "agentvm-below-"
 
@@ -217,16 +218,9 @@ class LibvirtMachine(Machine):
     async def merge_layers(self, count: int) -> None:
         """Let QEMU stream the layers into the top; it changes where the top's backing file is at the very end."""
         kept, merged, top = self._disk_nodes[: -1 - count], self._disk_nodes[-1 - count : -1], self._disk_nodes[-1]
-        with self._monitor.listener("JOB_STATUS_CHANGE") as events:
-            # Without a name of the backing file in the layer: it would be a path of this host, and nobody needs it.
-            await self.qmp(
-                "block-stream", job_id=_MERGE_JOB, device=top, base_node=kept[-1], backing_file="", auto_dismiss=False
-            )
-            await self._outcome("block-stream", _job_end(events, _MERGE_JOB))
-        jobs = cast("list[dict[str, str]]", await self.qmp("query-jobs"))
-        await self.qmp("job-dismiss", id=_MERGE_JOB)
-        if error := next((job.get("error") for job in jobs if job["id"] == _MERGE_JOB), None):
-            raise HypervisorError(f"QEMU: block-stream: {error}.")
+        # Without a name of the backing file in the layer: it would be a path of this host, and nobody needs it.
+        async with self._job("block-stream", _MERGE_JOB, device=top, base_node=kept[-1], backing_file=""):
+            pass
         self._disk_nodes = [*kept, top]
         try:
             for node in reversed(merged):
@@ -234,6 +228,34 @@ class LibvirtMachine(Machine):
                     await self.qmp("blockdev-del", node_name=node)
         except HypervisorError as error:  # they are only held open
             _log.warning("merged disk layers of %s stay open: %s", self.spec.name, error)
+
+    async def copy_disk(self, target: Path, begun: Callable[[], Awaitable[None]]) -> None:
+        """Let QEMU copy what the disk holds; what the guest writes over meanwhile it copies first."""
+        node = _block_node(target, None, read_only=False)
+        await self.qmp("blockdev-add", **node, node_name=_COPY_NODE)
+        try:
+            top = self._disk_nodes[-1]
+            async with self._job("blockdev-backup", _COPY_JOB, device=top, target=_COPY_NODE, sync="full"):
+                await begun()
+        finally:
+            if not self.ended.done():
+                await self.qmp("blockdev-del", node_name=_COPY_NODE)
+
+    @asynccontextmanager
+    async def _job(self, command: str, name: str, **arguments: object) -> AsyncIterator[None]:
+        """Begin a job; leaving the context waits for its end.
+
+        Raises:
+            HypervisorError: it failed.
+        """
+        with self._monitor.listener("JOB_STATUS_CHANGE") as events:
+            await self.qmp(command, job_id=name, auto_dismiss=False, **arguments)
+            yield
+            await self._outcome(command, _job_end(events, name))
+        jobs = cast("list[dict[str, str]]", await self.qmp("query-jobs"))
+        await self.qmp("job-dismiss", id=name)
+        if error := next((job.get("error") for job in jobs if job["id"] == name), None):
+            raise HypervisorError(f"QEMU: {command}: {error}.")
 
     async def throttle_disk(self, megabytes: int | None, operations: int | None) -> None:
         """Throttle QEMU's end of the device; for a second, twice as much may pass after a rest."""

@@ -94,6 +94,7 @@ class Agent:
         self._relay = Relay(self.loop.set_writing, self._on_broken)
         self._processes = Processes(self.loop, system, python=python, then_pump=self._then_pump)
         self._forwarding = None if forwarder is None else Forwarding(self.loop, forwarder, self._set_environment)
+        self._freezer = qga.Freezer(_DESCRIBE_SECONDS)
         self._control: ControlPort | None = None
         self._agent_stream: SessionStream | None = None
         self._waiting: list[Reply] = []
@@ -274,6 +275,8 @@ class Agent:
             "card": self._card,
             "mount": self._mount,
             "unmount": self._unmount,
+            "freeze": lambda _, reply: self._do(self._freezer.freeze, reply),
+            "thaw": lambda _, reply: self._do(self._freezer.thaw, reply),
         }
 
     def _ready(self, _request: dict[str, object], reply: Reply) -> None:
@@ -302,6 +305,9 @@ class Agent:
 
     def _card(self, request: dict[str, object], reply: Reply) -> None:
         Arrival(self.loop, parse_card(request), self._system.set_up_card, reply, _CARD_SECONDS)
+
+    def _do(self, work: Callable[[], dict[str, object]], reply: Reply) -> None:
+        Errand(self.loop, work, reply)
 
     def _mount(self, request: dict[str, object], reply: Reply) -> None:
         wanted = parse_wanted(request)

@@ -11,12 +11,14 @@ import os
 import shutil
 import signal
 import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 PROGRAM = "qemu-ga"
+LONGEST_FREEZE = 30.0
 FACTS = ("guest-info", "guest-get-osinfo", "guest-get-fsinfo", "guest-get-users")
 
 _FOLDER = Path("/run/agentvm/qga")
@@ -105,3 +107,42 @@ def facts(seconds: float) -> dict[str, object]:
     """
     with QemuAgent(seconds) as agent:
         return {command: agent.ask(command) for command in FACTS}
+
+
+class Freezer:
+    """Freezes the guest's file systems for a moment, and never for longer than `LONGEST_FREEZE` seconds.
+
+    Args:
+        seconds: How long QEMU's agent may take for it.
+        longest: Seconds after which they are thawed whatever becomes of the host.
+    """
+
+    def __init__(self, seconds: float, longest: float = LONGEST_FREEZE) -> None:
+        self._seconds = seconds
+        self._longest = longest
+        self._turn = threading.Lock()
+        self._timer: threading.Timer | None = None
+
+    def freeze(self) -> dict[str, object]:
+        """Freeze them; returns how many there are.
+
+        Raises:
+            OSError: see `QemuAgent`.
+        """
+        with self._turn, QemuAgent(self._seconds) as agent:
+            # Before it: whatever happens then, they are thawed.
+            self._timer = threading.Timer(self._longest, self.thaw)
+            self._timer.daemon = True
+            self._timer.start()
+            return {"count": agent.ask("guest-fsfreeze-freeze")}
+
+    def thaw(self) -> dict[str, object]:
+        """Thaw them; returns how many were frozen.
+
+        Raises:
+            OSError: see `QemuAgent`.
+        """
+        with self._turn, QemuAgent(self._seconds) as agent:
+            if self._timer is not None:
+                self._timer.cancel()
+            return {"count": agent.ask("guest-fsfreeze-thaw")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from agentvm_kernel.errors import HypervisorError
@@ -103,6 +104,12 @@ class FakeMachine(Machine):
     async def merge_layers(self, count: int) -> None:
         self.calls.append(f"merge {count}")
         self.write_disk()
+
+    async def copy_disk(self, target: Path, begun: Callable[[], Awaitable[None]]) -> None:
+        self.calls.append(f"copy disk after {self.ops[-1]['op']}")
+        await begun()
+        self.calls.append(f"copied after {self.ops[-1]['op']}")
+        target.write_bytes(b"the disk")
 
     async def throttle_disk(self, megabytes: int | None, operations: int | None) -> None:
         self.calls.append(f"throttle {megabytes} {operations}")

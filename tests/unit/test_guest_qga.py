@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from agentvm_guest import qga
 from agentvm_guest.qga import QemuAgent
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_client import wait_until
 
 from agentvm_kernel.observe.description import Description
 
@@ -136,3 +140,32 @@ _JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from([*SAID]), _JSON))
 def test_whatever_it_says_the_description_is_bounded(answer: dict[str, object]) -> None:
     assert len(Description.of(answer).model_dump_json()) < 100_000
+
+
+@pytest.fixture
+def asked_for(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where an agent writes down what it was asked for."""
+    log = short_tmp / "log"
+    answer = f'(open({str(log)!r}, "ab").write(line), b\'{{"return": 1}}\\n\')[1]'
+    monkeypatch.setattr(
+        qga, "QemuAgent", partial(QemuAgent, folder=short_tmp / "s", program=program(short_tmp, answer))
+    )
+    return log
+
+
+def commands(log: Path) -> list[str]:
+    return [json.loads(line)["execute"] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_what_is_frozen_is_thawed_on_demand(asked_for: Path) -> None:
+    freezer = qga.Freezer(60)
+    assert freezer.freeze() == {"count": 1}
+    assert freezer.thaw() == {"count": 1}
+    assert commands(asked_for) == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+    assert freezer._timer is not None
+    assert freezer._timer.finished.is_set(), "nothing is thawed later"
+
+
+def test_what_the_host_forgets_is_thawed(asked_for: Path) -> None:
+    qga.Freezer(60, longest=0.01).freeze()
+    wait_until(lambda: commands(asked_for)[1:] == ["guest-fsfreeze-thaw"], "the guest thaws by itself")
