@@ -145,7 +145,7 @@ def _flavour(recipe: dict[str, object], name: str) -> Flavour:
         name=name,
         suite=str(recipe["suite"]),
         python=str(recipe["python"]),
-        kernel=str(recipe["kernel"]),
+        kernel=str(table.get("kernel", base.kernel if base else recipe["kernel"])),
         modules=_strings(recipe["modules"]),
         packages=tuple(sorted({*_strings(table["packages"]), *(base.packages if base else ())})),
         pip=tuple(sorted({*_strings(table["pip"]), *(base.pip if base else ())})),

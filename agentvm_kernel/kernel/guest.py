@@ -15,10 +15,12 @@ from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.link.endpoint import Endpoint
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.observe.claims import Claims
+from agentvm_kernel.observe.description import Description
 from agentvm_kernel.supervisor.messages import Granted
 
 CHANNELS: Final = ("shell", "control", "stdin", "iopub")
 _AGENT_ANSWER: Final = 5.0
+_DESCRIPTION_SECONDS: Final = 20.0
 _MAX_AGENT_MESSAGE: Final = 64 * 1024
 
 
@@ -107,16 +109,24 @@ class Agent:
         """
         return Claims.of(await self._request("facts"))
 
-    async def _request(self, op: str) -> dict[str, object]:
+    async def description(self) -> Description:
+        """Return what QEMU's agent in the guest says of it, for which nobody vouches either.
+
+        Raises:
+            LinkError: the link is gone, the agent does not answer, or there is no agent of QEMU's in the guest.
+        """
+        return Description.of(await self._request("describe", _DESCRIPTION_SECONDS))
+
+    async def _request(self, op: str, seconds: float = _AGENT_ANSWER) -> dict[str, object]:
         self._next += 1
         number = self._next
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(_AGENT_ANSWER):
+            async with asyncio.timeout(seconds):
                 await self._stream.send([json.dumps({"id": number, "op": op}).encode()])
                 answer: dict[str, object] = await future
         except TimeoutError as error:
-            raise LinkError(f"The guest agent did not answer {op!r} within {_AGENT_ANSWER:.0f} s.") from error
+            raise LinkError(f"The guest agent did not answer {op!r} within {seconds:.0f} s.") from error
         finally:
             del self._waiting[number]
         if answer.get("ok") is not True:

@@ -117,6 +117,15 @@ class Host:
         self.told["copied"] = {"way": way, "path": path[-_PATH:], "sha256": digest, "size": size}
         self.machine.network.report(copied(way, path, digest, size, self.request.run))
 
+    def note_share(self, path: str, *, writable: bool) -> None:
+        """Let the reply's metadata tell what is shared with the VM from now on.
+
+        Args:
+            path: Which folder; empty for none.
+            writable: Whether the VM may change it.
+        """
+        self.told["shared"] = {"path": path[-_PATH:], "writable": writable}
+
     async def _inherit(self, replacing: Awaitable[_T]) -> _T:
         """Show under the cell what something in the new VM prints that was begun before it."""
         self._table.heir = self.request

@@ -34,6 +34,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotTree,
 )
 from agentvm_kernel.supervisor.stats_messages import Moved
+from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
 
 log = logging.getLogger("agentvm.machine")
 
@@ -177,6 +178,20 @@ class Machine:
         """
         tenure = self.present()
         self.limits.changed(changes, await tenure.supervisor.set_limits(tenure.lease, _limits_request(changes)))
+
+    async def workspace(self) -> WorkspaceInfo:
+        """Return which folder of the host the VM shares."""
+        tenure = self.present()
+        return await tenure.supervisor.workspace(tenure.lease)
+
+    async def share(self, request: WorkspaceRequest) -> WorkspaceInfo:
+        """Let the VM share a folder of the host, or none.
+
+        Raises:
+            AgentVMError: the supervisor refused; what was shared still is.
+        """
+        tenure = self.present()
+        return await tenure.supervisor.set_workspace(tenure.lease, request)
 
     async def moved(self, since: float) -> Moved:
         """Return what the VM has moved, as far as its tally does not tell it; see `SupervisorClient.moved`."""

@@ -28,6 +28,7 @@ from agentvm_kernel.supervisor.messages import (
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
 from agentvm_kernel.supervisor.stats_messages import Moved, VMStats
 from agentvm_kernel.supervisor.status import Status
+from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
 
 
 class Supervisor(ForkSupervisor, Protocol):
@@ -68,6 +69,12 @@ class Supervisor(ForkSupervisor, Protocol):
 
     async def play_cassette(self, lease: str, request: CassetteRequest) -> NetworkInfo:
         """Record what inspected hosts say to the VM, or replay it."""
+
+    async def workspace(self, lease: str) -> WorkspaceInfo:
+        """Return which folder of the host the VM shares."""
+
+    async def set_workspace(self, lease: str, request: WorkspaceRequest) -> WorkspaceInfo:
+        """Let the VM, and those that take its place, share a folder of the host, or none."""
 
     async def set_cell(self, lease: str, request: CellRequest) -> None:
         """Tell which cell runs."""

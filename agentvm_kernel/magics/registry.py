@@ -27,6 +27,7 @@ from agentvm_kernel.magics import (
     timetravel,
     undo,
     vm,
+    workspace,
 )
 from agentvm_kernel.magics.call import Call, UsageError, find_call
 
@@ -56,6 +57,7 @@ _FAMILIES: Final[dict[str, Family]] = {
     "adopt": adopt,
     "push": push,
     "pull": pull,
+    "workspace": workspace,
 }
 _DISCARDS: Final = frozenset({("vm", "restart"), ("vm", "stop"), ("rollback", ""), ("undo", ""), ("adopt", "")})
 

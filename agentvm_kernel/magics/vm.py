@@ -16,13 +16,14 @@ from agentvm_kernel.kernel.guest import Guest
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.machine import Machine, State
-from agentvm_kernel.magics import show
+from agentvm_kernel.magics import show, workspace
 from agentvm_kernel.magics.call import Call
+from agentvm_kernel.observe.description import FileSystem
 from agentvm_kernel.profiles import PROFILES
 from agentvm_kernel.supervisor.network_messages import NetworkInfo
 from agentvm_kernel.vm.layers import examine
 
-HELP = """%vm [status | facts [on | off] | security | profile [NAME] | restart | resume | stop]
+HELP = """%vm [status | facts [on | off] | guest | security | profile [NAME] | restart | resume | stop]
 
 The virtual machine in which this notebook's cells run.
 
@@ -30,6 +31,7 @@ The virtual machine in which this notebook's cells run.
                     the guest claims of itself, for which nobody vouches
   %vm facts         say what the last cell cost, as measured by the host
   %vm facts on      say so under every cell from now on; off ends that
+  %vm guest         show what QEMU's agent in the VM claims: system, file systems, who has logged in
   %vm security      show which of the five layers around it are really active on this host, and why one is not
   %vm profile       show the profiles: what a machine of each has
   %vm profile NAME  throw the VM away, with all that it has in memory and on disk, and start with one of that profile
@@ -43,8 +45,8 @@ Example:
   %vm profile intensive"""
 
 _VALID: Final = (
-    "%vm status, %vm facts, %vm facts on, %vm facts off, %vm security, %vm profile, %vm profile NAME, %vm restart,"
-    " %vm resume and %vm stop"
+    "%vm status, %vm facts, %vm facts on, %vm facts off, %vm guest, %vm security, %vm profile, %vm profile NAME,"
+    " %vm restart, %vm resume and %vm stop"
 )
 _CLAIMS_SECONDS: Final = 2.0
 _LAYERS: Final = ("layer", "active", "found")
@@ -61,7 +63,8 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     machine = host.machine
     match call.words:
         case () | ("status",):
-            return show.facts([*_status(machine, host.usage), *await _claims(machine.guest)])
+            rows = [*_status(machine, host.usage), *await _workspace(machine), *await _claims(machine.guest)]
+            return show.facts(rows)
         case ("facts", *switch) if switch in ([], ["on"], ["off"]):
             return _cell_facts(host.facts, switch)
         case ("security",):
@@ -72,8 +75,8 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
             return show.table(_PROFILES, _profiles(machine))
         case ("profile", name):
             return await _change_profile(machine, name)
-        case ("restart" | "resume" | "stop" as step,):
-            return await {"restart": _restart, "resume": _resume, "stop": _stop}[step](machine)
+        case ("restart" | "resume" | "stop" | "guest" as step,):
+            return await {"restart": _restart, "resume": _resume, "stop": _stop, "guest": _describe}[step](machine)
         case _:
             raise call.wrong(_VALID)
 
@@ -181,6 +184,14 @@ def _facts(guest: Guest) -> list[tuple[str, str]]:
     ]
 
 
+async def _workspace(machine: Machine) -> list[tuple[str, str]]:
+    """Return the line that says which folder of the host the VM shares, if it does."""
+    if machine.guest is None:
+        return []
+    info = await machine.workspace()
+    return [("shared folder", workspace.said(info).partition("\n")[0])] if info.folder else []
+
+
 def _cell_facts(facts: Facts, switch: list[str]) -> Mapping[str, str]:
     if switch:
         facts.shown = switch == ["on"]
@@ -208,6 +219,27 @@ async def _claims(guest: Guest | None) -> list[tuple[str, str]]:
         for name, value, form in told
         if value is not None
     ]
+
+
+async def _describe(machine: Machine) -> Mapping[str, str]:
+    if machine.guest is None:
+        raise machine.error or VMEndedError("There is no VM.")
+    said = await machine.guest.agent.description()
+    rows = [
+        ("system", said.system.pretty_name),
+        ("kernel", f"{said.system.kernel_release} {said.system.machine}".strip()),
+        *((f"file system {one.mountpoint}", _filling(one)) for one in said.file_systems),
+        ("logged in", ", ".join(dict.fromkeys(one.user for one in said.users))),
+        ("QEMU's agent", said.version),
+    ]
+    named = [(f"{show.plain(name)} (claimed by the guest)", show.plain(text, 200)) for name, text in rows if text]
+    return show.facts(named) if named else {"text/plain": "The guest claims nothing."}
+
+
+def _filling(one: FileSystem) -> str:
+    if one.used_bytes is None or one.total_bytes is None:
+        return one.type
+    return f"{one.type}, {show.size(one.used_bytes)} of {show.size(one.total_bytes)} used"
 
 
 def _measures(guest: Guest, usage: Usage) -> list[tuple[str, str]]:

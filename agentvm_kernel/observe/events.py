@@ -508,7 +508,7 @@ class ImageUpdated(Event):
 
 
 class ConfigurationChanged(Event):
-    """Limits or the network of a session were changed, or the supervisor read its configuration again.
+    """Limits, network or shared folder of a session were changed, or the supervisor read its configuration again.
 
     Attributes:
         what: What was changed.

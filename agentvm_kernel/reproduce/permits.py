@@ -36,7 +36,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._ -]")
 
 _SHOWS: Final[dict[str, Callable[[tuple[str, ...]], bool]]] = {
-    "vm": lambda words: not words or words[0] in {"status", "security", "restart"},
+    "vm": lambda words: not words or words[0] in {"status", "guest", "security", "restart"},
     "limits": lambda words: not words,
     "monitor": lambda _: True,
     "audit": lambda _: True,

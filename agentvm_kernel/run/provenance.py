@@ -22,8 +22,8 @@ def of_cell(reply: Mapping[str, Any], kernel: str) -> dict[str, Any] | None:
 
     Returns:
         The run's number, its machine, the snapshots before and after, the kernel, and what the run cost, as measured on
-        the host; of a magic also the forks that it made, with their seed, or the file that it copied, with its digest.
-        None if the host says nothing of it.
+        the host; of a magic also the forks that it made, with their seed, the file that it copied, with its digest, or
+        the folder that it shared. None if the host says nothing of it.
     """
     said = reply.get("metadata", {}).get(KEY)
     if not isinstance(said, Mapping) or not isinstance(said.get("run"), int):
@@ -34,7 +34,7 @@ def of_cell(reply: Mapping[str, Any], kernel: str) -> dict[str, Any] | None:
         "run": said["run"], "vm": said.get("vm", ""), "base": facts.pop("snapshot_before", snapshot),
         "after": facts.pop("snapshot_after", snapshot), "kernel": kernel,
     }  # fmt: skip
-    record |= {name: said[name] for name in ("forks", "copied") if isinstance(said.get(name), Mapping)}
+    record |= {name: said[name] for name in ("forks", "copied", "shared") if isinstance(said.get(name), Mapping)}
     whole = record | {"facts": facts}
     return whole if len(json.dumps(whole)) <= _MOST else record
 

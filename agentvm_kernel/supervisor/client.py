@@ -20,6 +20,8 @@ from agentvm_kernel.supervisor.answers import AuditEvents, Connections, Forks, L
 from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.launch import start_supervisor
 from agentvm_kernel.supervisor.messages import (
+    DiskCopied,
+    DiskRequest,
     ForkRequest,
     LabelRequest,
     LeaseRequest,
@@ -40,6 +42,7 @@ from agentvm_kernel.supervisor.messages import (
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
 from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.supervisor.status import Reloaded, Status
+from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
 from agentvm_kernel.validation import checked
 
 __all__ = ["AuditEvents", "Connections", "Forks", "Lease", "Stats", "SupervisorClient"]
@@ -122,6 +125,15 @@ class SupervisorClient:
             vm: Its id.
         """
         return await self._ask(Resumed, "POST", f"/v1/vms/{quote(vm, safe='')}/resume")
+
+    async def copy_disk(self, vm: str, request: DiskRequest) -> DiskCopied:
+        """Copy the disk of a session's VM into a file.
+
+        Args:
+            vm: Its id.
+            request: Which file.
+        """
+        return await self._ask(DiskCopied, "POST", f"/v1/vms/{quote(vm, safe='')}/disk", request, patient=True)
 
     async def pool(self) -> PoolInfo:
         """Return what is kept ready, and who waits."""
@@ -248,6 +260,14 @@ class SupervisorClient:
     async def play_cassette(self, lease: str, request: CassetteRequest) -> NetworkInfo:
         """Record what inspected hosts say to a lease's VM, or replay it in their place."""
         return await self._ask(NetworkInfo, "PUT", f"{_path(lease)}/cassette", request)
+
+    async def workspace(self, lease: str) -> WorkspaceInfo:
+        """Return which folder of the host a lease's VM shares."""
+        return await self._ask(WorkspaceInfo, "GET", f"{_path(lease)}/workspace")
+
+    async def set_workspace(self, lease: str, request: WorkspaceRequest) -> WorkspaceInfo:
+        """Let a lease's VM share a folder of the host, or none."""
+        return await self._ask(WorkspaceInfo, "PUT", f"{_path(lease)}/workspace", request, patient=True)
 
     async def set_cell(self, lease: str, request: CellRequest) -> None:
         """Tell which cell runs in a lease's VM."""

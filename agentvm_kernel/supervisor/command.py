@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -14,10 +15,11 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, SupervisorError
 from agentvm_kernel.snapshots.quota import readable_size
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import PoolInfo, VMInfo
+from agentvm_kernel.supervisor.messages import DiskRequest, PoolInfo, VMInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 from agentvm_kernel.supervisor.top import pool_line, vm_table, watch
 from agentvm_kernel.terminal import add_row, console, plain, readable_time, table
+from agentvm_kernel.validation import checked
 
 vm_app = typer.Typer(help="Virtual machines: list, show, watch, end.", no_args_is_help=True)
 pool_app = typer.Typer(help="What is kept ready: list, show, drain, fill.", no_args_is_help=True)
@@ -113,6 +115,18 @@ def resume(vm: _Vm) -> None:
         _out.print(Text(plain(f"{found.id} runs on{', at full speed' if done.was_slowed else ''}.")))
     else:
         _out.print(Text(plain(f"{found.id} was neither stopped nor slowed down.")))
+
+
+@vm_app.command()
+def disk(vm: _Vm, file: Annotated[Path, typer.Argument(help="The file to create: qcow2.")]) -> None:
+    """Copy a VM's disk into a file, while it runs. What is in it is the VM's: open it only in a virtual machine."""
+    with _client() as client:
+        found = _find(client.vms().vms, vm)
+        copied = client.copy_disk(found.id, checked(DiskRequest, file=str(file.absolute())))
+    print(f"{file}: {readable_size(copied.size)}.")
+    if copied.unfrozen:
+        said = f"Its file systems were not frozen, so that it is as after a power cut: {copied.unfrozen}"
+        _err.print(Text(plain(said)))
 
 
 @pool_app.command("list")

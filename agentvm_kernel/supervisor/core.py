@@ -56,6 +56,7 @@ from agentvm_kernel.supervisor.status import LeaseInfo, Status
 from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.supervisor.turns import Turns
 from agentvm_kernel.supervisor.witness import Witness
+from agentvm_kernel.supervisor.workspaces import Workspaces
 from agentvm_kernel.tally import Tally
 from agentvm_kernel.vm.accelerator import Accelerator, probe
 from agentvm_kernel.vm.capture import Capturer
@@ -94,6 +95,7 @@ class Supervisor:
         self.audit = AuditLog(paths.state / "audit", settings.audit.days)
         self.metrics = Metrics(map(str, Reason))
         self._hypervisor = Witness(hypervisor, self.audit.record)
+        self.workspaces = Workspaces(paths, self.audit)
         self.networks = Networks(settings.network, paths, self.audit, self.metrics)
         self.accelerator: Accelerator = "tcg"
         self.accelerator_reason = ""
@@ -335,6 +337,7 @@ class Supervisor:
         self.audit.record(SnapshotRestored(**lease.subject, before=old.id, snapshot=stored.id, tree=tree))
         await asyncio.to_thread(unpin, lease.terms, old.snapshot)
         self.pool.retire(old)
+        await self.workspaces.follow(lease)
         return Replaced(granted=granted, snapshot=describe(stored), seconds=seconds)
 
     async def settled(self, lease: Lease) -> None:
@@ -399,6 +402,11 @@ class Supervisor:
             leases=tuple(LeaseInfo.of(lease.granted, lease.terms.request) for lease in self.leases.values()),
             enforced_by=enforced_by(self.settings.uri),
         )  # fmt: skip
+
+    @property
+    def qemu_owner(self) -> tuple[int, int] | None:
+        """The user under which QEMU runs, if another."""
+        return self._hypervisor.owner
 
     def grant(self, lease: Lease, vm: VM, acquire_ms: float) -> Granted:
         """Return what a session is told of a VM, maybe of a fork."""

@@ -18,6 +18,7 @@ from agentvm_kernel.supervisor.lease_network import LeaseNetwork
 from agentvm_kernel.supervisor.messages import Ended, Granted, Message
 from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.vm.clone import VM
+from agentvm_kernel.vm.sharing import Share
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Lease:
         began: When it began, on the event loop's clock.
         tell: Tells its session.
         network: What it may reach.
+        share: The folder of the host that its VM shares, and the one that takes its place; ``None`` for none.
         executions: What ran in it, and how it ended.
         output: Bytes that its cells have put out, as its session says.
         is_travelling: A snapshot is taken after every cell, as its session says.
@@ -75,6 +77,7 @@ class Lease:
     ) -> None:
         self.terms = terms
         self.network = network
+        self.share: Share | None = None
         self.executions = Executions(self, audit.record, metrics)
         self.slot = slot
         self.tell = tell

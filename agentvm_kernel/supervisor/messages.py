@@ -478,6 +478,28 @@ class VMList(Message):
     vms: tuple[VMInfo, ...]
 
 
+class DiskRequest(Message):
+    """Copy a VM's disk.
+
+    Attributes:
+        file: Absolute path of a file to create.
+    """
+
+    file: str = Field(max_length=4096)
+
+
+class DiskCopied(Message):
+    """A VM's disk was copied.
+
+    Attributes:
+        size: Bytes of the file.
+        unfrozen: Why its file systems were not frozen, as the guest says; empty if they were.
+    """
+
+    size: int
+    unfrozen: str = ""
+
+
 class Resumed(Message):
     """What was taken back of a VM.
 

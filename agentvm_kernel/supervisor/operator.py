@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel.config import load_settings
-from agentvm_kernel.errors import SupervisorError
+from agentvm_kernel.errors import RequestError, SupervisorError
 from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.observe.events import ConfigurationChanged
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.settings import Settings
-from agentvm_kernel.supervisor.messages import Ended, Leaving, PoolInfo, Resumed, VMInfo, VMList
+from agentvm_kernel.supervisor.messages import (
+    DiskCopied,
+    DiskRequest,
+    Ended,
+    Leaving,
+    PoolInfo,
+    Resumed,
+    VMInfo,
+    VMList,
+)
 from agentvm_kernel.supervisor.present import Present, present
+from agentvm_kernel.vm.disk_copy import copy_disk
 
 if TYPE_CHECKING:
     from agentvm_kernel.supervisor.core import Supervisor
@@ -89,6 +100,30 @@ class Operator:
         if found.vm is None or found.lease is None:
             return Resumed(was_paused=False, was_slowed=False)
         return await self._supervisor.anomalies.responses.resume(found.lease, found.vm)
+
+    async def copy_disk(self, vm: str, wanted: DiskRequest) -> DiskCopied:
+        """Copy the disk of a session's VM into a file, with its file systems frozen for a moment.
+
+        Args:
+            vm: Its id.
+            wanted: What is wanted.
+
+        Raises:
+            NoVMError: there is none of that id.
+            AgentVMError: the disk cannot be copied.
+        """
+        found, target = self._find(vm), Path(wanted.file)
+        lease = found.lease
+        if lease is None or found.vm is not lease.vm:
+            raise RequestError(f"{vm} is no session's own VM.", "`agentvm vm list` shows which are leased.")
+        if not target.is_absolute() or target.exists():
+            raise RequestError(f"{wanted.file!a:.200} is no absolute path of a file to create.")
+        async with lease.turn:
+            if lease.is_stopped():
+                raise RequestError("The VM is stopped because of an anomaly.", f"`agentvm vm resume {vm}` resumes it.")
+            reason = await copy_disk(lease.vm, target, self._supervisor.qemu_owner)
+        self._supervisor.audit.record(ConfigurationChanged(**lease.subject, what=f"disk: copied to {target}"))
+        return DiskCopied(size=target.stat().st_size, unfrozen=reason)
 
     def _find(self, vm: str) -> Present:
         found = next((one for one in present(self._supervisor) if one.id == vm), None)

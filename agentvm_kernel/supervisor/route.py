@@ -45,6 +45,7 @@ STATUS: Final = {
     "no_fork": 404,
     "method": 405,
     "snapshot": 409,
+    "share": 409,
     "label_taken": 409,
     "no_network": 409,
     "cassette": 409,

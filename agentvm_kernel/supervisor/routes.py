@@ -13,6 +13,7 @@ from agentvm_kernel.errors import (
     CassetteError,
     ConfigError,
     DiskFullError,
+    HostError,
     LabelTakenError,
     LimitError,
     NoForkError,
@@ -34,6 +35,8 @@ from agentvm_kernel.supervisor.forks import Forks, rest
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import NetworkLockedError, NoNetworkError
 from agentvm_kernel.supervisor.messages import (
+    DiskCopied,
+    DiskRequest,
     Ended,
     ForkRequest,
     LabelRequest,
@@ -64,6 +67,8 @@ from agentvm_kernel.supervisor.operator import NoVMError
 from agentvm_kernel.supervisor.route import QUERY, Call, Route
 from agentvm_kernel.supervisor.stats_messages import Moved, stats_adapter
 from agentvm_kernel.supervisor.status import Reloaded, Status
+from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
+from agentvm_kernel.vm.sharing import ShareError
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +110,12 @@ async def kill_vm(call: Call) -> None:
 async def resume_vm(call: Call) -> Resumed:
     """Let a VM run on that was slowed down or stopped because of an anomaly."""
     return await asyncio.shield(call.supervisor.operator.resume(call.parameters["vm"]))
+
+
+async def copy_disk(call: Call, wanted: DiskRequest) -> DiskCopied:
+    """Copy the disk of a session's VM into a file, with its file systems frozen for a moment."""
+    # A client that goes away must not stop it half-way.
+    return await asyncio.shield(call.supervisor.operator.copy_disk(call.parameters["vm"], wanted))
 
 
 async def get_pool(call: Call) -> PoolInfo:
@@ -170,6 +181,17 @@ async def set_cell(call: Call, wanted: CellRequest) -> None:
     lease.network.set_cell(wanted)
     lease.output = wanted.output
     lease.is_travelling = wanted.travelling
+
+
+async def get_workspace(call: Call) -> WorkspaceInfo:
+    """Tell which folder of the host a lease's VM shares."""
+    return call.supervisor.workspaces.info(call.lease)
+
+
+async def set_workspace(call: Call, wanted: WorkspaceRequest) -> WorkspaceInfo:
+    """Let a lease's VM share a folder of the host, or none."""
+    # A client that goes away must not stop it half-way.
+    return await asyncio.shield(call.supervisor.workspaces.change(call.lease, wanted))
 
 
 async def list_audit(call: Call) -> AuditRecords:
@@ -302,6 +324,7 @@ ROUTES: Final = (
     Route("GET", "/v1/vms", list_vms),
     Route("DELETE", "/v1/vms/{vm}", kill_vm, (NoVMError,)),
     Route("POST", "/v1/vms/{vm}/resume", resume_vm, (NoVMError, VMEndedError)),
+    Route("POST", "/v1/vms/{vm}/disk", copy_disk, (NoVMError, RequestError, HostError, VMEndedError)),
     Route("GET", "/v1/pool", get_pool),
     Route("POST", "/v1/pool/drain", drain_pool),
     Route("POST", "/v1/pool/fill", fill_pool),
@@ -311,6 +334,8 @@ ROUTES: Final = (
     Route("GET", f"{_LEASE}/network", get_network, (NoLeaseError,)),
     Route("PUT", f"{_LEASE}/network", set_network, (*_OF_A_LEASE, *_OF_THE_NETWORK, NoNetworkError)),
     Route("PUT", f"{_LEASE}/cassette", play_cassette, (NoLeaseError, CassetteError)),
+    Route("GET", f"{_LEASE}/workspace", get_workspace, (NoLeaseError, ShareError)),
+    Route("PUT", f"{_LEASE}/workspace", set_workspace, (*_OF_A_LEASE, ShareError)),
     Route("PUT", f"{_LEASE}/cell", set_cell, (NoLeaseError, *_OF_THE_NETWORK)),
     Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last",)),
     Route("GET", f"{_LEASE}/events", follow_events, (NoLeaseError,), news_adapter),

@@ -14,6 +14,8 @@ from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import (
+    DiskCopied,
+    DiskRequest,
     LeaseEvent,
     LeaseRequest,
     LimitsRequest,
@@ -84,6 +86,10 @@ class SyncSupervisorClient:
     def resume(self, vm: str) -> Resumed:
         """See `SupervisorClient`."""
         return self._thread.call(self._client.resume(vm))
+
+    def copy_disk(self, vm: str, request: DiskRequest) -> DiskCopied:
+        """See `SupervisorClient`."""
+        return self._thread.call(self._client.copy_disk(vm, request))
 
     def pool(self) -> PoolInfo:
         """See `SupervisorClient`."""

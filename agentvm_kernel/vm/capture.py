@@ -76,11 +76,12 @@ class Capturer:
 
         Raises:
             SnapshotError: it could not be saved; the VM runs on, and the next snapshot will hold what this one would.
+            ShareError: something in the guest keeps the shared folder busy.
         """
         tracker, content = vm.tracker, vm.content
         await vm.settle()
-        # A guest that is slow to let go of its card keeps no other waiting.
-        async with vm.without_card(), self._turn:
+        # A guest that is slow to let go of its devices keeps no other waiting.
+        async with vm.sharing.ended(), vm.without_card(), self._turn:
             vm.captures += 1
             if tracker is None or content is None:
                 return await self._dump(vm, on_resume)

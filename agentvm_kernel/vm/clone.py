@@ -23,6 +23,7 @@ from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.delta import Run, merge_runs
 from agentvm_kernel.vm.nat import Card
+from agentvm_kernel.vm.sharing import Sharing
 from agentvm_kernel.vm.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class VM:
         key: The link's shared key.
         created: Seconds since the epoch.
         card: Its network card; ``None`` without one.
+        sharing: The folder of the host that it shares, if any.
         tally: What it has moved; whoever holds the VM sets it, and it ends with the VM.
         on_event: Called with each event of the guest agent's (hostile input); whoever holds the VM sets it.
     """
@@ -116,6 +118,7 @@ class VM:
         self.created = time.time()
         self.on_event: OnEvent = lambda _event: None
         self.card: Card | None = None
+        self.sharing = Sharing(self)
         self.tally: Tally | None = None
         self._plugging = asyncio.Lock()
         self._control: ControlChannel | None = None

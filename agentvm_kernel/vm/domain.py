@@ -1,7 +1,8 @@
 """The libvirt domain: the smallest machine that runs a notebook, and nothing else.
 
 No NIC, no display, no USB, no balloon, no host folder. The oddities of QEMU's command line are in
-``_qemu_arguments``: libvirt has no words for a memory file of our own or for ``-incoming defer``.
+``_qemu_arguments``: libvirt has no words for a memory file of our own or for ``-incoming defer``, and none for a folder
+that may be shared later, for which there is no device until then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _MEMORY_ID = "agentvm.ram"
 _MONITOR_ID = "agentvm.qmp"
 DISK_ALIAS = "ua-agentvm-disk"  # libvirt takes a user's alias only with this prefix
+# QEMU follows no link, and does not leave the folder's file system. For a guest that may write it makes no device node,
+# link or setuid file: it keeps what such a file would be in an attribute of an ordinary one. In that mode it cannot
+# read the folder's own links, which a guest that may only read has no need to do without.
+_READING = "security_model=none,multidevs=forbid,readonly=on"
+_WRITING = "security_model=mapped-xattr,multidevs=forbid"
 # Without these the stream of `xen-save-devices-state` and what `-incoming` expects differ in sections and footers.
 _MIGRATION_GLOBALS = ("send-configuration=off", "store-global-state=off", "send-section-footer=off")
 # Under TCG a plain model beats `max`: fewer features to emulate, and x86-64-v2 is what NumPy's wheels ask for.
@@ -162,7 +168,19 @@ def _qemu_arguments(spec: DomainSpec) -> list[str]:
         arguments += ["-global", f"migration.{setting}"]
     if spec.boot is None:
         arguments += ["-incoming", "defer"]
+        for writable, mode in ((False, _READING), (True, _WRITING)):
+            folder = f"local,id={share_id(writable=writable)},path={_escape(spec.shared)}"
+            arguments += ["-fsdev", f"{folder},{mode}"]
     return arguments
+
+
+def share_id(*, writable: bool) -> str:
+    """Return QEMU's name of the folder that a VM may share.
+
+    Args:
+        writable: Whether the guest may change it.
+    """
+    return "agentvm.shared.rw" if writable else "agentvm.shared.ro"
 
 
 def _escape(path: Path) -> str:

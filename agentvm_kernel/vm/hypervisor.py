@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -104,6 +105,15 @@ class Machine(ABC):
         """
 
     @abstractmethod
+    async def copy_disk(self, target: Path, begun: Callable[[], Awaitable[None]]) -> None:
+        """Copy what a running machine's disk holds now; the caller sees to it that nobody freezes the disk meanwhile.
+
+        Args:
+            target: An empty qcow2 file as large as the disk.
+            begun: Called once it does not matter any more what the guest writes.
+        """
+
+    @abstractmethod
     async def throttle_disk(self, megabytes: int | None, operations: int | None) -> None:
         """Limit reads and writes together, from now on, whichever disk it has.
 
@@ -148,6 +158,26 @@ class Machine(ABC):
     async def unplug(self) -> None:
         """Take the network card out of a running machine, and wait until the guest has let go of it."""
         raise HypervisorError("There is no network for cards.", NO_NAT)
+
+    @abstractmethod
+    async def plug_folder(self, folder: Path, *, writable: bool) -> None:
+        """Give a running machine a device that shares a folder of the host.
+
+        Args:
+            folder: Which.
+            writable: Whether the guest may change it.
+
+        Raises:
+            HypervisorError: QEMU cannot open it.
+        """
+
+    @abstractmethod
+    async def unplug_folder(self) -> None:
+        """Take that device out of a running machine, and wait until the guest has let go of it.
+
+        Raises:
+            HypervisorError: the guest does not.
+        """
 
     @abstractmethod
     async def end(self) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree as ET  # nosec B405 - parses only what libvirt itself wrote
@@ -19,6 +19,7 @@ from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.link.endpoint import VsockEndpoint
 from agentvm_kernel.vm.cgroup import CPU_PERIOD, WEIGHT, Subtree, limit, set_weight
 from agentvm_kernel.vm.domain import DISK_ALIAS
+from agentvm_kernel.vm.folder_device import FolderDevice
 from agentvm_kernel.vm.full_disk import REASON, outlast_full_disk
 from agentvm_kernel.vm.hypervisor import DiskTraffic, Machine
 from agentvm_kernel.vm.libvirt_connection import DomainGoneError, LibvirtConnection
@@ -36,6 +37,7 @@ _DISK_DEVICE = f"/machine/peripheral/{DISK_ALIAS}/virtio-backend"
 _BURST = 2
 _BEHIND = 32  # times less weight
 _MERGE_JOB = "agentvm-merge"
+_COPY_JOB = _COPY_NODE = "agentvm-copy"
 _TOP_NODE = "agentvm-disk"
 _NESTED = "agentvm-below-"
 
@@ -84,6 +86,7 @@ class LibvirtMachine(Machine):
         self._spare_node = ""
         self._subtree = subtree
         self._nat = nat
+        self._sharing = FolderDevice(self, self._monitor)
         self._card: Card | None = None
         self._unplugged: asyncio.Future[bool] | None = None
         self._shares = 0  # as libvirt has set them
@@ -127,9 +130,10 @@ class LibvirtMachine(Machine):
         Raises:
             HypervisorError: QEMU refused, in its own words, or is gone.
         """
-        return await self._execute(command, {key.replace("_", "-"): value for key, value in arguments.items()})
+        return await self.execute(command, {key.replace("_", "-"): value for key, value in arguments.items()})
 
-    async def _execute(self, command: str, arguments: dict[str, object]) -> object:
+    async def execute(self, command: str, arguments: dict[str, object]) -> object:
+        """Ask QEMU's monitor as `qmp` does, with arguments' names as they are."""
         try:
             return await self._monitor.execute(command, arguments)
         except ExecuteError as error:
@@ -214,16 +218,9 @@ class LibvirtMachine(Machine):
     async def merge_layers(self, count: int) -> None:
         """Let QEMU stream the layers into the top; it changes where the top's backing file is at the very end."""
         kept, merged, top = self._disk_nodes[: -1 - count], self._disk_nodes[-1 - count : -1], self._disk_nodes[-1]
-        with self._monitor.listener("JOB_STATUS_CHANGE") as events:
-            # Without a name of the backing file in the layer: it would be a path of this host, and nobody needs it.
-            await self.qmp(
-                "block-stream", job_id=_MERGE_JOB, device=top, base_node=kept[-1], backing_file="", auto_dismiss=False
-            )
-            await self._outcome("block-stream", _job_end(events, _MERGE_JOB))
-        jobs = cast("list[dict[str, str]]", await self.qmp("query-jobs"))
-        await self.qmp("job-dismiss", id=_MERGE_JOB)
-        if error := next((job.get("error") for job in jobs if job["id"] == _MERGE_JOB), None):
-            raise HypervisorError(f"QEMU: block-stream: {error}.")
+        # Without a name of the backing file in the layer: it would be a path of this host, and nobody needs it.
+        async with self._job("block-stream", _MERGE_JOB, device=top, base_node=kept[-1], backing_file=""):
+            pass
         self._disk_nodes = [*kept, top]
         try:
             for node in reversed(merged):
@@ -232,6 +229,34 @@ class LibvirtMachine(Machine):
         except HypervisorError as error:  # they are only held open
             _log.warning("merged disk layers of %s stay open: %s", self.spec.name, error)
 
+    async def copy_disk(self, target: Path, begun: Callable[[], Awaitable[None]]) -> None:
+        """Let QEMU copy what the disk holds; what the guest writes over meanwhile it copies first."""
+        node = _block_node(target, None, read_only=False)
+        await self.qmp("blockdev-add", **node, node_name=_COPY_NODE)
+        try:
+            top = self._disk_nodes[-1]
+            async with self._job("blockdev-backup", _COPY_JOB, device=top, target=_COPY_NODE, sync="full"):
+                await begun()
+        finally:
+            if not self.ended.done():
+                await self.qmp("blockdev-del", node_name=_COPY_NODE)
+
+    @asynccontextmanager
+    async def _job(self, command: str, name: str, **arguments: object) -> AsyncIterator[None]:
+        """Begin a job; leaving the context waits for its end.
+
+        Raises:
+            HypervisorError: it failed.
+        """
+        with self._monitor.listener("JOB_STATUS_CHANGE") as events:
+            await self.qmp(command, job_id=name, auto_dismiss=False, **arguments)
+            yield
+            await self._outcome(command, _job_end(events, name))
+        jobs = cast("list[dict[str, str]]", await self.qmp("query-jobs"))
+        await self.qmp("job-dismiss", id=name)
+        if error := next((job.get("error") for job in jobs if job["id"] == name), None):
+            raise HypervisorError(f"QEMU: {command}: {error}.")
+
     async def throttle_disk(self, megabytes: int | None, operations: int | None) -> None:
         """Throttle QEMU's end of the device; for a second, twice as much may pass after a rest."""
         limits: dict[str, int] = {"bps_rd": 0, "bps_wr": 0, "iops_rd": 0, "iops_wr": 0}
@@ -239,7 +264,7 @@ class LibvirtMachine(Machine):
             limits[name] = value
             if value:
                 limits |= {f"{name}_max": _BURST * value, f"{name}_max_length": 1}
-        await self._execute("block_set_io_throttle", {"id": _DISK_DEVICE, **limits})
+        await self.execute("block_set_io_throttle", {"id": _DISK_DEVICE, **limits})
 
     async def disk_traffic(self) -> DiskTraffic:
         """By what QEMU counts at the guest's device, which attaching disks and freezing them leave as it is."""
@@ -320,6 +345,14 @@ class LibvirtMachine(Machine):
         """Take note of what became of the request to let go of a device; called in the event loop's thread."""
         if alias == CARD_ALIAS and self._unplugged is not None and not self._unplugged.done():
             self._unplugged.set_result(is_gone)
+
+    async def plug_folder(self, folder: Path, *, writable: bool) -> None:
+        """Plug in a virtio-9p device."""
+        await self._sharing.plug(folder, writable=writable)
+
+    async def unplug_folder(self) -> None:
+        """Ask the guest for the device, which it need not give; QEMU reports when it has."""
+        await self._sharing.unplug()
 
     async def end(self) -> None:
         """End QEMU by a signal (libvirt's ``destroy`` takes longer), then wait until libvirt has found it gone."""

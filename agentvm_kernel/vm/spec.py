@@ -108,6 +108,11 @@ class DomainSpec:
         return self.folder / "qmp.sock"
 
     @property
+    def shared(self) -> Path:
+        """A link to the host's folder that the VM shares; there only while it does."""
+        return self.folder / "shared"
+
+    @property
     def console(self) -> Path:
         """What the guest kernel prints during a cold boot."""
         return self.folder / "console.log"

@@ -20,9 +20,11 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from agentvm_guest import qga
 from agentvm_guest.card import Arrival, parse_card
 from agentvm_guest.claims import claims
 from agentvm_guest.control import ControlPort, Reply
+from agentvm_guest.errand import Errand
 from agentvm_guest.forwarding import Forwarding
 from agentvm_guest.identity import Identity, RequestError, parse_identity, read_integer, read_network
 from agentvm_guest.kernel import Death, KernelProcess, KernelState
@@ -33,6 +35,7 @@ from agentvm_guest.ports import Port, accept, listen_unix, listen_vsock, open_vi
 from agentvm_guest.processes import SERVICE as EXEC
 from agentvm_guest.processes import Processes
 from agentvm_guest.relay import SERVICES, Relay
+from agentvm_guest.share import Share, parse_wanted
 from agentvm_guest.system import RecordingSystem, System
 from agentvm_kernel.errors import ProtocolError
 from agentvm_kernel.link.limits import Limits
@@ -41,12 +44,15 @@ from agentvm_kernel.link.stream import SessionStream
 
 CONTROL_PORT = "agentvm.control"
 LINK_PORT = "agentvm.link"
+SHARED = "shared"
 KERNEL_PYTHON = "/opt/agentvm/venv/bin/python"
 # A busy cell, which a snapshot may have frozen, can hold the interpreter's lock for long.
 _CONFIRM_SECONDS = 20.0
 _SETTLE_SECONDS = 60.0
 _REFUSAL_PAUSE = 1.0
 _CARD_SECONDS = 20.0
+_SHARE_SECONDS = 20.0
+_DESCRIBE_SECONDS = 10.0
 
 
 class Agent:
@@ -88,10 +94,11 @@ class Agent:
         self._relay = Relay(self.loop.set_writing, self._on_broken)
         self._processes = Processes(self.loop, system, python=python, then_pump=self._then_pump)
         self._forwarding = None if forwarder is None else Forwarding(self.loop, forwarder, self._set_environment)
+        self._freezer = qga.Freezer(_DESCRIBE_SECONDS)
         self._control: ControlPort | None = None
         self._agent_stream: SessionStream | None = None
         self._waiting: list[Reply] = []
-        self._is_ready = False
+        self._is_ready = self._is_describing = False
         self._refusals = 0
         self._last_refusal = ""
         self.kernel.on_ready = self._on_ready
@@ -266,6 +273,10 @@ class Agent:
             "limits": self._limits,
             "network": self._network,
             "card": self._card,
+            "mount": self._mount,
+            "unmount": self._unmount,
+            "freeze": lambda _, reply: self._do(self._freezer.freeze, reply),
+            "thaw": lambda _, reply: self._do(self._freezer.thaw, reply),
         }
 
     def _ready(self, _request: dict[str, object], reply: Reply) -> None:
@@ -294,6 +305,22 @@ class Agent:
 
     def _card(self, request: dict[str, object], reply: Reply) -> None:
         Arrival(self.loop, parse_card(request), self._system.set_up_card, reply, _CARD_SECONDS)
+
+    def _do(self, work: Callable[[], dict[str, object]], reply: Reply) -> None:
+        Errand(self.loop, work, reply)
+
+    def _mount(self, request: dict[str, object], reply: Reply) -> None:
+        wanted = parse_wanted(request)
+        Errand(self.loop, lambda: self._share().mount(wanted, _SHARE_SECONDS), reply)
+
+    def _unmount(self, _request: dict[str, object], reply: Reply) -> None:
+        Errand(self.loop, self._share().unmount, reply)
+
+    def _share(self) -> Share:
+        account = self._system.account()
+        if account is None:
+            raise RequestError("nothing is mounted without privileges")
+        return Share(Path(account.home, SHARED), (account.uid, account.gid))
 
     def _set_network(self, network: str | None) -> None:
         if self._forwarding is not None:
@@ -372,9 +399,25 @@ class Agent:
                 request = json.loads(parts[0])
             except ValueError:
                 request = None
-            if isinstance(request, dict):
+            if isinstance(request, dict) and request.get("op") == "describe":
+                self._describe(stream, request.get("id"))
+            elif isinstance(request, dict):
                 number = request.get("id")
                 stream.send([json.dumps({"id": number, **self._answer(request.get("op"))}).encode()])
+
+    def _describe(self, stream: SessionStream, number: object) -> None:
+        """Let QEMU's agent describe the guest; who asks again meanwhile is not answered."""
+        if self._is_describing:
+            return
+        self._is_describing = True
+
+        def reply(answer: dict[str, object]) -> None:
+            self._is_describing = False
+            if not stream.closed:
+                stream.send([json.dumps({"id": number, **answer}).encode()])
+                self.link.pump()
+
+        Errand(self.loop, lambda: qga.facts(_DESCRIBE_SECONDS), reply)
 
     def _answer(self, operation: object) -> dict[str, object]:
         if operation == "interrupt":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.vm.hypervisor import DiskTraffic, Hypervisor, Machine
 from agentvm_kernel.vm.nat import Card
 from agentvm_kernel.vm.spec import DomainSpec
+
+OUTCOMES = {"mount": {"outcome": "mounted"}, "unmount": {"outcome": "unmounted"}}
 
 
 class FakeMachine(Machine):
@@ -24,6 +27,7 @@ class FakeMachine(Machine):
         self.ops: list[dict[str, object]] = []
         self.is_mute = False
         self.clings = False
+        self.unshareable = False
         self.asked = asyncio.Event()
         self.answering = asyncio.Event()
         self.answering.set()
@@ -49,7 +53,7 @@ class FakeMachine(Machine):
             self.asked.set()
             if self.is_mute:
                 continue
-            answer = {"ok": True, **request, **self.lies}
+            answer = {"ok": True, **OUTCOMES.get(request["op"], {}), **request, **self.lies}
             writer.write(json.dumps(answer).encode() + b"\n")
 
     def say(self, event: dict[str, object]) -> None:
@@ -101,6 +105,12 @@ class FakeMachine(Machine):
         self.calls.append(f"merge {count}")
         self.write_disk()
 
+    async def copy_disk(self, target: Path, begun: Callable[[], Awaitable[None]]) -> None:
+        self.calls.append(f"copy disk after {self.ops[-1]['op']}")
+        await begun()
+        self.calls.append(f"copied after {self.ops[-1]['op']}")
+        target.write_bytes(b"the disk")
+
     async def throttle_disk(self, megabytes: int | None, operations: int | None) -> None:
         self.calls.append(f"throttle {megabytes} {operations}")
 
@@ -127,6 +137,16 @@ class FakeMachine(Machine):
         self.calls.append("unplug")
         if self.clings:
             raise HypervisorError("The guest does not let go of its network card.")
+
+    async def plug_folder(self, folder: Path, *, writable: bool) -> None:
+        self.calls.append(f"plug {folder.name}{' rw' if writable else ''}")
+        if self.unshareable:
+            raise HypervisorError("QEMU: device_add: cannot open it")
+
+    async def unplug_folder(self) -> None:
+        self.calls.append("unplug folder")
+        if self.clings:
+            raise HypervisorError("The guest does not let go of the shared folder.")
 
     async def end(self) -> None:
         self.die("was ended")

@@ -31,7 +31,9 @@ def make_sources(folder: Path) -> Sources:
 
 def make_modules(target: Path) -> None:
     """Write a tar file of kernel modules: each of the recipe's is built in, but virtio_blk needs ring needs core."""
-    built_in = "virtio_pci ext4 virtio_console virtio-rng pvpanic-mmio pvpanic-pci vsock dummy virtio_net"
+    built_in = (
+        "virtio_pci crc32c_generic ext4 virtio_console virtio-rng pvpanic-mmio pvpanic-pci vsock dummy virtio_net"
+    )
     built_in += " vmw_vsock_virtio_transport"
     files = {
         "modules.dep": b"kernel/virtio_blk.ko.xz: kernel/ring.ko kernel/core.ko\nkernel/ring.ko: kernel/core.ko\n"

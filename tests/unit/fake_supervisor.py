@@ -61,6 +61,7 @@ from agentvm_kernel.supervisor.messages import (
 from agentvm_kernel.supervisor.network_messages import CellRequest, NetworkInfo, NetworkRequest, RuleInfo
 from agentvm_kernel.supervisor.stats_messages import VMStats
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
+from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo
 
 
 @dataclass
@@ -127,6 +128,7 @@ class FakeSupervisor:
                 web.put(f"{lease}/cell", self._cell),
                 web.get(f"{lease}/network", self._network),
                 web.put(f"{lease}/network", self._network),
+                web.get(f"{lease}/workspace", self._workspace),
                 web.get(f"{lease}/snapshots", self._tree),
                 web.post(f"{lease}/snapshots", self._snapshot),
                 web.post(f"{lease}/snapshots/prune", self._prune),
@@ -276,6 +278,9 @@ class FakeSupervisor:
         rules += [RuleInfo(pattern=host, verdict="deny", source="session") for host in lease.network.deny]
         mode = lease.network.mode or "filtered"
         return _answer(NetworkInfo(mode=mode, connected=True, rules=tuple(rules), max_connections=1))
+
+    async def _workspace(self, _request: web.Request) -> web.Response:
+        return _answer(WorkspaceInfo())
 
     async def _tree(self, request: web.Request) -> web.Response:
         lease = self._leases[request.match_info["lease"]]

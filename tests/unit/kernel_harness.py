@@ -48,6 +48,7 @@ from agentvm_kernel.supervisor.network_messages import (
 )
 from agentvm_kernel.supervisor.stats_messages import Moved, VMStats
 from agentvm_kernel.supervisor.status import Status
+from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
 
 TIMEOUT = 20.0
 
@@ -124,6 +125,7 @@ class ScriptedSupervisor:
         self.given = Limits()
         self.enforced_by = {"cpu": "the test"}
         self.network_wanted = NetworkRequest()
+        self.shared = WorkspaceInfo()
         self.rules: list[RuleInfo] = []
         self.cells: list[CellRequest] = []
         self.told = asyncio.Event()
@@ -193,6 +195,17 @@ class ScriptedSupervisor:
     async def play_cassette(self, lease: str, request: CassetteRequest) -> NetworkInfo:
         self.asked.append(f"{request.action} {request.name}")
         return (await self.network(lease)).model_copy(update={"cassette": request.name})
+
+    async def workspace(self, lease: str) -> WorkspaceInfo:
+        return self.shared
+
+    async def set_workspace(self, lease: str, request: WorkspaceRequest) -> WorkspaceInfo:
+        if self.fails:
+            raise self.fails
+        self.asked.append(f"share {request.folder}{' rw' if request.writable else ''}")
+        given = {"place": "/workspace/shared", "is_there": True, "owner": 1000} if request.folder else {}
+        self.shared = WorkspaceInfo(folder=request.folder, writable=request.writable, **given)
+        return self.shared
 
     async def set_cell(self, lease: str, request: CellRequest) -> None:
         if self.fails:

@@ -42,8 +42,19 @@ def test_clone_maps_memory_privately_and_waits_for_a_state() -> None:
     backend = arguments(SPEC)[1]
     assert "share=off,readonly=on" in backend
     assert "mem-path=/golden/mem,,ory," in backend
-    assert arguments(SPEC)[-2:] == ["-incoming", "defer"]
+    assert ["-incoming", "defer"] in [arguments(SPEC)[at : at + 2] for at in range(len(arguments(SPEC)))]
     assert tree(SPEC).find("os/kernel") is None
+
+
+def test_a_folder_may_be_shared_later_in_which_the_guest_makes_only_ordinary_files() -> None:
+    folders = [word for word in arguments(SPEC) if word.startswith("local,")]
+    assert len(folders) == 2
+    for folder in folders:
+        assert f"path={SPEC.shared}".replace(",", ",,") in folder
+        assert ",multidevs=forbid" in folder
+    assert [folder.endswith(",readonly=on") for folder in folders] == [True, False]
+    assert "security_model=mapped-xattr" in folders[1], "what a guest makes is an ordinary file"
+    assert "9p" not in ET.tostring(tree(SPEC)).decode(), "there is no device until then"
 
 
 def test_boot_writes_memory_to_the_file_and_logs_the_console() -> None:

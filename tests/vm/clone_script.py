@@ -18,6 +18,7 @@ from agentvm_kernel.supervisor.catalogue import Catalogue
 from agentvm_kernel.vm.blank import start_blank
 from agentvm_kernel.vm.clone import VM, become
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
+from agentvm_kernel.vm.sharing import Share, ShareError
 from agentvm_kernel.vm.spec import Transport
 
 PROFILE = Profile(vcpus=1, memory_mib=512, disk_gb=4)
@@ -37,6 +38,17 @@ async def describe(vm: VM) -> dict[str, object]:
     return {"facts": control, "link": answer["ok"], "uid": int(uid), "seccomp": int(seccomp), "vm": vm.id}
 
 
+async def share(vm: VM, state: Path) -> str:
+    """Share a folder, which QEMU has to open; this image's kernel cannot mount it, so that it is taken away again."""
+    folder = state / "mine"
+    folder.mkdir(exist_ok=True)
+    try:
+        await vm.sharing.begin(Share(folder))
+    except ShareError as error:
+        return f"{error.message} {vm.sharing.share}"
+    return "shared"
+
+
 async def main(uri: str, state: Path, cache: Path) -> None:
     """Make a golden snapshot if there is none, clone it twice, and end everything."""
     hypervisor = LibvirtHypervisor(uri, state / "libvirt", f"t{os.getpid()}")
@@ -50,7 +62,7 @@ async def main(uri: str, state: Path, cache: Path) -> None:
             for name in ("vm-a", "vm-b"):
                 blank = await start_blank(hypervisor, snapshot, Path(folder) / name, hypervisor.domain_name(name))
                 vms.append(await become(blank, name))
-            seen = [await describe(vm) for vm in vms]
+            seen = [await describe(vm) | {"shared": await share(vm, state)} for vm in vms]
             for vm in vms:
                 await vm.end()
             left = [str(path) for path in Path(folder).iterdir()]

@@ -121,6 +121,7 @@ def check(seen: dict[str, object], uid: int) -> None:
         assert vm["link"] is True
         assert vm["uid"] == uid
         assert vm["seccomp"] == 2, "QEMU's seccomp sandbox is off"
+        assert vm["shared"] == "The VM's kernel has no 9p file system, by which folders are shared. None"
     assert first["facts"]["hostname"] == "vm-a"
     assert second["facts"]["hostname"] == "vm-b"
 

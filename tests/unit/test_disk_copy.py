@@ -1,0 +1,102 @@
+"""A copy of a VM's disk: frozen for its beginning, thawed whatever happens; over fake VMs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from audited import audited_soon
+from fake_hypervisor import FakeHypervisor, FakeMachine
+from supervisor_bed import FakeStore, first_grant, make_paths, serving
+
+from agentvm_kernel.errors import ApiError, HypervisorError
+from agentvm_kernel.supervisor import catalogue
+from agentvm_kernel.supervisor.client import SupervisorClient
+from agentvm_kernel.supervisor.messages import DiskCopied, DiskRequest, LeaseRequest
+
+
+class Bed:
+    """A lease's VM, and where its disk is copied to."""
+
+    def __init__(self, client: SupervisorClient, machine: FakeMachine, folder: Path) -> None:
+        self.client, self.machine, self.folder = client, machine, folder
+        self.target = folder / "disk.qcow2"
+
+    async def copy(self, vm: str = "", target: Path | str = "") -> DiskCopied:
+        vm = vm or self.machine.spec.folder.name
+        return await self.client.copy_disk(vm, DiskRequest(file=str(target or self.target)))
+
+    @property
+    def ops(self) -> list[object]:
+        return [op["op"] for op in self.machine.ops if op["op"] in {"freeze", "thaw"}]
+
+
+@pytest.fixture
+async def bed(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bed]:
+    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
+    paths, hypervisor = make_paths(short_tmp), FakeHypervisor()
+    async with (
+        serving(paths, hypervisor),
+        SupervisorClient(paths, start=False) as client,
+        client.lease(LeaseRequest(notebook="a.ipynb")) as lease,
+    ):
+        granted = await first_grant(lease)
+        machine = next(one for one in hypervisor.machines if one.pid == granted.pid)
+        machine.calls.clear()
+        yield Bed(client, machine, short_tmp)
+
+
+async def test_the_file_systems_are_frozen_only_while_it_begins(bed: Bed) -> None:
+    assert await bed.copy() == DiskCopied(size=8)
+    assert bed.machine.calls == ["copy disk after freeze", "copied after thaw"]
+    assert bed.ops == ["freeze", "thaw"]
+    assert (bed.target.read_bytes(), bed.target.stat().st_mode & 0o777) == (b"the disk", 0o600)
+    (record,) = audited_soon(bed.folder / "s", 1, "configuration_changed")
+    assert record["what"] == f"disk: copied to {bed.target}"
+    assert [path.name for path in bed.machine.spec.folder.glob("copy*")] == []
+
+
+async def test_a_guest_that_does_not_freeze_is_copied_and_told_of(bed: Bed) -> None:
+    bed.machine.lies = {"ok": False, "error": "qemu-ga is not \x1binstalled"}
+    copied = await bed.copy()
+    assert copied.unfrozen.startswith("The guest agent refused 'freeze': qemu-ga is not ")
+    assert "\x1b" not in copied.unfrozen
+    assert bed.ops == ["freeze", "thaw"], "it is thawed all the same: it may lie"
+
+
+async def test_it_is_thawed_when_qemu_fails(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise HypervisorError("QEMU: blockdev-backup: no")
+
+    monkeypatch.setattr(bed.machine, "copy_disk", refuse)
+    with pytest.raises(ApiError, match="blockdev-backup: no"):
+        await bed.copy()
+    assert bed.ops == ["freeze", "thaw"]
+    assert not bed.target.exists()
+    assert list(bed.machine.spec.folder.glob("copy*")) == []
+
+
+async def test_what_comes_meanwhile_stays(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def copy(target: Path, begun: Callable[[], Awaitable[None]]) -> None:
+        target.write_bytes(b"the disk")
+        bed.target.write_text("mine")
+        await begun()
+
+    monkeypatch.setattr(bed.machine, "copy_disk", copy)
+    with pytest.raises(ApiError, match="is there already"):
+        await bed.copy()
+    assert bed.target.read_text() == "mine"
+
+
+async def test_what_is_there_stays(bed: Bed) -> None:
+    bed.target.write_text("mine")
+    with pytest.raises(ApiError, match="no absolute path of a file to create"):
+        await bed.copy()
+    with pytest.raises(ApiError, match="no absolute path of a file to create"):
+        await bed.copy(target="disk.qcow2")
+    with pytest.raises(ApiError, match="No such file or directory"):
+        await bed.copy(target=bed.folder / "missing" / "disk.qcow2")
+    with pytest.raises(ApiError, match="There is no VM"):
+        await bed.copy(vm="vm-none")
+    assert bed.target.read_text() == "mine"
