@@ -48,13 +48,13 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def table(code: str) -> str:
-    """Return the messages that an error of this code can have, and the names under which notebooks show it.
+    """Return the messages that an error of this code can have, and the names of its classes.
 
     Args:
         code: The error's code.
     """
     rows = [f"| {_cell(one.text)} | {_cell(one.hint)} |" for one in messages() if one.code == code]
-    shown = "" if not (names := classes(code)) else f"In a notebook: {', '.join(f'`{name}`' for name in names)}.\n\n"
+    shown = "" if not (names := classes(code)) else f"Class: {', '.join(f'`{name}`' for name in names)}.\n\n"
     return shown + ("\n".join(["| message | hint |", "| --- | --- |", *rows]) if rows else "")
 
 
@@ -71,7 +71,7 @@ def codes() -> frozenset[str]:
 
 
 def classes(code: str) -> list[str]:
-    """Return the names of the errors that have a code: what a notebook shows.
+    """Return the names of the classes of errors that have a code.
 
     Args:
         code: The code.
