@@ -59,6 +59,7 @@ class NotebookNetwork:
         self.wanted = NetworkRequest()
         self.on_blocked: Callable[[Blocked], None] = lambda _: None
         self._tenure = tenure
+        self._given: tuple[str, ...] = ()
         self._running = CellRequest()
         self._teller: asyncio.Task[None] | None = None
         self._reports: deque[Report] = deque()
@@ -67,12 +68,16 @@ class NotebookNetwork:
 
     def asked(self, request: LeaseRequest) -> LeaseRequest:
         """Return a request for a lease in which the changes hold from the beginning."""
+        self._given = request.allow
         wanted = self.wanted
         if wanted == NetworkRequest():
             return request
-        allow = (*(host for host in request.allow if host not in wanted.deny), *wanted.allow)
-        own = {"mode": wanted.mode or request.mode, "allow": tuple(dict.fromkeys(allow)), "deny": wanted.deny}
+        own = {"mode": wanted.mode or request.mode, "allow": self._allowed(wanted), "deny": wanted.deny}
         return request.model_copy(update={**own, "inspect": wanted.inspect})
+
+    def _allowed(self, wanted: NetworkRequest) -> tuple[str, ...]:
+        """Return the hosts that are allowed: those that the lease was asked for with, and what the user has added."""
+        return tuple(dict.fromkeys([*(host for host in self._given if host not in wanted.deny), *wanted.allow]))
 
     async def status(self) -> NetworkInfo:
         """Return what holds, and what was done."""
@@ -86,7 +91,8 @@ class NotebookNetwork:
             AgentVMError: the supervisor refused; what held holds on.
         """
         tenure = self._tenure()
-        info = await tenure.supervisor.set_network(tenure.lease, wanted)
+        whole = wanted.model_copy(update={"allow": self._allowed(wanted)})
+        info = await tenure.supervisor.set_network(tenure.lease, whole)
         self.wanted = wanted
         return info
 

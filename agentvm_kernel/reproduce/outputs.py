@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -12,6 +13,11 @@ from agentvm_kernel.run.provenance import KEY
 
 WIDGET: Final = "application/vnd.jupyter.widget-view+json"
 _MOST: Final = 10_000
+_REFUSALS: Final = re.compile(
+    r"^Refused by the network policy: [^\n]{1,2000}\n(?:[^\n]{1,300}\n){0,5}?%net log shows all\.\n", re.MULTILINE
+)
+"""As `agentvm_kernel.kernel.network.note` puts it."""
+
 
 Kind = Literal["stdout", "stderr", "display", "error"]
 
@@ -32,7 +38,8 @@ class Part:
 def parts_of(outputs: Iterable[Mapping[str, Any]]) -> list[Part]:
     """Return what a cell shows: its streams, each as one text, then displays and errors as they came.
 
-    The line of what the cell cost is left out. In which order programs write to two streams is chance, and so is into
+    The line of what the cell cost is left out, and so is what the host says of refused connections, for when it learns
+    of them is chance. In which order programs write to two streams is chance, and so is into
     how many outputs a front end divides them.
 
     Args:
@@ -51,6 +58,7 @@ def parts_of(outputs: Iterable[Mapping[str, Any]]) -> list[Part]:
         elif kind in {"display_data", "execute_result"} and isinstance(output.get("data"), Mapping):
             others.append(Part("display", {str(mime): _text(str(mime), one) for mime, one in output["data"].items()}))
     texts = {name: _as_seen("".join(pieces)) for name, pieces in streams.items()}
+    texts["stderr"] = _REFUSALS.sub("", texts["stderr"])
     found = [Part(name, {"text/plain": texts[name]}) for name in ("stdout", "stderr") if texts[name]]
     return [*found, *others][:_MOST]
 
@@ -60,6 +68,12 @@ def is_footer(output: Mapping[str, Any]) -> bool:
     metadata = output.get("metadata")
     said = metadata.get(KEY) if isinstance(metadata, Mapping) else None
     return isinstance(said, Mapping) and said.get("facts") is True
+
+
+def is_refusal(output: Mapping[str, Any]) -> bool:
+    """Return whether an output has, among others, what the host says of refused connections."""
+    is_told = output.get("output_type") == "stream" and output.get("name") == "stderr"
+    return is_told and _REFUSALS.search(joined(output.get("text")) or "") is not None
 
 
 def has_error(outputs: Iterable[Mapping[str, Any]]) -> bool:

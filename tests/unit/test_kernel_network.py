@@ -86,6 +86,22 @@ async def test_allow_and_deny_take_each_other_back_and_hold_in_the_next_vm(tmp_p
         assert kernel.supervisor.network_wanted.deny == ()
 
 
+async def test_hosts_that_the_kernel_was_started_with_stay_allowed_whatever_else_is_changed(tmp_path: Path) -> None:
+    async with running(tmp_path) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        kernel.machine._request = kernel.machine._request.model_copy(update={"allow": ("given.example", "a.example")})
+        await told(client, guest, "%vm restart")
+        guest = await kernel.guest()
+        for line, allowed in (
+            ("%net deny evil.example", ("given.example", "a.example")),
+            ("%net allow b.example", ("given.example", "a.example", "b.example")),
+            ("%net deny a.example", ("given.example", "b.example")),
+            ("%net mode filtered", ("given.example", "b.example")),
+        ):
+            await told(client, guest, line)
+            assert kernel.supervisor.network_wanted.allow == allowed
+
+
 async def test_off_is_isolated_and_allow_says_that_nothing_passes(tmp_path: Path) -> None:
     async with running(tmp_path) as kernel, kernel.client() as client:
         guest = await kernel.guest()

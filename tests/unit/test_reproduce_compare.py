@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from report_bed import Output, text
 
+from agentvm_kernel.kernel.network import note
 from agentvm_kernel.report.document import Cell
 from agentvm_kernel.reproduce.compare import Comparison, Rules, compare
 from agentvm_kernel.reproduce.error import ReproduceError
@@ -23,6 +24,7 @@ from agentvm_kernel.reproduce.path import Step
 from agentvm_kernel.reproduce.pictures import Tolerance
 from agentvm_kernel.reproduce.player import Shown
 from agentvm_kernel.reproduce.verdict import FileVerdict, Outcome, Verdict, lines_of
+from agentvm_kernel.supervisor.messages import Blocked
 
 EXACT = Rules(())
 USUAL = Rules()
@@ -138,6 +140,26 @@ def test_one_changed_digit_is_found_wherever_it_is() -> None:
 def test_what_differs_by_nature_is_taken_out_and_named(saved: str, shown: str, name: str) -> None:
     assert same([text(saved)], [text(shown)]).by == (name,)
     differs([text(saved)], [text(shown)], EXACT)
+
+
+def refused(*names: str) -> str:
+    return note([Blocked(name=name, port=80, reason="", hint=f"%net allow {name}") for name in names])
+
+
+def test_which_refusals_the_host_has_told_of_by_then_is_chance() -> None:
+    one, both = text(refused("a.example"), "stderr"), text(refused("a.example", "192.0.2.1"), "stderr")
+    for saved, shown in (([one], [both]), ([text("x\n"), both], [text("x\n")]), ([], [one])):
+        assert compare(saved, shown, Rules()) == Comparison(True, ("refusals",))
+
+
+def test_beside_a_refusal_a_difference_is_one_and_no_other_text_passes_for_it() -> None:
+    saved = [text("bad\n" + refused("a.example"), "stderr")]
+    shown = [text("good\n" + refused("b.example"), "stderr")]
+    assert "line 1 differs" in compare(saved, shown, Rules()).what
+    started = "Refused by the network policy: x\n"
+    for other in (refused("a.example"), f"{started}never ends\n", f"{started}{'more' * 99}\n%net log shows all.\n"):
+        name = "stdout" if other == refused("a.example") else "stderr"
+        assert not compare([text(other, name)], [], Rules()).is_same
 
 
 def test_rules_that_were_not_needed_are_not_named() -> None:
