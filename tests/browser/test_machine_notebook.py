@@ -458,6 +458,7 @@ def test_cells_out_of_sight_are_told_when_they_come_into_sight(visit: Visit) -> 
     visit.is_another(vm)
     visit.page.evaluate("() => { jupyterapp.shell.currentWidget.content.scrollToItem(32); }")
     visit.is_left("last")
+    expect(visit.cell("last").locator(".jp-Cell-outputWrapper ~ .avm-cellbar")).to_have_count(0)
     visit.picture("windowed")
     visit.page.evaluate("() => { jupyterapp.shell.currentWidget.content.scrollToItem(0); }")
     visit.is_current("first", "mark")

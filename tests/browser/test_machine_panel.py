@@ -200,7 +200,9 @@ def test_the_keyboard_keeps_its_place_while_something_is_done(visit: Visit) -> N
     button.focus()
     before = visit.vm.id
     visit.page.keyboard.press("Enter")
-    visit.dialogue.get_by_role("button", name="Go back", exact=True).press("Enter")
+    for name in ("Cancel", "Go back"):
+        expect(visit.dialogue.locator(":focus")).to_have_text(name, timeout=PATIENCE)
+        visit.page.keyboard.press("Tab" if name == "Cancel" else "Enter")
     expect(visit.panel.locator(".avm-id")).not_to_have_text(before, timeout=PATIENCE)
     visit.until(lambda: visit.panel.locator(".avm-id").inner_text() == visit.vm.id)
     expect(button).to_be_enabled(timeout=PATIENCE)
@@ -420,6 +422,7 @@ def test_a_limit_is_set(visit: Visit) -> None:
     limit.get_by_role("textbox").fill("many")
     expect(limit.get_by_role("button")).to_be_disabled()
     visit.picture("limits")
+    expect(limit.get_by_role("textbox")).to_have_value("many")
     for theme in ("Dark", "Light"):
         visit.show_in(theme)
         assert hindrances(visit.page, ".avm-panel", ".avm-status-button") == []

@@ -48,6 +48,11 @@ export function draw(cell: Cell, wanted: Drawn, words: Words): void {
   }
 }
 
+/** Whether the line above a cell's outputs has got below them: JupyterLab attaches them late, and counts nodes. */
+export function isMisplaced(cell: Cell): boolean {
+  return cell.node.querySelector(`:scope > .jp-Cell-outputWrapper ~ .${BAR}`) !== null;
+}
+
 /** Returns why an output is not of the present; empty if it is. */
 function reason({ state, branchName }: Drawn, trans: TranslationBundle): string {
   switch (state) {

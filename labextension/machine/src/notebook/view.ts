@@ -11,7 +11,7 @@ import { Pace } from '../model/pace.ts';
 import type { Store } from '../model/store.ts';
 import type { Tree } from '../model/wire.ts';
 import { forksOf, MIME, type Forks } from './forks.ts';
-import { draw, type Drawn, type Words } from './marks.ts';
+import { draw, isMisplaced, type Drawn, type Words } from './marks.ts';
 import { Recorder, recordOf } from './recorder.ts';
 import { Place, type Present, type Standing, type Ways } from './standing.ts';
 
@@ -131,7 +131,7 @@ export class View implements IDisposable {
     }
     const wanted = this.wanted(cell);
     const said = JSON.stringify([wanted, cell.isPlaceholder()]);
-    if (this.drawn.get(cell) !== said) {
+    if (this.drawn.get(cell) !== said || isMisplaced(cell)) {
       this.drawn.set(cell, said);
       draw(cell, wanted, this.words);
     }

@@ -44,9 +44,15 @@ function Limit(props: {
   const { store, actions, shared } = useShared();
   const { trans } = shared;
   const held = value === null ? '' : String(value);
-  const [text, setText] = React.useState(held);
-  React.useEffect(() => setText(held), [held]);
+  const [typed, type] = React.useState<string | null>(null);
+  const text = typed ?? held;
   const wish = text.trim() ? Number(text) : null;
+  // What is being typed stays, whatever comes meanwhile.
+  React.useEffect(() => {
+    if (wish === value) {
+      type(null);
+    }
+  }, [held]);
   const isValid = wish === null || (Number.isFinite(wish) && wish > 0);
   return (
     <form
@@ -64,7 +70,7 @@ function Limit(props: {
           aria-invalid={!isValid}
           placeholder={trans.__('no limit')}
           value={text}
-          onChange={event => setText(event.target.value)}
+          onChange={event => type(event.target.value)}
         />
         <span className="avm-faint">{unit}</span>
       </label>
