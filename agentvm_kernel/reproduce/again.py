@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,11 @@ from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import host_error
 from agentvm_kernel.image.store import ImageStore
 from agentvm_kernel.report.document import Cell, read_bounded
+from agentvm_kernel.report.record import REPRODUCTION
 from agentvm_kernel.reproduce.environment import Used, find_image
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.judge import Judge, file_verdicts
+from agentvm_kernel.reproduce.leftovers import remove_snapshots
 from agentvm_kernel.reproduce.markers import Marker, markers_of
 from agentvm_kernel.reproduce.path import Leg, call_of, plan
 from agentvm_kernel.reproduce.path import Path as Way
@@ -92,15 +95,25 @@ def reproduce(source: Source, order: Order, paths: Paths, on_progress: OnProgres
             shown: list[Shown] = []
             for leg, image in zip(way.legs, images, strict=True):
                 stage, said = _stage(source, leg, image, order, paths, place)
-                notes += said
-                shown += asyncio.run(play(leg, stage, _told(on_progress)))
-                shutil.rmtree(stage.folder)
+                played, left = _played(leg, stage, on_progress)
+                shown += played
+                notes += [*said, *left]
             used = next((one for one in images if not one.is_exact), images[-1])
             outcome = _outcome(source, way, used, tuple(dict.fromkeys(notes)), shown, order)
             _write(place, source, shown, outcome)
     except OSError as error:
         raise host_error(error) from error
     return outcome
+
+
+def _played(leg: Leg, stage: Stage, on_progress: OnProgress) -> tuple[list[Shown], list[str]]:
+    """Go a leg, and leave nothing of its machine; return what it has shown, and what there is to say."""
+    try:
+        shown = asyncio.run(play(leg, stage, _told(on_progress)))
+    finally:
+        left = remove_snapshots(stage.owner)
+        shutil.rmtree(stage.folder)
+    return shown, [f"{left} snapshots of {stage.owner} are left; `agentvm snapshot rm` removes them."] if left else []
 
 
 def _without_skipped(way: Way, cells: Sequence[Cell]) -> Way:
@@ -156,7 +169,8 @@ def _stage(source: Source, leg: Leg, image: Used, order: Order, paths: Paths, pl
         mode=terms.most,
     )  # fmt: skip
     used = image.digest if image.is_exact else image.flavour
-    return Stage(used, terms.profile, tuple(_asked(terms)), permits, folder, order.timeout), notes
+    owner = f"{REPRODUCTION}{secrets.token_hex(8)}"
+    return Stage(used, terms.profile, tuple(_asked(terms)), permits, folder, owner, order.timeout), notes
 
 
 def _asked(terms: Terms) -> Iterator[str]:
@@ -223,9 +237,11 @@ def _write(place: Path, source: Source, shown: Sequence[Shown], outcome: Outcome
             number += 1
             one = by_cell.get(number)
             made = nbformat.v4.new_code_cell(  # type: ignore[no-untyped-call]
-                cell.source, outputs=[nbformat.from_dict(output) for output in one.outputs] if one else [],  # type: ignore[no-untyped-call]
-                execution_count=one.count if one else None, metadata={"tags": list(cell.tags)} if cell.tags else {},
-            )  # fmt: skip
+                cell.source, metadata={"tags": list(cell.tags)} if cell.tags else {}
+            )
+            if one:  # put in later, since they need not be as they should be
+                made.outputs = [nbformat.from_dict(output) for output in one.outputs]  # type: ignore[no-untyped-call]
+                made.execution_count = one.count
         elif cell.kind == "markdown":
             made = nbformat.v4.new_markdown_cell(cell.source)  # type: ignore[no-untyped-call]
         else:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from agentvm_kernel.reproduce import pictures
 from agentvm_kernel.reproduce.normalise import DEFAULTS, MOST_TEXT, Normaliser, needed, normalised
-from agentvm_kernel.reproduce.outputs import Part, is_footer, is_refusal, parts_of
+from agentvm_kernel.reproduce.outputs import Part, chances, is_footer, parts_of
 from agentvm_kernel.reproduce.pictures import PictureError, Tolerance, compare_pictures
 
 _NUMBER: Final = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?")
@@ -67,8 +67,8 @@ def compare(saved: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any
     if [part.kind for part in before] != [part.kind for part in now]:
         return _other_parts(before, now, rules)
     used: dict[str, None] = {"costs": None} if any(map(is_footer, saved)) else {}
-    if any(map(is_refusal, (*saved, *shown))):
-        used["refusals"] = None
+    chance = chances(shown)
+    used |= dict.fromkeys(name for name, said in chances(saved).items() if said != chance[name])
     for first, second in zip(before, now, strict=True):
         found = _compare_parts(first, second, rules)
         if not found.is_same:

@@ -13,11 +13,15 @@ from agentvm_kernel.run.provenance import KEY
 
 WIDGET: Final = "application/vnd.jupyter.widget-view+json"
 _MOST: Final = 10_000
-_REFUSALS: Final = re.compile(
-    r"^Refused by the network policy: [^\n]{1,2000}\n(?:[^\n]{1,300}\n){0,5}?%net log shows all\.\n", re.MULTILINE
-)
-"""As `agentvm_kernel.kernel.network.note` puts it."""
-
+_CHANCE: Final = {
+    # As `agentvm_kernel.kernel.network.note` puts it: what the host knows of when a cell ends.
+    "refusals": re.compile(
+        r"^Refused by the network policy: [^\n]{1,2000}\n(?:[^\n]{1,300}\n){0,5}?%net log shows all\.\n", re.MULTILINE
+    ),
+    # Said on slow hosts only, at the first plot.
+    "font-cache": re.compile(r"^Matplotlib is building the font cache; this may take a moment\.\n", re.MULTILINE),
+}
+"""What stands on standard error or not as chance has it."""
 
 Kind = Literal["stdout", "stderr", "display", "error"]
 
@@ -38,9 +42,8 @@ class Part:
 def parts_of(outputs: Iterable[Mapping[str, Any]]) -> list[Part]:
     """Return what a cell shows: its streams, each as one text, then displays and errors as they came.
 
-    The line of what the cell cost is left out, and so is what the host says of refused connections, for when it learns
-    of them is chance. In which order programs write to two streams is chance, and so is into
-    how many outputs a front end divides them.
+    The line of what the cell cost is left out, and so is what stands on standard error or not by chance. In which
+    order programs write to two streams is chance, too, and so is into how many outputs a front end divides them.
 
     Args:
         outputs: As a notebook has them.
@@ -58,7 +61,8 @@ def parts_of(outputs: Iterable[Mapping[str, Any]]) -> list[Part]:
         elif kind in {"display_data", "execute_result"} and isinstance(output.get("data"), Mapping):
             others.append(Part("display", {str(mime): _text(str(mime), one) for mime, one in output["data"].items()}))
     texts = {name: _as_seen("".join(pieces)) for name, pieces in streams.items()}
-    texts["stderr"] = _REFUSALS.sub("", texts["stderr"])
+    for pattern in _CHANCE.values():
+        texts["stderr"] = pattern.sub("", texts["stderr"])
     found = [Part(name, {"text/plain": texts[name]}) for name in ("stdout", "stderr") if texts[name]]
     return [*found, *others][:_MOST]
 
@@ -70,10 +74,10 @@ def is_footer(output: Mapping[str, Any]) -> bool:
     return isinstance(said, Mapping) and said.get("facts") is True
 
 
-def is_refusal(output: Mapping[str, Any]) -> bool:
-    """Return whether an output has, among others, what the host says of refused connections."""
-    is_told = output.get("output_type") == "stream" and output.get("name") == "stderr"
-    return is_told and _REFUSALS.search(joined(output.get("text")) or "") is not None
+def chances(outputs: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return what stands on standard error by chance, by its name."""
+    said = "".join(joined(one.get("text")) or "" for one in outputs if one.get("name") == "stderr")
+    return {name: pattern.findall(said) for name, pattern in _CHANCE.items()}
 
 
 def has_error(outputs: Iterable[Mapping[str, Any]]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,6 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from agentvm_kernel.errors import VMEndedError
 from agentvm_kernel.firewall.text import sound
-from agentvm_kernel.report.record import REPRODUCTION
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.path import Leg, Step, with_labels
 from agentvm_kernel.reproduce.permits import VARIABLE, Permits, RefusedError
@@ -69,6 +67,7 @@ class Stage:
         asked: What is asked for before anything runs: magics that lower limits and close the network.
         permits: What the notebook may do.
         folder: Where the kernel process runs; cassettes are in it.
+        owner: What its lease is for, and its snapshots belong to.
         timeout: Seconds for all of it; None for no limit.
     """
 
@@ -77,6 +76,7 @@ class Stage:
     asked: tuple[str, ...]
     permits: Permits
     folder: Path
+    owner: str
     timeout: float | None = None
 
 
@@ -118,7 +118,7 @@ async def _started(stage: Stage) -> AsyncIterator[_Client]:
     arguments += [f"--allow={host}" for host in stage.permits.allow]
     environment = {**os.environ, VARIABLE: stage.permits.model_dump_json()}
     environment.pop("JPY_SESSION_NAME", None)  # its snapshots are none of the notebook's own
-    client = _Client(arguments)
+    client = _Client(stage.owner, arguments)
     try:
         context = client.async_setup_kernel(cleanup_kc=True, cwd=str(stage.folder), env=environment)
         async with context:
@@ -133,9 +133,8 @@ async def _started(stage: Stage) -> AsyncIterator[_Client]:
 class _Client(NotebookClient):
     """Runs steps."""
 
-    def __init__(self, arguments: list[str]) -> None:
-        name = f"{REPRODUCTION}{secrets.token_hex(8)}.json"
-        file = Path(jupyter_runtime_dir()) / name
+    def __init__(self, owner: str, arguments: list[str]) -> None:
+        file = Path(jupyter_runtime_dir()) / f"{owner}.json"
         self._kernel = OwnKernel(module=_KERNEL, kernel_name="agentvm", connection_file=str(file))
         self._reply: dict[str, Any] = {}
         super().__init__(

@@ -150,6 +150,9 @@ def test_which_refusals_the_host_has_told_of_by_then_is_chance() -> None:
     one, both = text(refused("a.example"), "stderr"), text(refused("a.example", "192.0.2.1"), "stderr")
     for saved, shown in (([one], [both]), ([text("x\n"), both], [text("x\n")]), ([], [one])):
         assert compare(saved, shown, Rules()) == Comparison(True, ("refusals",))
+    assert compare([one], [one], Rules()) == Comparison(True)
+    fonts = text("Matplotlib is building the font cache; this may take a moment.\n", "stderr")
+    assert compare([fonts, one], [one], Rules()) == Comparison(True, ("font-cache",))
 
 
 def test_beside_a_refusal_a_difference_is_one_and_no_other_text_passes_for_it() -> None:

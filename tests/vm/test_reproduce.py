@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +19,13 @@ import pytest
 from audited import audited, audited_soon
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from packed import files_of, signed, write
+from soak import IS_SOAK
 from vms import environment_of, own_supervisor
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.report.signature import own_key
+
+dear = pytest.mark.skipif(not IS_SOAK, reason="takes long; AGENTVM_SOAK=1 runs it")
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -79,8 +83,8 @@ def words(verdict: dict[str, Any]) -> list[str]:
 
 
 def assert_all_same(status: int, verdict: dict[str, Any], said: str) -> None:
-    others = [one for one in verdict.get("cells", ()) if one["verdict"] != "same"]
-    assert (others, status) == ([], 0), (said, others)
+    others = [one for one in verdict.get("cells", ()) if one["verdict"] != "same" and not one["is_wanted"]]
+    assert (others, status) == ([], 0), (said, others, verdict.get("notes"))
     assert verdict["image"]["exact"]
     assert verdict["order"] == "by the record"
 
@@ -89,6 +93,8 @@ def test_time_travel(bed: Bed) -> None:
     status, verdict, said = bed.reproduced(bed.recorded(NOTEBOOKS / "time_travel.ipynb"))
     assert_all_same(status, verdict, said)
     assert verdict["notes"] == [], "the whole path is gone"
+    (own,) = json.loads(bed.agentvm("snapshot", "list", "--json").stdout)["trees"]
+    assert not own["notebook"].startswith("reproduce-"), "of the second run no snapshots are left"
 
 
 def test_forks_draw_the_same_random_numbers_again(bed: Bed) -> None:
@@ -96,6 +102,29 @@ def test_forks_draw_the_same_random_numbers_again(bed: Bed) -> None:
     assert_all_same(status, verdict, said)
     compared = [one for one in verdict["cells"] if not {"host-magic", "marker"} & set(one["by"])]
     assert len(compared) >= 8, "what forks found, and what the notebook says of it, is compared"
+    made = audited(bed.paths.state, "forks_made")
+    assert len(made) == 10
+    seeds = [one["seed"] for one in made]
+    assert (seeds[:5], len(set(seeds))) == (seeds[5:], 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "compared"),
+    [
+        ("prompt_injection", "minimal", 4),
+        ("quickstart", "standard", 7),
+        pytest.param("agent_repair", "standard", 4, marks=dear),
+        pytest.param("data_analysis", "standard", 6, marks=dear),
+        pytest.param("random_seeds", "standard", 2, marks=dear),
+    ],
+)  # fmt: skip
+def test_the_worked_examples(bed: Bed, name: str, image: str, compared: int) -> None:
+    notebook = Path(shutil.copy(NOTEBOOKS / f"{name}.ipynb", bed.folder))
+    status, verdict, said = bed.reproduced(bed.recorded(notebook, "--image", image))
+    assert_all_same(status, verdict, said)
+    assert [one for one in verdict["notes"] if "Not" in one] == []
+    own = [one for one in verdict["cells"] if not {"host-magic", "marker"} & set(one["by"]) and not one["is_wanted"]]
+    assert len(own) >= compared
 
 
 # One change, one difference
@@ -166,6 +195,9 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     copied["sha256"] = hashlib.sha256(b"another file").hexdigest()
     (digest,) = record["images"]
     packages = record["images"][digest]["packages"]["python_packages"]
+    session = record["sessions"][0]
+    session["limits"] = json.dumps(json.loads(session["limits"]) | {"cell_deadline": 77, "processes": 99_999})
+    session["network"] += "; deny denied.example"
     name = rng.choice(sorted(packages))
     packages[name] += ".post1"
     # An image of other packages has another digest.
@@ -191,9 +223,22 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     assert set(verdict["cells"][3]["by"]) == {"memory-addresses", "durations"}
     (file,) = verdict["files"]
     assert (file["verdict"], file["saved"], file["now"]) == ("differs", copied["sha256"], before)
+    (copied,) = of_last(bed, "files_copied")
+    assert (copied["way"], copied["path"], copied["digest"]) == ("pull", "made.csv", before)
+    terms = [one["what"] for one in of_last(bed, "configuration_changed")]
+    assert terms[0] == "limits: {'cell_deadline': 77.0}"
+    assert '"deny":["denied.example"]' in terms[1]
+    (lowered,) = [one for one in verdict["notes"] if "Not granted" in one]
+    assert "processes=99999 (here 2048)" in lowered
     assert not verdict["image"]["exact"]
     assert len(verdict["image"]["differences"]) == 1
     assert name in verdict["image"]["differences"][0]
+
+
+def of_last(bed: Bed, event: str) -> list[dict[str, Any]]:
+    """Return what was written down of the newest session."""
+    lease = audited(bed.paths.state, "lease_acquired")[-1]["lease"]
+    return [one for one in audited(bed.paths.state, event) if one["lease"] == lease]
 
 
 HOSTILE = (

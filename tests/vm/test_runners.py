@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from vms import qemus
 
 from agentvm_kernel.config import Paths
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 BIN = Path(sys.executable).parent
 
 PARAMETERS = "threshold = 1"
@@ -52,8 +53,6 @@ Runner = Callable[[int], list[str]]
 RUNNERS = (papermill, nbclient, nbmake, nbconvert)
 KEEPING = (papermill, nbmake)
 """Those that write what has run although a cell failed; the others write nothing then."""
-
-each_runner = pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
 
 
 @dataclass
@@ -131,19 +130,20 @@ def begin(
     vm_environment: Mapping[str, str], vm_paths: Paths, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Begin]:
     """Starts a runner's command on a notebook of the cells; what still runs ends with the test."""
-    environment = os.environ | named(vm_environment, f"/tests/{request.node.name}.ipynb")
-    for name in ("PYTEST_ADDOPTS", "COLUMNS"):  # of these tests
-        environment.pop(name, None)
     with ExitStack() as stack:
 
         def started(command: list[str], *sources: str) -> Run:
-            write(tmp_path / "in.ipynb", sources)
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            environment = os.environ | named(vm_environment, f"/tests/{request.node.name}-{folder.name}.ipynb")
+            for name in ("PYTEST_ADDOPTS", "COLUMNS"):  # of these tests
+                environment.pop(name, None)
+            write(folder / "in.ipynb", sources)
             process = subprocess.Popen(
-                [str(BIN / command[0]), *command[1:]], cwd=tmp_path, env=environment,
+                [str(BIN / command[0]), *command[1:]], cwd=folder, env=environment,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )  # fmt: skip
             stack.callback(end, process)
-            return Run(process, tmp_path, environment["JPY_SESSION_NAME"], vm_paths)
+            return Run(process, folder, environment["JPY_SESSION_NAME"], vm_paths)
 
         yield started
 
@@ -169,47 +169,42 @@ def errors(cells: list[list[nbformat.NotebookNode]]) -> list[str]:
     return [one.ename for outputs in cells for one in outputs if one.output_type == "error"]
 
 
-@pytest.mark.parametrize("runner", [nbclient, nbmake, nbconvert], ids=lambda runner: runner.__name__)
-def test_a_notebook_runs_in_a_vm_that_is_given_back(begin: Begin, runner: Runner) -> None:
-    run = begin(runner(200), PARAMETERS, "import getpass\nprint(getpass.getuser(), threshold)")
-    code, said = run.end()
-    assert code == 0, said
-    assert text(run.outputs()[-1]) == "agent 1\n"
-    run.assert_gone()
-
-
-def test_papermill_gives_parameters_to_a_vm_that_is_given_back(begin: Begin) -> None:
+def test_a_notebook_runs_in_a_vm_that_is_given_back(begin: Begin) -> None:
     given = ["-p", "threshold", "7", "-p", "name", 'a "quoted" one', "-r", "version", "1.10"]
-    run = begin([*papermill(200), *given], PARAMETERS, "print(threshold, name, version)")
-    code, said = run.end()
-    assert code == 0, said
-    assert text(run.outputs()[-1]) == '7 a "quoted" one 1.10\n'
-    run.assert_gone()
+    prints = "import getpass\nprint(getpass.getuser(), threshold, name, version)"
+    own = f"{PARAMETERS}\nname, version = 'own', 2"
+    runs = {runner: begin([*runner(200), *(given if runner is papermill else [])], own, prints) for runner in RUNNERS}
+    for runner, run in runs.items():
+        code, said = run.end()
+        assert code == 0, said
+        # papermill alone takes parameters.
+        expected = 'agent 7 a "quoted" one 1.10\n' if runner is papermill else "agent 1 own 2\n"
+        assert text(run.outputs()[-1]) == expected
+        run.assert_gone()
 
 
-@each_runner
-def test_an_error_stops_the_run_and_is_told(begin: Begin, runner: Runner) -> None:
-    run = begin(runner(200), PARAMETERS, "print(threshold)", "1 / 0", "print('never')")
-    code, said = run.end()
-    assert code == 1, said
-    assert "ZeroDivisionError" in said
-    if runner in KEEPING:
-        cells = run.outputs()
-        assert text(cells[1]) == "1\n"
-        assert errors(cells) == ["ZeroDivisionError"]
-        assert cells[3] == []
-    else:
-        assert not (run.folder / "out.ipynb").exists()
-    run.assert_gone()
+def test_an_error_stops_the_run_and_is_told(begin: Begin) -> None:
+    runs = {runner: begin(runner(200), PARAMETERS, "print(threshold)", "1 / 0", "print('never')") for runner in RUNNERS}
+    for runner, run in runs.items():
+        code, said = run.end()
+        assert code == 1, said
+        assert "ZeroDivisionError" in said
+        if runner in KEEPING:
+            cells = run.outputs()
+            assert text(cells[1]) == "1\n"
+            assert errors(cells) == ["ZeroDivisionError"]
+            assert cells[3] == []
+        else:
+            assert not (run.folder / "out.ipynb").exists()
+        run.assert_gone()
 
 
-@each_runner
-def test_a_cell_that_takes_too_long_ends_the_run(begin: Begin, runner: Runner) -> None:
-    run = begin(runner(10), SLOW, "print('never')")
-    code, said = run.end()
-    assert code == 1, said
-    assert "timed out" in said.lower()
-    run.assert_gone()
+def test_a_cell_that_takes_too_long_ends_the_run(begin: Begin) -> None:
+    for run in [begin(runner(10), SLOW, "print('never')") for runner in RUNNERS]:
+        code, said = run.end()
+        assert code == 1, said
+        assert "timed out" in said.lower()
+        run.assert_gone()
 
 
 def test_a_timeout_can_interrupt_the_cell_and_go_on_in_the_same_vm(begin: Begin) -> None:
@@ -223,31 +218,31 @@ def test_a_timeout_can_interrupt_the_cell_and_go_on_in_the_same_vm(begin: Begin)
     run.assert_gone()
 
 
-@each_runner
-def test_a_vm_that_dies_ends_the_run_with_one_error_that_says_so(begin: Begin, runner: Runner) -> None:
-    run = begin(runner(200), "print('before')", SLOW, "print('never')")
-    os.kill(run.running(2), signal.SIGKILL)
-    code, said = run.end()
-    assert code == 1, said
-    assert "VMEndedError" in said
-    assert "%vm restart" in said
-    if runner in KEEPING:
-        cells = run.outputs()
-        assert [text(one) for one in cells] == ["before\n", "begun\n", ""]
-        assert errors(cells) == ["VMEndedError"]
-    run.assert_gone()
+def test_a_vm_that_dies_ends_the_run_with_one_error_that_says_so(begin: Begin) -> None:
+    runs = {runner: begin(runner(200), "print('before')", SLOW, "print('never')") for runner in RUNNERS}
+    for run in runs.values():
+        os.kill(run.running(2), signal.SIGKILL)
+    for runner, run in runs.items():
+        code, said = run.end()
+        assert code == 1, said
+        assert "VMEndedError" in said
+        assert "%vm restart" in said
+        if runner in KEEPING:
+            cells = run.outputs()
+            assert [text(one) for one in cells] == ["before\n", "begun\n", ""]
+            assert errors(cells) == ["VMEndedError"]
+        run.assert_gone()
 
 
-@pytest.mark.parametrize(("runner", "expected"), [(papermill, 138), (nbclient, 1)])
-def test_a_kernel_process_that_dies_ends_the_run_and_takes_its_vm_along(
-    begin: Begin, runner: Runner, expected: int
-) -> None:
-    run = begin(runner(200), "print('before')", SLOW, "print('never')")
-    run.running(2)
-    os.kill(run.kernel(), signal.SIGKILL)
-    code, said = run.end()
-    assert code == expected, said
-    assert "Kernel died" in said
-    if runner in KEEPING:
-        assert text(run.outputs()[0]) == "before\n"
-    run.assert_gone()
+def test_a_kernel_process_that_dies_ends_the_run_and_takes_its_vm_along(begin: Begin) -> None:
+    runs = {runner: begin(runner(200), "print('before')", SLOW, "print('never')") for runner in RUNNERS}
+    for run in runs.values():
+        run.running(2)
+        os.kill(run.kernel(), signal.SIGKILL)
+    for runner, run in runs.items():
+        code, said = run.end()
+        assert code == (138 if runner is papermill else 1), said
+        assert "kernel died" in said.lower()
+        if runner is papermill:
+            assert text(run.outputs()[0]) == "before\n"
+        run.assert_gone()
