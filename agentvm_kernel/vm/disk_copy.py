@@ -10,11 +10,12 @@ import asyncio
 import logging
 import os
 import shutil
+import stat
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from agentvm_kernel.errors import LinkError, RequestError, host_error
+from agentvm_kernel.errors import LinkError, RequestError, VMError, host_error
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.disk import create_overlay, give_to
 
@@ -73,11 +74,9 @@ async def _thaw(vm: VM) -> None:
 
 
 def _hand_over(copy: Path, target: Path) -> None:
-    """Move the file to where it is wanted, if nothing is there; it belongs to this user then."""
-    os.chown(copy, os.geteuid(), os.getegid())
-    copy.chmod(0o600)
+    """Copy the file to where it is wanted, if nothing is there; it belongs to this user then."""
     try:
-        with target.open("xb") as out, copy.open("rb") as source:
+        with _open_regular(copy) as source, target.open("xb") as out:
             target.chmod(0o600)
             try:
                 shutil.copyfileobj(source, out, 1 << 20)
@@ -88,3 +87,18 @@ def _hand_over(copy: Path, target: Path) -> None:
         raise RequestError(f"{target} is there already.", "Name a file that is not.") from error
     except OSError as error:
         raise host_error(error) from error
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open what QEMU has written; the folder is its user's, who might have put something else there.
+
+    Raises:
+        VMError: it is no ordinary file of its own.
+        OSError: it is a link, or cannot be opened.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        file.close()
+        raise VMError(f"What QEMU has written to {path} is no ordinary file.", "%vm restart brings a fresh VM.")
+    return file

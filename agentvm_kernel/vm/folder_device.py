@@ -62,7 +62,7 @@ class FolderDevice:
             device = {"id": _DEVICE, "fsdev": backend, "mount_tag": TAG, "addr": _SLOT}
             await self._machine.execute("device_add", {"driver": "virtio-9p-pci", **device})
         finally:
-            link.unlink()
+            link.unlink(missing_ok=True)
 
     async def unplug(self) -> None:
         """Ask the guest for it, and wait until it is gone; nothing happens if it is.

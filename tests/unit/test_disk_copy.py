@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -87,6 +88,26 @@ async def test_what_comes_meanwhile_stays(bed: Bed, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ApiError, match="is there already"):
         await bed.copy()
     assert bed.target.read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+async def test_what_a_hostile_qemu_puts_in_its_place_is_not_read(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    secret = bed.folder / "secret"
+    secret.write_text("of this user")
+    secret.chmod(0o640)
+
+    async def copy(target: Path, begun: Callable[[], Awaitable[None]]) -> None:
+        target.unlink()
+        {"link": target.symlink_to, "hard link": target.hardlink_to, "pipe": lambda _: os.mkfifo(target)}[kind](secret)
+        await begun()
+
+    monkeypatch.setattr(bed.machine, "copy_disk", copy)
+    with pytest.raises(ApiError, match=r"no ordinary file|Too many levels of symbolic links"):
+        await bed.copy()
+    assert not bed.target.exists()
+    assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("of this user", 0o640)
 
 
 async def test_what_is_there_stays(bed: Bed) -> None:
