@@ -188,7 +188,7 @@ def _panel(panel: _Panel, moments: Sequence[Moment], axis: Axis, y: int) -> Iter
     lines = [(name, colour, read(moments)) for name, colour, read in panel.lines]
     top = max((point.value for *_, points in lines for point in points), default=0.0)
     yield f'<rect x="{_LEFT}" y="{y}" width="{_RIGHT - _LEFT}" height="{_HEIGHT}" fill="none" stroke="#ccd3da"/>'
-    yield f'<text x="{_LEFT - 6}" y="{y + 34}" text-anchor="end" font-weight="bold">{panel.title}</text>'
+    yield f'<text x="{_LEFT - 6}" y="{y + 28}" text-anchor="end" font-weight="bold">{panel.title}</text>'
     if top:
         yield f'<text x="{_LEFT - 6}" y="{y + 10}" text-anchor="end" fill="#555">{escape(panel.show(top))}</text>'
     yield f'<text x="{_LEFT - 6}" y="{y + _HEIGHT}" text-anchor="end" fill="#555">0</text>'
@@ -196,7 +196,7 @@ def _panel(panel: _Panel, moments: Sequence[Moment], axis: Axis, y: int) -> Iter
         if path := _path(points, axis, y, top):
             yield f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.3" stroke-linejoin="round"/>'
         if name:
-            yield f'<text x="{_LEFT - 6}" y="{y + 45 + 10 * place}" text-anchor="end" fill="{colour}">{name}</text>'
+            yield f'<text x="{_LEFT - 6}" y="{y + 39 + 10 * place}" text-anchor="end" fill="{colour}">{name}</text>'
 
 
 def _path(points: Sequence[_Point], axis: Axis, y: int, top: float) -> str:

@@ -109,6 +109,9 @@ def test_the_report_says_what_happened(experiment: Experiment) -> None:
         "outputs as recorded", "Debian packages", "False 42",
     ):  # fmt: skip
         assert wanted in said, wanted
+    (curves,) = re.findall(r'<svg [^>]*class="curves".*?</svg>', report.page)
+    assert curves.count("<title>run ") == 6, "a band for each run"
+    assert len(re.findall(r'<path d="M[0-9. ]+L[^"]*" fill="none" stroke="#1f77b4"', curves)) >= 2, "CPU and memory"
     assert "evil.example/pixel" not in re.sub(r'<div class="source">.*?</div>', "", report.page, flags=re.DOTALL)
 
 
