@@ -1,4 +1,7 @@
-"""axe-core looks at a page: whom does it keep out who does not see, or uses no pointer?"""
+"""axe-core looks at a page: whom does it keep out who does not see, or uses no pointer?
+
+Of contrast it says nothing in JupyterLab, where it takes none of the panel's text for text in sight.
+"""
 
 from __future__ import annotations
 
