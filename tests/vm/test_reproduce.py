@@ -112,7 +112,7 @@ def test_forks_draw_the_same_random_numbers_again(bed: Bed) -> None:
     ("name", "image", "compared"),
     [
         ("prompt_injection", "minimal", 4),
-        ("quickstart", "standard", 7),
+        pytest.param("quickstart", "standard", 7, marks=dear),
         pytest.param("agent_repair", "standard", 4, marks=dear),
         pytest.param("data_analysis", "standard", 6, marks=dear),
         pytest.param("random_seeds", "standard", 2, marks=dear),
