@@ -164,7 +164,7 @@ def settings_toml(settings: Settings) -> str:
 @contextmanager
 def _supervisor(paths: Paths) -> Iterator[int]:
     receiver, sender = os.pipe()
-    command = [sys.executable, "-m", "agentvm_kernel.supervisor", "--ready-fd", str(sender)]
+    command = [sys.executable, "-P", "-m", "agentvm_kernel.supervisor", "--ready-fd", str(sender)]
     # A session of its own: Ctrl-C is for this process, which then ends the supervisor in its turn.
     process = subprocess.Popen(  # nosec B603
         command, env=environment_of(paths), pass_fds=(sender,), stdin=subprocess.DEVNULL, start_new_session=True

@@ -51,7 +51,7 @@ def web_server() -> Iterator[int]:
         Its port.
     """
     process = subprocess.Popen(  # nosec B603
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     assert process.stdin is not None  # nosec B101 - asked for
     assert process.stdout is not None  # nosec B101 - asked for

@@ -180,7 +180,7 @@ def _lease(status: Status, kernel: Kernel) -> LeaseInfo:
 async def _examined() -> tuple[Finding, ...]:
     """Have `agentvm doctor` examine the host: in a process of its own, since it opens a hypervisor."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from agentvm_kernel.cli import main; main()", "doctor", "--json",
+        sys.executable, "-P", "-c", "from agentvm_kernel.cli import main; main()", "doctor", "--json",
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:

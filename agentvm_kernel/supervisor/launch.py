@@ -97,7 +97,7 @@ async def _answers(paths: Paths) -> bool:
 
 async def _spawn(paths: Paths, ready: int) -> None:
     """Run the supervisor in a session of its own; `setsid --fork` leaves no child of this process behind."""
-    command = [sys.executable, "-m", "agentvm_kernel.supervisor", "--ready-fd", str(ready)]
+    command = [sys.executable, "-P", "-m", "agentvm_kernel.supervisor", "--ready-fd", str(ready)]
     environment = {name: value for name, value in os.environ.items() if name not in _OF_ONE_SESSION}
     log = os.open(paths.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

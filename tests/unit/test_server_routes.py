@@ -210,7 +210,11 @@ async def test_connections_and_blocked_output_are_listed(bed: ServerBed, kernel:
     assert (await bed.ask("GET", f"/kernels/{kernel}")).body["blocked"] == 3
 
 
-async def test_the_host_is_told_and_examined_only_if_that_is_asked_for(bed: ServerBed) -> None:
+async def test_the_host_is_told_and_examined_only_if_that_is_asked_for(
+    bed: ServerBed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "typing.py").write_text("raise SystemExit('this must not run on the host')")
+    monkeypatch.chdir(tmp_path)  # as a server runs in the folder of its notebooks, to which VMs' files are copied
     host = (await bed.ask("GET", "/host")).body
     assert (host["supervisor"], host["accelerator"], host["findings"]) == ("running", "tcg", [])
     examined = (await bed.ask("GET", "/host?examine=1")).body

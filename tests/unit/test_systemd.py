@@ -96,7 +96,7 @@ def test_the_unit_starts_this_python_with_these_folders(home: Path, monkeypatch:
     monkeypatch.setenv("AGENTVM_STATE_DIR", "/srv/agentvm")
     monkeypatch.delenv("AGENTVM_CONFIG", raising=False)
     text = unit()
-    assert f"ExecStart={sys.executable} -m agentvm_kernel.supervisor --foreground\n" in text
+    assert f"ExecStart={sys.executable} -P -m agentvm_kernel.supervisor --foreground\n" in text
     assert "Environment=AGENTVM_STATE_DIR=/srv/agentvm\n" in text
     assert "AGENTVM_CONFIG" not in text
     assert "WantedBy=default.target\n" in text
