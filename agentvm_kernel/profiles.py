@@ -90,6 +90,20 @@ class Profile(Limits):
         return Limits(**values)
 
 
+LIMIT_WORDS: Final = {
+    "cell_deadline": ("timeout", "s"),
+    "lifetime": ("lifetime", "s"),
+    "cpu": ("cpu", ""),
+    "user_memory_mib": ("memory", "MiB"),
+    "processes": ("processes", ""),
+    "open_files": ("open_files", ""),
+    "disk_mb_per_second": ("disk_rate", "MB"),
+    "disk_iops": ("disk_iops", ""),
+    "output_mib": ("output", "MiB"),
+    "output_mib_per_second": ("output_rate", "MiB"),
+}
+"""What `%limits` calls a limit, and the unit of its value."""
+
 PROFILES: Final = {
     "light": Profile(vcpus=1, memory_mib=1024, disk_gb=10, cell_deadline=60),
     "standard": Profile(vcpus=2, memory_mib=2048, disk_gb=20, cell_deadline=300),

@@ -14,26 +14,12 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from agentvm_kernel.egress.names import NameRefusedError, Pattern
-from agentvm_kernel.profiles import Limits, Profile
+from agentvm_kernel.profiles import LIMIT_WORDS, Limits, Profile
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.recorded import RecordedSession, as_object, network_of, rules_of
 from agentvm_kernel.settings import Settings
 from agentvm_kernel.supervisor.lease_network import configured, summary_of
 from agentvm_kernel.supervisor.messages import NetworkMode
-
-_WORDS: Final = {
-    "cell_deadline": ("timeout", "s"),
-    "lifetime": ("lifetime", "s"),
-    "cpu": ("cpu", ""),
-    "user_memory_mib": ("memory", "MiB"),
-    "processes": ("processes", ""),
-    "open_files": ("open_files", ""),
-    "disk_mb_per_second": ("disk_rate", "MB"),
-    "disk_iops": ("disk_iops", ""),
-    "output_mib": ("output", "MiB"),
-    "output_mib_per_second": ("output_rate", "MiB"),
-}
-"""By which words `%limits` calls them, and in which units."""
 
 _UNLIMITED: Final = ("lifetime", "cpu", "user_memory_mib", "disk_mb_per_second", "disk_iops")
 """What need not be limited; records leave it out then."""
@@ -157,7 +143,7 @@ def _raised(session: RecordedSession, own: Profile) -> Iterator[str]:
 
 
 def _word(name: str, value: float | None) -> str:
-    word, unit = _WORDS[name]
+    word, unit = LIMIT_WORDS[name]
     return f"{word}={'none' if value is None else f'{value:.12g}{unit}'}"
 
 

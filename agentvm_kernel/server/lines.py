@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from typing import Final
 
+from agentvm_kernel.profiles import LIMIT_WORDS
 from agentvm_kernel.server.bodies import (
     AdoptBody,
     ForkBody,
@@ -15,20 +15,6 @@ from agentvm_kernel.server.bodies import (
     TravelBody,
     VMBody,
 )
-
-LIMITS: Final = {
-    "cell_deadline": ("timeout", "s"),
-    "lifetime": ("lifetime", "s"),
-    "cpu": ("cpu", ""),
-    "user_memory_mib": ("memory", "MiB"),
-    "processes": ("processes", ""),
-    "open_files": ("open_files", ""),
-    "disk_mb_per_second": ("disk_rate", "MB"),
-    "disk_iops": ("disk_iops", ""),
-    "output_mib": ("output", "MiB"),
-    "output_mib_per_second": ("output_rate", "MiB"),
-}
-"""What `%limits` calls a limit, and the unit of its value."""
 
 
 def snapshot(body: SnapshotBody) -> str:
@@ -83,7 +69,7 @@ def machine(body: VMBody) -> str:
 
 
 def _limit(name: str, value: float | None) -> str:
-    magic, unit = LIMITS[name]
+    magic, unit = LIMIT_WORDS[name]
     if value is None:
         return f"{magic}=none"
     number = f"{value:.6f}".rstrip("0").rstrip(".")

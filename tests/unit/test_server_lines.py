@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agentvm_kernel.errors import RequestError
 from agentvm_kernel.magics.call import Call, find_call
-from agentvm_kernel.profiles import Limits
+from agentvm_kernel.profiles import LIMIT_WORDS, Limits
 from agentvm_kernel.server import lines
 from agentvm_kernel.server.bodies import (
     AdoptBody,
@@ -86,7 +86,7 @@ def test_each_wish_is_its_magic() -> None:
 
 
 def test_every_limit_has_its_word() -> None:
-    assert set(lines.LIMITS) == set(Limits.model_fields)
+    assert set(LIMIT_WORDS) == set(Limits.model_fields)
 
 
 def test_the_code_of_forks_stays_theirs() -> None:
