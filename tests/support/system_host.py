@@ -91,6 +91,9 @@ class SystemHost(Internet):
     def _wait(self) -> None:
         for _ in range(100):
             command = self.command("virsh", "--connect", "qemu:///system", "version")
-            if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0:
-                return
+            try:
+                if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0:
+                    return
+            except subprocess.TimeoutExpired:  # on a busy host it may connect to one that does not listen yet
+                continue
         raise AssertionError((self.root / "libvirtd.log").read_text())
