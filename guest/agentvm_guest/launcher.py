@@ -108,6 +108,7 @@ class Output(OutStream):  # type: ignore[misc]
 
     def _watch_pipe_fd(self) -> None:
         """Put out what processes print, as ipykernel does: at any time it is in the pipe, or this is reading it."""
+        leave_alone(threading.current_thread())
         try:
             while self._should_watch:
                 select.select([self._fid], [], [])
@@ -249,11 +250,16 @@ def serve_and_end(helper: socket.socket) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def start_helper(helper: socket.socket) -> None:
-    """Start the helper thread; the debugger neither traces nor stops it."""
-    thread = threading.Thread(target=serve_and_end, args=(helper,), name="agentvm", daemon=True)
+def leave_alone(thread: threading.Thread) -> None:
+    """Have the debugger neither trace nor stop a thread, for which others wait while they hold up a cell."""
     thread.pydev_do_not_trace = True  # type: ignore[attr-defined]
     thread.is_pydev_daemon_thread = True  # type: ignore[attr-defined]
+
+
+def start_helper(helper: socket.socket) -> None:
+    """Start the helper thread."""
+    thread = threading.Thread(target=serve_and_end, args=(helper,), name="agentvm", daemon=True)
+    leave_alone(thread)
     thread.start()
 
 
