@@ -29,6 +29,9 @@ _SEED_BYTES = 16
 _CONNECT_SECONDS = 1.0
 """After which a fork has its way out even while others are being made."""
 
+_SHORT_SECONDS = 1.0
+"""Until then a fork's cell may be a short one, and the pool begins nothing that would take a core from it."""
+
 
 class Forks:
     """The clones that one request asked for, from the fork point until the requester goes away.
@@ -166,6 +169,8 @@ class Forks:
         """Wait until a fork rests or is gone."""
         ended, settled = asyncio.shield(fork.vm.ended), asyncio.ensure_future(fork.settled.wait())
         try:
+            with self._supervisor.pool.quiet():
+                await asyncio.wait((ended, settled), timeout=_SHORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait((ended, settled), return_when=asyncio.FIRST_COMPLETED)
         finally:
             settled.cancel()
