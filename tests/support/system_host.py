@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from internet import Internet
+from subreaper import reaped
 
 DAEMON_SECONDS = 30
 _FOLDERS = ("/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/run/libvirt")
@@ -86,7 +87,7 @@ class SystemHost(Internet):
         with (self.root / f"{name}.log").open("ab") as log:
             # Another daemon may run outside.
             command = self.command(path, "--pid-file", str(self.root / f"{name}.pid"), *arguments)
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return subprocess.Popen(reaped(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _wait(self) -> None:
         for _ in range(100):

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from subreaper import reaped
 
 from agentvm_kernel.config import Paths
 
 SCRIPT = Path(__file__).with_name("clone_script.py")
-SYSTEM_SOCKET = Path("/run/libvirt/libvirt-sock")
+SOCKETS = Path("/run/libvirt")
 USER = "nobody"
 SECONDS = 400
 
@@ -46,7 +47,7 @@ def run_script(uri: str, folder: Path, user: str | None = None, group: str | Non
         prefix = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", groups]
         python, extra = readable_python()
         environment = {"HOME": str(folder), "PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(folder), **extra}
-    command = [*prefix, str(python), str(SCRIPT), uri, str(folder), str(cache)]
+    command = reaped([*prefix, str(python), str(SCRIPT), uri, str(folder), str(cache)])
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
@@ -80,7 +81,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def system_daemon() -> Iterator[None]:
     """Libvirt's system daemon: the host's own if it runs, else one that ends with the tests."""
-    if SYSTEM_SOCKET.exists():
+    if is_answering():
         yield
         return
     if shutil.which("libvirtd") is None or os.geteuid() != 0:
@@ -90,28 +91,31 @@ def system_daemon() -> Iterator[None]:
         config.write('unix_sock_group = "libvirt"\nunix_sock_rw_perms = "0770"\nauth_unix_rw = "none"\n')
         config.flush()
         # So have they this; a daemon started by hand makes it for root alone.
-        SYSTEM_SOCKET.parent.mkdir(exist_ok=True)
-        SYSTEM_SOCKET.parent.chmod(0o755)
+        SOCKETS.mkdir(exist_ok=True)
+        SOCKETS.chmod(0o755)
         processes = [start_daemon("virtlogd"), start_daemon("libvirtd", "--config", config.name)]
-        wait_for_socket()
-        yield
-        for process in reversed(processes):
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
+        try:
+            if not any(is_answering() for _ in range(100)):
+                raise AssertionError("libvirtd does not answer")
+            yield
+        finally:
+            for process in reversed(processes):
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
 
 
 def start_daemon(name: str, *arguments: str) -> subprocess.Popen[bytes]:
     path = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
     assert path is not None
-    return subprocess.Popen([path, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(reaped([path, *arguments]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def wait_for_socket() -> None:
+def is_answering() -> bool:
     command = ["virsh", "-c", "qemu:///system", "version"]
-    for _ in range(100):
-        if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0:
-            return
-    raise AssertionError("libvirtd does not answer")
+    try:
+        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return False
 
 
 def check(seen: dict[str, object], uid: int) -> None:
