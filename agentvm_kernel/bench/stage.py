@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, cast
@@ -121,9 +122,11 @@ async def stage(
             lease = await supervisor.acquire(LeaseRequest(owner="bench"), lambda step: _show(step, say))
             ours = Stage(supervisor, hypervisor, lease)
             await ours.dial()
+            gc.freeze()  # as the daemon does once it serves
             try:
                 yield ours
             finally:
+                gc.unfreeze()
                 await ours.close()
                 await supervisor.release(lease)
         finally:

@@ -14,8 +14,8 @@ from agentvm_kernel.kernel.execution import CellResult, running
 from agentvm_kernel.kernel.executions import cell_begins, reported
 from agentvm_kernel.kernel.forkpoint import ForkEvent, ForkSupervisor
 from agentvm_kernel.kernel.guest import Connect
-from agentvm_kernel.kernel.info import Usage
 from agentvm_kernel.kernel.outputs import Outputs
+from agentvm_kernel.observe.process import read_usage
 from agentvm_kernel.supervisor.execution_messages import Execution
 from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Granted
 
@@ -27,8 +27,6 @@ _SHOWN: Final = 256 << 10
 _ALL_SHOWN: Final = 2 << 20
 """Bytes of what one fork, and all of them, show that are kept: the notebook's file gets them."""
 
-"""Code that tells a fork which one it is; where the cell asks for it, since it takes as long as a short cell."""
-
 
 @dataclass(frozen=True)
 class ForkResult:
@@ -37,7 +35,8 @@ class ForkResult:
     Attributes:
         fork: Its number, from 1.
         cell: What came of the cell.
-        memory: Bytes of the host's memory that its QEMU took at the end, as measured on the host; 0 if it was gone.
+        memory: Bytes of the host's memory that its QEMU had for itself at the end, because it wrote them, as the host
+            counts them; 0 if it was gone.
         cpu_seconds: CPU time of its QEMU for the cell, likewise.
         kept: It rests and can be adopted.
     """
@@ -203,8 +202,7 @@ class _Forking:
         self._finish(replace(result, kept=kept))
 
     async def _run(self, number: int, granted: Granted, code: str, timeout: float) -> ForkResult:
-        lost, usage = self._lost[number], Usage()
-        before = usage.cpu_seconds(granted)
+        lost, before = self._lost[number], read_usage(granted.pid)
         try:
             link = await self._connect(granted.link, key=bytes.fromhex(granted.key), epoch=granted.epoch)
             try:
@@ -215,9 +213,11 @@ class _Forking:
                 await link.close()
         except AgentVMError as error:
             cell = CellResult("died", reason=(lost.result() if lost.done() else error).message)
-        used = max(0.0, usage.cpu_seconds(granted) - before)
-        _, memory = await asyncio.to_thread(usage.measure, granted)
-        return ForkResult(number, cell, memory, used)
+        # Its proportional set size would tell no more, and to walk through all its page tables holds up the others.
+        after = read_usage(granted.pid)
+        if before is None or after is None:
+            return ForkResult(number, cell)
+        return ForkResult(number, cell, after.written, after.cpu_seconds - before.cpu_seconds)
 
     async def _rest(self, number: int) -> bool:
         try:
