@@ -26,11 +26,9 @@ from agentvm_kernel.vm.clone import VM, Randomness
 from agentvm_kernel.vm.snapshot import Snapshot
 
 _SEED_BYTES = 16
-_CONNECT_SECONDS = 1.0
-"""After which a fork has its way out even while others are being made."""
-
-_SHORT_SECONDS = 1.0
-"""Until then a fork's cell may be a short one, and the pool begins nothing that would take a core from it."""
+_FIRST_MOMENT = 1.0
+"""Seconds in which a fork's cell may be a short one. The pool begins nothing meanwhile that would take a core from it,
+and while other forks are being made it has no way out yet: what has not begun has the CPU first."""
 
 
 class Forks:
@@ -124,7 +122,6 @@ class Forks:
         self._emit(ForkGranted(fork=number, granted=granted))
         self._unconnected.append(fork)
         self._connect_all()
-        asyncio.get_running_loop().call_later(_CONNECT_SECONDS, self._connect, fork)
         return fork
 
     @contextmanager
@@ -136,7 +133,7 @@ class Forks:
             self._in_the_making -= 1
 
     def _connect_all(self) -> None:
-        """Give the forks their way out, unless more are just being made: what has not begun has the CPU first."""
+        """Give the forks their way out, unless more are just being made."""
         if not self._in_the_making:
             for fork in list(self._unconnected):
                 self._connect(fork)
@@ -170,7 +167,8 @@ class Forks:
         ended, settled = asyncio.shield(fork.vm.ended), asyncio.ensure_future(fork.settled.wait())
         try:
             with self._supervisor.pool.quiet():
-                await asyncio.wait((ended, settled), timeout=_SHORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((ended, settled), timeout=_FIRST_MOMENT, return_when=asyncio.FIRST_COMPLETED)
+            self._connect(fork)
             await asyncio.wait((ended, settled), return_when=asyncio.FIRST_COMPLETED)
         finally:
             settled.cancel()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,6 +73,49 @@ async def test_the_pause_holds_only_what_needs_it(
     assert saved(capture) == one_byte(1) | one_byte(2)
     assert [layer.name for layer in capture.layers] == ["disk-1.qcow2"]
     assert (vm.overlay.name, vm.spare_overlay) == ("disk-2.qcow2", vm.folder / "disk-3.qcow2")
+
+
+async def test_device_state_and_memory_are_saved_at_the_same_time(
+    vm: VM, machine: MemoryMachine, capturer: Capturer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert vm.tracker is not None
+    loop, has_begun = asyncio.get_running_loop(), asyncio.Event()
+    read, save = vm.tracker.memory.read, machine.save
+
+    def copy(runs: Sequence[Run], buffer: Buffer) -> None:
+        loop.call_soon_threadsafe(has_begun.set)
+        read(runs, buffer)
+
+    async def save_later(device_state: Path) -> None:
+        await asyncio.wait_for(has_begun.wait(), 10)
+        await save(device_state)
+
+    monkeypatch.setattr(vm.tracker.memory, "read", copy)
+    monkeypatch.setattr(machine, "save", save_later)
+    machine.guest.touch(1)
+    assert saved(await capturer.capture(vm)) == one_byte(1)
+
+
+async def test_the_vm_runs_on_only_when_nothing_is_copied_any_more(
+    vm: VM, machine: MemoryMachine, capturer: Capturer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert vm.tracker is not None
+    read, may_end = vm.tracker.memory.read, threading.Event()
+
+    def copy(runs: Sequence[Run], buffer: Buffer) -> None:
+        assert may_end.wait(10)
+        read(runs, buffer)
+        machine.calls.append("copied")
+
+    monkeypatch.setattr(vm.tracker.memory, "read", copy)
+    machine.faults.add("save")
+    machine.guest.touch(1)
+    capturing = asyncio.create_task(capturer.capture(vm))
+    await asyncio.wait({capturing}, timeout=0.5)
+    may_end.set()
+    with pytest.raises(HypervisorError):
+        await capturing
+    assert machine.calls[-3:] == ["save failed", "copied", "resume"]
 
 
 async def test_a_network_card_is_out_while_the_vm_is_saved(vm: VM, machine: MemoryMachine, capturer: Capturer) -> None:

@@ -440,7 +440,7 @@ def has_way_out(session: Session, fork: int) -> bool:
 async def test_forks_have_their_way_out_when_all_have_begun(
     session: Session, second_clone: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forks, "_CONNECT_SECONDS", 1000)
+    monkeypatch.setattr(forks, "_FIRST_MOMENT", 1000)
     async with session.forks(2) as events:
         (first,) = await grants(events, 1)
         assert not has_way_out(session, first)
@@ -470,6 +470,25 @@ async def test_a_fork_that_rests_has_its_way_out_when_it_is_adopted(
         assert not has_way_out(session, first)
     await session.client.adopt(session.id, first)
     assert session.lease.vm in session.lease.network._accesses
+
+
+async def test_nothing_is_started_while_a_forks_cell_may_be_a_short_one(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "_FIRST_MOMENT", 1000)
+    async with session.forks(1) as events:
+        (first,) = await grants(events, 1)
+        filled = asyncio.create_task(session.supervisor.pool.filled())
+        await asyncio.wait({filled}, timeout=1)
+        assert not filled.done(), "the fork has taken the only blank, and another was started"
+        await session.client.rest_fork(session.id, first)
+        await asyncio.wait_for(filled, 30)
+
+
+async def test_the_stock_is_filled_while_a_forks_cell_is_a_long_one(session: Session) -> None:
+    async with session.forks(1) as events:
+        await grants(events, 1)
+        await asyncio.wait_for(session.supervisor.pool.filled(), 30)
 
 
 async def test_fork_that_dies_is_told_of(session: Session) -> None:
