@@ -1,4 +1,4 @@
-"""Whom a machine deals with: the supervisor that keeps its VM, the guest in it, and the router that watches it."""
+"""Whom a machine deals with: the supervisor that keeps its VM, the guest in it, and who watches it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from agentvm_kernel.kernel.guest import Guest, Link
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.client import Lease
-from agentvm_kernel.supervisor.messages import (
-    LeaseRequest,
-    LimitsRequest,
+from agentvm_kernel.supervisor.messages import LeaseRequest, LimitsRequest
+from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.operator_messages import Resumed
+from agentvm_kernel.supervisor.snapshot_messages import (
     Replaced,
-    Resumed,
     RollbackPlan,
     SnapshotInfo,
     SnapshotRequest,
     SnapshotTree,
 )
-from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
 from agentvm_kernel.supervisor.stats_messages import Moved, VMStats
 from agentvm_kernel.supervisor.status import Status
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
@@ -114,7 +113,7 @@ class Tenure:
 
 
 class Watcher(Protocol):
-    """Hears of a machine's ups and downs; the router is the real one."""
+    """Hears of a machine's ups and downs; `Succession` is the real one."""
 
     async def guest_ready(self, guest: Guest) -> Awaitable[AgentVMError]:
         """A new guest is up: its streams may be read. What is returned ends it."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from agentvm_kernel.errors import AgentVMError, SnapshotError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import SnapshotCreated, SnapshotRelabelled, SnapshotsRemoved
+from agentvm_kernel.observe.events.snapshot import SnapshotCreated, SnapshotRelabelled, SnapshotsRemoved
 from agentvm_kernel.observe.fields import MOST
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.snapshots.notes import LONGEST_WAY, Leg, Notes, Way
@@ -23,7 +23,7 @@ from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.snapshots.tree import Tree, check_free, new_id
 from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import (
+from agentvm_kernel.supervisor.snapshot_messages import (
     LabelRequest,
     Removed,
     RollbackPlan,

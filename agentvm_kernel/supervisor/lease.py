@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import LinkRefused, ResourceLimitExceeded
+from agentvm_kernel.observe.events.execution import ResourceLimitExceeded
+from agentvm_kernel.observe.events.network import LinkRefused
 from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.snapshots.notes import Way
@@ -78,7 +79,7 @@ class Lease:
         self.terms = terms
         self.network = network
         self.share: Share | None = None
-        self.executions = Executions(self, audit.record, metrics)
+        self.executions = Executions(lambda: self.subject, audit.record, metrics)
         self.slot = slot
         self.tell = tell
         self.limits = granted.limits

@@ -24,12 +24,8 @@ from agentvm_kernel.egress.resolver import Resolver
 from agentvm_kernel.egress.secrets import SecretStore
 from agentvm_kernel.egress.tunnel import NetworkSettings
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import (
-    ConfigurationChanged,
-    ConnectionsLeftOut,
-    NetworkConnectionAllowed,
-    NetworkConnectionBlocked,
-)
+from agentvm_kernel.observe.events.network import ConnectionsLeftOut, NetworkConnectionAllowed, NetworkConnectionBlocked
+from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
 from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.observe.restraint import Restraint
@@ -38,8 +34,9 @@ from agentvm_kernel.supervisor.card_reports import CardReports
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork, configured, run_of
-from agentvm_kernel.supervisor.messages import Blocked, Message, RollbackPlan
+from agentvm_kernel.supervisor.messages import Blocked, Message
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.snapshot_messages import RollbackPlan
 from agentvm_kernel.supervisor.terms import Terms
 
 Verdict = Literal["allowed", "blocked"]

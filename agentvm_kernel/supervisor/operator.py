@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from agentvm_kernel.config import load_settings
 from agentvm_kernel.errors import RequestError, SupervisorError
 from agentvm_kernel.observe.claims import Claims
-from agentvm_kernel.observe.events import ConfigurationChanged
+from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.settings import Settings
-from agentvm_kernel.supervisor.messages import (
-    DiskCopied,
-    DiskRequest,
-    Ended,
-    Leaving,
-    PoolInfo,
-    Resumed,
-    VMInfo,
-    VMList,
-)
-from agentvm_kernel.supervisor.present import Present, present
+from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.messages import Ended, Leaving
+from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest, PoolInfo, Resumed, VMInfo, VMList
+from agentvm_kernel.supervisor.present import Present
 from agentvm_kernel.vm.disk_copy import copy_disk
-
-if TYPE_CHECKING:
-    from agentvm_kernel.supervisor.core import Supervisor
 
 # What is made with these when the supervisor starts stays as it is.
 _FROM_THE_NEXT_START: Final = frozenset({"uri", "accelerator", "transport"})
@@ -48,14 +39,13 @@ class Operator:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._listening: asyncio.Task[None] | None = None
 
     async def vms(self) -> VMList:
         """Return all VMs, with what they use."""
         samples = await self._supervisor.stats.now()
         claims = self._supervisor.anomalies.claims
         return VMList(
-            vms=tuple(_describe(one, samples.get(one.id), claims.of(one.machine)) for one in present(self._supervisor))
+            vms=tuple(_describe(one, samples.get(one.id), claims.of(one.machine)) for one in self._supervisor.roster)
         )
 
     def pool_info(self) -> PoolInfo:
@@ -116,8 +106,11 @@ class Operator:
         lease = found.lease
         if lease is None or found.vm is not lease.vm:
             raise RequestError(f"{vm} is no session's own VM.", "`agentvm vm list` shows which are leased.")
-        if not target.is_absolute() or target.exists():
-            raise RequestError(f"{wanted.file!a:.200} is no absolute path of a file to create.")
+        if not await asyncio.to_thread(_can_be_made, target):
+            raise RequestError(
+                f"{wanted.file!a:.200} is no absolute path of a file to create.",
+                "Name one that is not there, in a folder that is.",
+            )
         async with lease.turn:
             if lease.is_stopped():
                 raise RequestError("The VM is stopped because of an anomaly.", f"`agentvm vm resume {vm}` resumes it.")
@@ -126,7 +119,7 @@ class Operator:
         return DiskCopied(size=target.stat().st_size, unfrozen=reason)
 
     def _find(self, vm: str) -> Present:
-        found = next((one for one in present(self._supervisor) if one.id == vm), None)
+        found = next((one for one in self._supervisor.roster if one.id == vm), None)
         if found is None:
             raise NoVMError(f"There is no VM {vm!r:.40}.", "`agentvm vm list` shows those that there are.")
         return found
@@ -161,18 +154,13 @@ class Operator:
         supervisor.stats.sampler.every = new.metrics.interval
         supervisor.anomalies.configure(new.anomalies)
         if new.metrics.listen != old.metrics.listen:
-            self._listening = asyncio.create_task(supervisor.exposition.listen(new.metrics.listen), name="listen")
+            supervisor.exposition.move(new.metrics.listen)
         supervisor.admission.look()
         supervisor.pool.refill()
         names = [name for name in Settings.model_fields if getattr(old, name) != getattr(new, name)]
         if names:
             supervisor.audit.record(ConfigurationChanged(what=", ".join(names)))
         return [f"{name} (from the next start)" if name in _FROM_THE_NEXT_START else name for name in names]
-
-    async def settled(self) -> None:
-        """Wait until what the last ``reload`` began is done; for tests."""
-        if self._listening is not None:
-            await asyncio.wait([self._listening])
 
     async def leave(self) -> None:
         """Get ready to end: let sessions keep their VMs, if that is configured, and give them time for it."""
@@ -189,6 +177,16 @@ class Operator:
             except TimeoutError:
                 for lease in supervisor.leases.values():
                     supervisor.pool.give_reason(lease.vm.id, "its session did not keep it in time")
+
+
+def _can_be_made(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return path.is_absolute() and path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    except (OSError, ValueError):  # its name is too long, or none at all
+        return False
+    return False
 
 
 def _describe(one: Present, sample: Sample | None, claims: Claims | None) -> VMInfo:

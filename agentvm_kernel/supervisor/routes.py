@@ -25,37 +25,17 @@ from agentvm_kernel.errors import (
     VMEndedError,
     host_error,
 )
-from agentvm_kernel.observe.events import LeaseReleased
+from agentvm_kernel.observe.events.vm import LeaseReleased
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor import openapi
 from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords, news_adapter
 from agentvm_kernel.supervisor.clones import lend
 from agentvm_kernel.supervisor.emit import Emit
+from agentvm_kernel.supervisor.fork_messages import ForkRequest, fork_event_adapter
 from agentvm_kernel.supervisor.forks import Forks, rest
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import NetworkLockedError, NoNetworkError
-from agentvm_kernel.supervisor.messages import (
-    DiskCopied,
-    DiskRequest,
-    Ended,
-    ForkRequest,
-    LabelRequest,
-    LeaseRequest,
-    LimitsRequest,
-    PoolInfo,
-    PruneRequest,
-    Removed,
-    Replaced,
-    Resumed,
-    RollbackPlan,
-    RollbackRequest,
-    SnapshotInfo,
-    SnapshotRequest,
-    SnapshotTree,
-    VMList,
-    fork_event_adapter,
-    lease_event_adapter,
-)
+from agentvm_kernel.supervisor.messages import Ended, LeaseRequest, LimitsRequest, lease_event_adapter
 from agentvm_kernel.supervisor.network_messages import (
     CassetteRequest,
     CellRequest,
@@ -64,7 +44,19 @@ from agentvm_kernel.supervisor.network_messages import (
     connection_adapter,
 )
 from agentvm_kernel.supervisor.operator import NoVMError
+from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest, PoolInfo, Resumed, VMList
 from agentvm_kernel.supervisor.route import QUERY, Call, Route
+from agentvm_kernel.supervisor.snapshot_messages import (
+    LabelRequest,
+    PruneRequest,
+    Removed,
+    Replaced,
+    RollbackPlan,
+    RollbackRequest,
+    SnapshotInfo,
+    SnapshotRequest,
+    SnapshotTree,
+)
 from agentvm_kernel.supervisor.stats_messages import Moved, stats_adapter
 from agentvm_kernel.supervisor.status import Reloaded, Status
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
@@ -94,43 +86,43 @@ async def shut_down(call: Call) -> None:
 
 async def reload(call: Call) -> Reloaded:
     """Read the configuration again; if it is not valid, the old one stays in force."""
-    return Reloaded(changed=tuple(call.supervisor.operator.reload()))
+    return Reloaded(changed=tuple(call.operator.reload()))
 
 
 async def list_vms(call: Call) -> VMList:
     """List all VMs, with what they use."""
-    return await call.supervisor.operator.vms()
+    return await call.operator.vms()
 
 
 async def kill_vm(call: Call) -> None:
     """End a VM; its session is told."""
-    await call.supervisor.operator.kill(call.parameters["vm"])
+    await call.operator.kill(call.parameters["vm"])
 
 
 async def resume_vm(call: Call) -> Resumed:
     """Let a VM run on that was slowed down or stopped because of an anomaly."""
-    return await asyncio.shield(call.supervisor.operator.resume(call.parameters["vm"]))
+    return await asyncio.shield(call.operator.resume(call.parameters["vm"]))
 
 
 async def copy_disk(call: Call, wanted: DiskRequest) -> DiskCopied:
     """Copy the disk of a session's VM into a file, with its file systems frozen for a moment."""
     # A client that goes away must not stop it half-way.
-    return await asyncio.shield(call.supervisor.operator.copy_disk(call.parameters["vm"], wanted))
+    return await asyncio.shield(call.operator.copy_disk(call.parameters["vm"], wanted))
 
 
 async def get_pool(call: Call) -> PoolInfo:
     """Tell what is kept ready, and who waits."""
-    return call.supervisor.operator.pool_info()
+    return call.operator.pool_info()
 
 
 async def drain_pool(call: Call) -> None:
     """End what is kept ready, and keep nothing ready until it is filled."""
-    await call.supervisor.operator.drain()
+    await call.operator.drain()
 
 
 async def fill_pool(call: Call) -> None:
     """Keep VMs ready again."""
-    call.supervisor.operator.fill()
+    call.operator.fill()
 
 
 async def lease_vm(call: Call, wanted: LeaseRequest, emit: Emit) -> None:

@@ -12,7 +12,7 @@ import pytest
 from audited import audited
 from fake_hypervisor import FakeHypervisor, FakeMachine
 from kernel_harness import within
-from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
+from supervisor_bed import SETTINGS, first_grant, make_paths, serving
 from typer.testing import CliRunner
 
 from agentvm_kernel.config import Paths
@@ -25,12 +25,14 @@ from agentvm_kernel.observe import restraint
 from agentvm_kernel.profiles import Profile
 from agentvm_kernel.settings import Network, Settings
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor import catalogue, lease_network
+from agentvm_kernel.supervisor import lease_network
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
-from agentvm_kernel.supervisor.messages import Blocked, Ended, LeaseRequest, SnapshotRequest
+from agentvm_kernel.supervisor.messages import Blocked, Ended, LeaseRequest
 from agentvm_kernel.supervisor.net_command import net_app
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkRequest
+from agentvm_kernel.supervisor.operator import Operator
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.witness import Witness
 
 OFFLINE = Profile(vcpus=1, memory_mib=256, disk_gb=4, network="none")
@@ -140,7 +142,6 @@ def settings() -> Settings:
 async def bed(
     paths: Paths, settings: Settings, wanted: LeaseRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bed]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
     monkeypatch.setattr(lease_network, "Tunnel", FakeTunnel)
     FakeTunnel.made, FakeTunnel.refuse = [], 0
     async with (
@@ -321,16 +322,16 @@ async def test_the_configuration_holds_for_all_and_a_reload_for_those_that_are_t
     info = await bed.client.network(bed.id)
     assert (info.max_connections, info.max_bytes) == (7, 9)
     bed.supervisor.paths.config.write_text('[network]\ndeny = ["a.example"]\nallow = ["c.example"]\n')
-    bed.supervisor.operator.reload()
+    Operator(bed.supervisor).reload()
     assert bed.decides("pypi.org")
     assert bed.decides("c.example")
     assert not bed.decides("a.example")
     bed.supervisor.paths.config.write_text('[network]\nallow = ["a_b"]\n')
     with pytest.raises(ConfigError, match="network"):
-        bed.supervisor.operator.reload()
+        Operator(bed.supervisor).reload()
     bed.supervisor.paths.config.write_text('[network]\nreachable = ["nowhere"]\n')
     with pytest.raises(ConfigError, match="reachable"):
-        bed.supervisor.operator.reload()
+        Operator(bed.supervisor).reload()
     assert bed.decides("c.example")
 
 
