@@ -10,7 +10,7 @@ from agentvm_kernel.anomalies import Action, Severity
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.link.endpoint import UnixEndpoint, VsockEndpoint
 from agentvm_kernel.observe.claims import Claims
-from agentvm_kernel.profiles import Limits
+from agentvm_kernel.profiles import Limits, Sizes
 from agentvm_kernel.snapshots.notes import Cell, Kind, Way
 
 API_VERSION = 1
@@ -33,6 +33,7 @@ class LeaseRequest(Message):
     Attributes:
         image: Flavour of the image (``minimal`` or ``standard``); empty for the configured default.
         profile: Name of the profile; empty for the configured default.
+        sizes: How large the machine is to be, where that is less than the profile gives.
         owner: What the lease is for, shown in listings (a kernel id, a script's name).
         notebook: What the snapshots belong to: a path, or another name that stays the same when the kernel restarts;
             empty for the owner.
@@ -44,6 +45,7 @@ class LeaseRequest(Message):
 
     image: str = Field(default="", max_length=64, pattern=r"^[a-z0-9-]*$")
     profile: str = Field(default="", max_length=64)
+    sizes: Sizes = Sizes()
     owner: str = Field(default="", max_length=200)
     notebook: str = Field(default="", max_length=4096)
     mode: NetworkMode | None = None
