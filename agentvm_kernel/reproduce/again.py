@@ -160,13 +160,13 @@ def _notes(way: Way) -> list[str]:
 
 def _stage(source: Source, leg: Leg, image: Used, order: Order, paths: Paths, place: Path) -> tuple[Stage, list[str]]:
     recorded = leg.session.profile if leg.session else str(source.kept.get("profile", ""))
-    terms = terms_of(leg.session, order.profile or recorded, load_settings(paths), order.allow)
+    terms = terms_of(leg.session, order.profile or recorded, load_settings(paths), order.allow, paths.config)
     folder = place / ".kernel"
     folder.mkdir(mode=0o700)
     notes = [*terms.notes, *_copy_cassettes(source, leg, folder)]
     permits = Permits(
         files=place / _FILES, inputs=dict(order.inputs), allow=order.allow, size=order.size, limits=terms.limits,
-        mode=terms.most,
+        mode=terms.most, sizes=terms.sizes,
     )  # fmt: skip
     used = image.digest if image.is_exact else image.flavour
     owner = f"{REPRODUCTION}{secrets.token_hex(8)}"

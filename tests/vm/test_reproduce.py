@@ -150,6 +150,7 @@ CASSETTE = (
         "response": {"status": 200, "reason": "OK", "headers": [], "body": "recorded answer", "encoding": "utf-8"},
     },
 )
+LARGE = "import os\nprint('large:', os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') > 420 << 20)"
 CELLS = (
     "total = sum(range(1234))\nprint('total', total, 'mean', total / 1234)",
     WRITES,
@@ -158,6 +159,7 @@ CELLS = (
     "1 / 0",
     "%net replay demo",
     ASKS,
+    LARGE,
 )
 
 
@@ -198,6 +200,8 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     session = record["sessions"][0]
     session["limits"] = json.dumps(json.loads(session["limits"]) | {"cell_deadline": 77, "processes": 99_999})
     session["network"] += "; deny denied.example"
+    assert (session["vcpus"], session["memory_mib"], session["disk_gb"]) == (1, 512, 4)
+    session |= {"vcpus": 3, "memory_mib": 384}
     name = rng.choice(sorted(packages))
     packages[name] += ".post1"
     # An image of other packages has another digest.
@@ -214,9 +218,14 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     assert len(differing) == 1, said
     assert f"Python package {name!a}: recorded {packages[name]}, now {packages[name].removesuffix('.post1')}" in said
 
-    status, verdict, said = bed.reproduced(changed, "--anyway", "--allow", "api.example.org")
+    status, verdict, said = bed.reproduced(changed, "--anyway", "--allow-recorded")
     assert status == 1, f"seed {seed}"
-    assert words(verdict) == ["differs", *["same"] * 6], (f"seed {seed}", verdict)
+    assert "Allowed as recorded, besides what the configuration allows:\napi.example.org\n" in said
+    assert words(verdict) == ["differs", *["same"] * 6, "differs"], (f"seed {seed}", verdict)
+    assert verdict["cells"][7]["diff"][3:5] == ["-large: True", "+large: False"]
+    (acquired,) = of_last(bed, "lease_acquired")
+    assert (acquired["vcpus"], acquired["memory_mib"], acquired["disk_gb"]) == (1, 384, 4)
+    assert "The machine is smaller than the profile test has it, as recorded: 384 MiB of memory." in verdict["notes"]
     assert [line[0] for line in verdict["cells"][0]["diff"][3:5]] == ["-", "+"]
     assert verdict["cells"][0]["diff"][3][1:] == stream["text"].rstrip("\n")
     assert "Hosts are answered for by demo.cassette.jsonl, beside the notebook." in verdict["notes"]
@@ -228,8 +237,9 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     terms = [one["what"] for one in of_last(bed, "configuration_changed")]
     assert terms[0] == "limits: {'cell_deadline': 77.0}"
     assert '"deny":["denied.example"]' in terms[1]
-    (lowered,) = [one for one in verdict["notes"] if "Not granted" in one]
-    assert "processes=99999 (here 2048)" in lowered
+    larger, raised = [one for one in verdict["notes"] if "Not granted" in one]
+    assert f"vcpus = 3, memory_mib = 512, disk_gb = 4 in {bed.paths.config} gives it" in larger
+    assert "processes=99999 (here 2048)" in raised
     assert not verdict["image"]["exact"]
     assert len(verdict["image"]["differences"]) == 1
     assert name in verdict["image"]["differences"][0]
