@@ -150,7 +150,16 @@ def _without_record(cells: Sequence[Cell]) -> Path:
     steps = tuple(Step(seeded(cells[place].source, cells[place]), place, _kept(cells[place])) for place in wanted)
     if len(steps) > _MOST_STEPS:
         raise ReproduceError(f"The path has more than {_MOST_STEPS} steps.")
-    return Path((Leg(None, steps),), "numbers of runs" if is_numbered else "document")
+    changed = (place + 1 for place in wanted if _is_changed(cells[place]))
+    missing = tuple(f"the code of cell {number} was changed since it ran" for number in sorted(changed))
+    return Path((Leg(None, steps, missing),), "numbers of runs" if is_numbered else "document")
+
+
+def _is_changed(cell: Cell) -> bool:
+    """Return whether the metadata have the digest of other code than the cell has."""
+    said = cell.metadata.get(KEY)
+    digest = said.get("code") if isinstance(said, dict) else None
+    return isinstance(digest, str) and digest != digest_of(cell.source)
 
 
 _SEED: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)

@@ -410,8 +410,7 @@ class Supervisor:
         return Status(
             version=__version__, pid=os.getpid(), uptime=self.now() - self._began, libvirt=self.settings.uri,
             accelerator=self.accelerator, accelerator_reason=self.accelerator_reason, ready=self.pool.stocks.counts(),
-            leases=tuple(LeaseInfo.of(lease.granted, lease.terms.request) for lease in self.leases.values()),
-            enforced_by=enforced_by(self.settings.uri),
+            leases=tuple(map(_describe, self.leases.values())), enforced_by=enforced_by(self.settings.uri),
         )  # fmt: skip
 
     @property
@@ -450,3 +449,8 @@ class Supervisor:
         self._vms_folder.mkdir(mode=0o711, parents=True)
         shutil.rmtree(self._tallies_folder, ignore_errors=True)
         self._tallies_folder.mkdir(mode=0o700)
+
+
+def _describe(lease: Lease) -> LeaseInfo:
+    hypervisor = lease.vm.snapshot.golden.manifest.hypervisor
+    return LeaseInfo.of(lease.granted, lease.terms.request, network=lease.network.summary, hypervisor=hypervisor)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from report_bed import IMAGE, Bed, code, notebook, text
 
-from agentvm_kernel.report.document import Cell
+from agentvm_kernel.report.document import Cell, read_document
 from agentvm_kernel.report.make import gather
 from agentvm_kernel.report.path import recorded
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.path import Leg, Order, plan, with_labels
 from agentvm_kernel.reproduce.recorded import Record, read_record
+from agentvm_kernel.supervisor.execution_messages import digest_of
 
 
 @pytest.fixture
@@ -187,6 +188,13 @@ def test_without_a_record_the_numbers_of_runs_give_the_order_and_else_the_docume
     assert unrecorded(*cells, code("d"), folder=tmp_path) == (["a", "b", "c", "d"], "document")
     other = code("d", agentvm={"run": 4, "kernel": "other"})
     assert unrecorded(*cells, other, code(" "), folder=tmp_path) == (["a", "b", "c", "d"], "document")
+
+
+def test_a_cell_that_was_changed_since_it_ran_is_told_where_its_metadata_say_so(tmp_path: Path) -> None:
+    said = (("a", digest_of("a")), ("B", digest_of("b")), ("c", ["no", "digest"]))
+    cells = [code(one, agentvm={"run": run, "code": kept}) for run, (one, kept) in enumerate(said, 1)]
+    (leg,) = plan(read_document(notebook(tmp_path / "n.ipynb", *cells)).cells, None).legs
+    assert leg.missing == ("the code of cell 2 was changed since it ran",)
 
 
 def test_the_record_has_what_another_image_is_held_against(bed: Bed, tmp_path: Path) -> None:
