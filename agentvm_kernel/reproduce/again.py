@@ -21,7 +21,7 @@ from agentvm_kernel.report.document import Cell, read_bounded
 from agentvm_kernel.report.record import REPRODUCTION
 from agentvm_kernel.reproduce.environment import Used, find_image
 from agentvm_kernel.reproduce.error import ReproduceError
-from agentvm_kernel.reproduce.judge import Judge, file_verdicts
+from agentvm_kernel.reproduce.judge import Judge, file_verdicts, loose_verdicts, undone
 from agentvm_kernel.reproduce.leftovers import remove_snapshots
 from agentvm_kernel.reproduce.markers import Marker, markers_of
 from agentvm_kernel.reproduce.path import Leg, call_of, plan
@@ -98,6 +98,7 @@ def reproduce(source: Source, order: Order, paths: Paths, on_progress: OnProgres
                 played, left = _played(leg, stage, on_progress)
                 shown += played
                 notes += [*said, *left]
+            notes += undone(shown)
             used = next((one for one in images if not one.is_exact), images[-1])
             outcome = _outcome(source, way, used, tuple(dict.fromkeys(notes)), shown, order)
             _write(place, source, shown, outcome)
@@ -210,13 +211,14 @@ def _outcome(
     for number, cell in enumerate(cells):
         if cell.source.strip():
             verdicts.append(order.judge.verdict(number + 1, cell, by_cell.get(number)))
+    steps = (step for leg in way.legs for step in leg.steps)
     signature = source.told
     if not image.is_exact:
         what = "; ".join(image.differences)
         notes = (*notes, f"The machine is of the image {image.digest[:12]}, not of the recorded one: {what}.")
     return Outcome(
         source.document.name, f"by {_ORDERS[way.order]}", signature, image.as_json(), image.is_exact, notes,
-        tuple(verdicts), tuple(file_verdicts(cells, by_cell)),
+        tuple(verdicts), (*file_verdicts(cells, by_cell), *loose_verdicts(steps, shown)),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from agentvm_kernel.kernel.network import note
 from agentvm_kernel.report.document import Cell
 from agentvm_kernel.reproduce.compare import Comparison, Rules, compare
 from agentvm_kernel.reproduce.error import ReproduceError
-from agentvm_kernel.reproduce.judge import Judge, file_verdicts
+from agentvm_kernel.reproduce.judge import Judge, file_verdicts, loose_verdicts, undone
 from agentvm_kernel.reproduce.markers import Marker, markers_of
 from agentvm_kernel.reproduce.normalise import DEFAULTS, OF_FORKS, Normaliser, read_normalisers
 from agentvm_kernel.reproduce.path import Step
@@ -356,6 +356,27 @@ def outcome(
 ) -> Outcome:
     cells = tuple(Verdict(1, 1, word, is_wanted=is_wanted) for word in words)  # type: ignore[arg-type]
     return Outcome("n.ipynb", "document", (), {}, is_exact, (), cells, files)
+
+
+def test_what_was_copied_without_a_cell_is_held_against_its_recorded_digest() -> None:
+    paths = ("same", "other", "failed", "unreached")
+    steps = [Step(f"%pull '{one}'", None, 1, "", "a" * 64) for one in paths]
+    steps += [Step("%push 'in'", None, 1, "", "b" * 64), Step("%snapshot s"), Step("1 / 0"), Step("%pull x", 3, 1)]
+    error = {"output_type": "error", "ename": "E", "evalue": "no such file", "traceback": []}
+    copied = [{"copied": {"sha256": digest * 64}} for digest in "abb"]
+    shown = [
+        Shown(steps[0], (), reply=copied[0]), Shown(steps[1], (), reply=copied[1]), Shown(steps[2], (error,)),
+        Shown(steps[4], (), reply=copied[0]), Shown(steps[5], (), refused="not here"), Shown(steps[6], (error,)),
+    ]  # fmt: skip
+    verdicts = loose_verdicts(steps, shown)
+    assert [(one.cell, one.path, one.word) for one in verdicts] == [
+        (0, "'same'", "same"), (0, "'other'", "differs"), (0, "'failed'", "not run"), (0, "'unreached'", "not run"),
+    ]  # fmt: skip
+    assert list(undone(shown)) == [
+        "Not done: %pull 'failed': 'no such file'",
+        f"Another file than then: %push 'in' (recorded {'b' * 64}, now {'a' * 64})",
+        "Not done: %snapshot s: not here",
+    ]
 
 
 def test_the_exit_code_is_0_only_if_all_is_the_same_in_the_same_image() -> None:

@@ -160,6 +160,7 @@ CELLS = (
     "%net replay demo",
     ASKS,
     LARGE,
+    "print(open('given.txt').read())",
 )
 
 
@@ -177,7 +178,8 @@ def packed(bed: Bed) -> Path:
     nbformat.write(new_notebook(cells=[new_markdown_cell("# Plain"), *cells]), notebook)
     lines = "".join(json.dumps(line) + "\n" for line in CASSETTE)
     (bed.folder / "demo.cassette.jsonl").write_text(lines)
-    made = bed.recorded(notebook, "--allow", "api.example.org")
+    (bed.folder / "given.txt").write_text("what was given")
+    made = bed.recorded(notebook, "--allow", "api.example.org", "--in", "given.txt", "--result", "made.csv")
     assert "recorded answer" in made.with_name("plain.ipynb").read_text()
     made.with_name("demo.cassette.jsonl").write_text(lines)
     return made
@@ -218,10 +220,10 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     assert len(differing) == 1, said
     assert f"Python package {name!a}: recorded {packages[name]}, now {packages[name].removesuffix('.post1')}" in said
 
-    status, verdict, said = bed.reproduced(changed, "--anyway", "--allow-recorded")
+    status, verdict, said = bed.reproduced(changed, "--anyway", "--allow-recorded", "--input", "given.txt")
     assert status == 1, f"seed {seed}"
     assert "Allowed as recorded, besides what the configuration allows:\napi.example.org\n" in said
-    assert words(verdict) == ["differs", *["same"] * 6, "differs"], (f"seed {seed}", verdict)
+    assert words(verdict) == ["differs", *["same"] * 6, "differs", "same"], (f"seed {seed}", verdict)
     assert verdict["cells"][7]["diff"][3:5] == ["-large: True", "+large: False"]
     (acquired,) = of_last(bed, "lease_acquired")
     assert (acquired["vcpus"], acquired["memory_mib"], acquired["disk_gb"]) == (1, 384, 4)
@@ -230,10 +232,13 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     assert verdict["cells"][0]["diff"][3][1:] == stream["text"].rstrip("\n")
     assert "Hosts are answered for by demo.cassette.jsonl, beside the notebook." in verdict["notes"]
     assert set(verdict["cells"][3]["by"]) == {"memory-addresses", "durations"}
-    (file,) = verdict["files"]
+    file, result = verdict["files"]
     assert (file["verdict"], file["saved"], file["now"]) == ("differs", copied["sha256"], before)
-    (copied,) = of_last(bed, "files_copied")
-    assert (copied["way"], copied["path"], copied["digest"]) == ("pull", "made.csv", before)
+    assert (result["cell"], result["verdict"], result["saved"], result["now"]) == (0, "same", before, before)
+    given = hashlib.sha256(b"what was given").hexdigest()
+    assert [(one["way"], one["path"], one["digest"]) for one in of_last(bed, "files_copied")] == [
+        ("push", "given.txt", given), ("pull", "made.csv", before), ("pull", "made.csv", before),
+    ]  # fmt: skip
     terms = [one["what"] for one in of_last(bed, "configuration_changed")]
     assert terms[0] == "limits: {'cell_deadline': 77.0}"
     assert '"deny":["denied.example"]' in terms[1]
