@@ -307,7 +307,7 @@ class _Leg:
             elif _PATH.fullmatch(wanted):
                 way = "in" if one.way == "push" else "out"
                 step = Step(f"%{one.way} '{wanted}'", None, one.run, f"a file was copied {way}", one.sha256)
-                yield (float(one.run), 0.25 if one.way == "push" else 0.6), step
+                yield (float(one.run), 0.25), step
             elif wanted:
                 self.missing.append(f"the copy of {wanted!a:.80} cannot be made")
 

@@ -194,6 +194,7 @@ def test_copies_that_no_cell_makes_are_made_all_the_same(bed: Bed, tmp_path: Pat
     bed.copied("push", "/home/somebody/data.csv", "1" * 64)
     bed.run("a", text("1"))
     bed.copied("pull", "out/kept.csv", "2" * 64)  # the cell's
+    bed.copied("pull", "out/kept.csv", "6" * 64)
     bed.copied("pull", "out/other one.csv", "3" * 64)
     bed.copied("push", "/home/somebody/more.csv")  # the cell's
     bed.run("b", text("2"))
@@ -202,7 +203,8 @@ def test_copies_that_no_cell_makes_are_made_all_the_same(bed: Bed, tmp_path: Pat
     cells = [code("a", text("1")), code("%pull out/kept.csv"), code("%push ~/more.csv"), code("b", text("2"))]
     found = leg(bed, tmp_path, *cells)
     assert [(step.source, step.cell, step.digest) for step in found.steps] == [
-        ("%push 'data.csv'", None, "1" * 64), ("a", 0, ""), ("%pull 'out/other one.csv'", None, "3" * 64),
+        ("%push 'data.csv'", None, "1" * 64), ("a", 0, ""), ("%pull 'out/kept.csv'", None, "6" * 64),
+        ("%pull 'out/other one.csv'", None, "3" * 64),
         ("%pull out/kept.csv", 1, ""), ("%push ~/more.csv", 2, ""), ("b", 3, ""),
         ("%pull 'out/kept.csv'", None, "4" * 64),
     ]  # fmt: skip
