@@ -348,8 +348,8 @@ class Supervisor:
         self.audit.record(SnapshotRestored(**lease.subject, before=old.id, snapshot=stored.id, tree=tree))
         await asyncio.to_thread(unpin, lease.terms, old.snapshot)
         self.pool.retire(old)
-        await self.workspaces.follow(lease)
-        return Replaced(granted=granted, snapshot=describe(stored), seconds=seconds)
+        unshared = await self.workspaces.follow(lease)
+        return Replaced(granted=granted, snapshot=describe(stored), seconds=seconds, unshared=unshared)
 
     async def settled(self, lease: Lease) -> None:
         """Wait until nothing goes on in the background; for benchmarks and tests."""
