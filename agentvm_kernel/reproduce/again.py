@@ -28,7 +28,7 @@ from agentvm_kernel.reproduce.path import Leg, call_of, plan
 from agentvm_kernel.reproduce.path import Path as Way
 from agentvm_kernel.reproduce.permits import Permits
 from agentvm_kernel.reproduce.player import Shown, Stage, play
-from agentvm_kernel.reproduce.recorded import RecordedImage
+from agentvm_kernel.reproduce.recorded import RecordedImage, kept_session
 from agentvm_kernel.reproduce.source import Source
 from agentvm_kernel.reproduce.terms import Terms, terms_of
 from agentvm_kernel.reproduce.verdict import Outcome, Verdict
@@ -160,8 +160,9 @@ def _notes(way: Way) -> list[str]:
 
 
 def _stage(source: Source, leg: Leg, image: Used, order: Order, paths: Paths, place: Path) -> tuple[Stage, list[str]]:
-    recorded = leg.session.profile if leg.session else str(source.kept.get("profile", ""))
-    terms = terms_of(leg.session, order.profile or recorded, load_settings(paths), order.allow, paths.config)
+    session = leg.session or kept_session(source.kept)
+    recorded = session.profile if session else ""
+    terms = terms_of(session, order.profile or recorded, load_settings(paths), order.allow, paths.config)
     folder = place / ".kernel"
     folder.mkdir(mode=0o700)
     notes = [*terms.notes, *_copy_cassettes(source, leg, folder)]

@@ -10,7 +10,7 @@ from agentvm_kernel.egress.names import NameRefusedError, Pattern
 from agentvm_kernel.kernel.directive import DirectiveError, allowed_hosts
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.path import call_of, plan
-from agentvm_kernel.reproduce.recorded import network_of
+from agentvm_kernel.reproduce.recorded import kept_session, network_of
 from agentvm_kernel.reproduce.source import Source
 
 MOST: Final = 200
@@ -22,7 +22,8 @@ _LONGEST: Final = 300
 def recorded_hosts(source: Source) -> dict[str, str]:
     """Return the hosts that were allowed, as they were written, and how they are read.
 
-    These are the session's own from its beginning, and those that the notebook's cells allow.
+    These are the session's own from its beginning, of the record or else of the notebook's metadata, and those that the
+    notebook's cells allow.
 
     Args:
         source: What is to be run again.
@@ -44,7 +45,7 @@ def recorded_hosts(source: Source) -> dict[str, str]:
 
 def _named(source: Source) -> Iterator[str]:
     for leg in plan(source.cells, source.record).legs:
-        yield from network_of(leg.session).allowed
+        yield from network_of(leg.session or kept_session(source.kept)).allowed
         for step in leg.steps:
             call = call_of(step.source)
             if call and call.name == "net" and call.words[:1] == ("allow",):

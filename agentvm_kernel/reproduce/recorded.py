@@ -182,3 +182,19 @@ def as_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def kept_session(kept: Mapping[str, Any]) -> RecordedSession | None:
+    """Return what a notebook's own metadata say of the machine that it was run in; None if that makes no sense.
+
+    Args:
+        kept: What is under this project's key; anybody may have written it.
+    """
+    names = ("profile", "vcpus", "memory_mib", "disk_gb", "network")
+    values = {name: kept[name] for name in names if name in kept}
+    if isinstance(kept.get("limits"), dict):
+        values["limits"] = json.dumps(kept["limits"])
+    try:
+        return RecordedSession.model_validate(values, strict=True) if values else None
+    except ValidationError:
+        return None

@@ -70,5 +70,10 @@ def of_notebook(status: Status, owner: str) -> dict[str, Any]:
         if lease.owner == owner:
             names = ("image", "flavour", "profile", "vcpus", "memory_mib", "disk_gb", "hypervisor")
             known |= {name: getattr(lease, name) for name in names}
-            known |= {"limits": lease.limits.model_dump(exclude_none=True), "network": lease.network[:_NETWORK]}
+            known |= {"limits": lease.limits.model_dump(exclude_none=True), "network": _cut(lease.network)}
     return known
+
+
+def _cut(network: str) -> str:
+    """Return what a machine could reach, without the rules for which there is no room."""
+    return network if len(network) <= _NETWORK else network[:_NETWORK].rpartition("; ")[0]

@@ -111,15 +111,21 @@ PROFILE = "[profiles.test]\nvcpus = 1\nmemory_mib = 512\ndisk_gb = 4\n"
 
 
 def stage_of(
-    tmp_path: Path, session: dict[str, Any], *steps: str, config: str = PROFILE, **wanted: Any
+    tmp_path: Path,
+    session: dict[str, Any] | None,
+    *steps: str,
+    config: str = PROFILE,
+    kept: dict[str, Any] | None = None,
+    **wanted: Any,
 ) -> tuple[Any, list[str]]:
     (tmp_path / "config.toml").write_text(config)
     paths = Paths(tmp_path / "c", tmp_path / "s", tmp_path / "r", tmp_path / "config.toml")
     place = tmp_path / "place"
     place.mkdir()
-    document = read_document(notebook(tmp_path / "n.ipynb", code("a")))
+    document = read_document(notebook(tmp_path / "n.ipynb", code("a"), **({"agentvm": kept} if kept else {})))
     source = Source(document, None, (), tmp_path)
-    leg = Leg(RecordedSession.model_validate({"profile": "test", **session}), tuple(map(Step, steps)))
+    recorded = None if session is None else RecordedSession.model_validate({"profile": "test", **session})
+    leg = Leg(recorded, tuple(map(Step, steps)))
     order = replace(Order(Judge(Rules()), tmp_path / "out"), **wanted)
     return _stage(source, leg, Used("1", "1", "minimal"), order, paths, place)
 
@@ -265,6 +271,36 @@ def test_limits_are_held_against_the_machine_as_it_is(tmp_path: Path) -> None:
     session = {"memory_mib": 256, "limits": json.dumps(GIVEN | {"user_memory_mib": 256, "cpu": 0.5})}
     stage, _ = stage_of(tmp_path, session)
     assert stage.asked == ("%limits cpu=0.5",)
+
+
+KEPT = {"profile": "test", "vcpus": 1, "memory_mib": 300, "disk_gb": 4, "network": "isolated; deny a.example"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked", "memory"),
+    [
+        (KEPT | {"limits": {"cell_deadline": 60}}, ("%limits timeout=60s", "%net deny a.example", "%net mode isolated"),
+         300),
+        (KEPT | {"limits": "cell_deadline"}, ("%net deny a.example", "%net mode isolated"), 300),
+        ({"profile": "test", "limits": {"processes": 10**9}}, (), None),
+        (KEPT | {"memory_mib": "300"}, (), None),
+        (KEPT | {"network": ["isolated"]}, (), None),
+        (KEPT | {"memory_mib": -5}, (), None),
+        ({}, (), None),
+        ({"profile": ["test"]}, (), None),
+    ],
+)  # fmt: skip
+def test_without_a_record_the_metadata_may_take_away_but_not_give(
+    tmp_path: Path, kept: dict[str, Any], asked: tuple[str, ...], memory: int | None
+) -> None:
+    stage, _ = stage_of(tmp_path, None, kept=kept, config=f'profile = "test"\n{PROFILE}')
+    assert (stage.asked, stage.permits.sizes, stage.permits.allow) == (asked, Sizes(memory_mib=memory), ())
+
+
+def test_hosts_of_the_metadata_are_granted_only_in_a_word(tmp_path: Path) -> None:
+    kept = {"agentvm": {"network": "filtered; allow b.example"}}
+    document = read_document(notebook(tmp_path / "n.ipynb", code("%net allow c.example"), **kept))
+    assert list(recorded_hosts(Source(document, None, (), tmp_path))) == ["b.example", "c.example"]
 
 
 def test_hosts_that_were_allowed_are_found_in_the_record_and_in_the_cells(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from agentvm_kernel.run.provenance import of_cell, of_image
+from agentvm_kernel.run.provenance import of_cell, of_image, of_notebook
+from agentvm_kernel.supervisor.status import LeaseInfo, Status
 
 FACTS = {"seconds": 0.1, "snapshot_before": "aaaaaaaaaaaa", "snapshot_after": "bbbbbbbbbbbb"}
 
@@ -63,3 +64,19 @@ def test_with_a_cell_its_forks_with_their_seed_and_what_it_copied_are_kept() -> 
     record = of_cell(reply, "k", "x = 1")
     assert record is not None
     assert (record["forks"], record["copied"]) == (forks, copied)
+
+
+def test_of_what_a_machine_could_reach_whole_rules_are_kept() -> None:
+    rules = [f"deny host-{number}.example" for number in range(100)]
+    lease = LeaseInfo(
+        lease="l", owner="o", vm="v", image="i", flavour="minimal", profile="p", vcpus=1, memory_mib=256, disk_gb=2,
+        pid=1, network="; ".join(["filtered", *rules]), hypervisor="qemu 1, libvirt 2",
+    )  # fmt: skip
+    status = Status(version="1", pid=1, uptime=1, libvirt="embed", accelerator="tcg", leases=(lease,))
+    kept = of_notebook(status, "o")
+    assert (kept["hypervisor"], kept["memory_mib"]) == ("qemu 1, libvirt 2", 256)
+    mode, *some = kept["network"].split("; ")
+    assert (mode, some) == ("filtered", rules[: len(some)])
+    assert 20 < len(some) < 100
+    assert len(kept["network"]) <= 1000
+    assert of_notebook(status, "another") == {"version": "1", "accelerator": "tcg"}
