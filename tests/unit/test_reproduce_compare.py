@@ -140,6 +140,16 @@ def test_one_changed_digit_is_found_wherever_it_is() -> None:
 def test_what_differs_by_nature_is_taken_out_and_named(saved: str, shown: str, name: str) -> None:
     assert same([text(saved)], [text(shown)]).by == (name,)
     differs([text(saved)], [text(shown)], EXACT)
+    colour = "\x1b[38;5;32m"
+    assert same([text(f"{colour}{saved}")], [text(f"{colour}{shown}")]).by == (name,), "as tracebacks have it"
+    differs([text(f"{colour}{saved}")], [text(f"\x1b[31m{shown}")])
+    differs([text(f"m{saved[-1]}{saved}")], [text(f"m{saved[-2]}{shown}")])
+
+
+def test_a_traceback_of_another_cells_number_is_the_same() -> None:
+    """As IPython colours it."""
+    line = "\x1b[36mCell\x1b[39m\x1b[36m \x1b[39m\x1b[32mIn[{}]\x1b[39m\x1b[32m, line 1\x1b[39m"
+    assert same([text(line.format(5))], [text(line.format(16))]).by == ("execution-counts",)
 
 
 def refused(*names: str) -> str:
