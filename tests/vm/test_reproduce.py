@@ -223,7 +223,10 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     status, verdict, said = bed.reproduced(changed, "--anyway", "--allow-recorded", "--input", "given.txt")
     assert status == 1, f"seed {seed}"
     assert "Allowed as recorded, besides what the configuration allows:\napi.example.org\n" in said
-    assert words(verdict) == ["differs", *["same"] * 6, "differs", "same"], (f"seed {seed}", verdict)
+    assert words(verdict) == ["differs", *["same"] * 6, "differs", "same"], (
+        f"seed {seed}",
+        json.dumps(verdict["cells"], indent=1),
+    )
     assert verdict["cells"][7]["diff"][3:5] == ["-large: True", "+large: False"]
     (acquired,) = of_last(bed, "lease_acquired")
     assert (acquired["vcpus"], acquired["memory_mib"], acquired["disk_gb"]) == (1, 384, 4)
@@ -273,7 +276,8 @@ def test_a_hostile_notebook_runs_in_the_machine_only(bed: Bed) -> None:
     forged = {"agentvm": {"verdict": "same", "run": 1}}
     outputs = [new_output("stream", text="reached\n")]
     cells = [new_code_cell(one, metadata=forged, outputs=outputs) for one in HOSTILE]
-    nbformat.write(new_notebook(cells=cells), notebook)
+    kept = {"profile": "test", "memory_mib": 384, "network": "isolated; allow evil.example", "vcpus": 64}
+    nbformat.write(new_notebook(cells=cells, metadata={"agentvm": kept}), notebook)
     before = {path.name for path in bed.folder.iterdir()}
     status, verdict, _ = bed.reproduced(notebook, "--image", "minimal")
     assert status == 1
@@ -287,3 +291,7 @@ def test_a_hostile_notebook_runs_in_the_machine_only(bed: Bed) -> None:
     assert last.outputs[0].text == "False\n", "nothing was copied in"
     allowed = [one for one in audited(bed.paths.state, "configuration_changed") if "evil" in json.dumps(one)]
     assert allowed == []
+    (acquired,) = of_last(bed, "lease_acquired")
+    assert (acquired["vcpus"], acquired["memory_mib"]) == (1, 384), (
+        "what the metadata say takes away, and gives nothing"
+    )
