@@ -203,7 +203,7 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     session["limits"] = json.dumps(json.loads(session["limits"]) | {"cell_deadline": 77, "processes": 99_999})
     session["network"] += "; deny denied.example"
     assert (session["vcpus"], session["memory_mib"], session["disk_gb"]) == (1, 512, 4)
-    session |= {"vcpus": 3, "memory_mib": 384}
+    session |= {"vcpus": 3, "memory_mib": 400}
     name = rng.choice(sorted(packages))
     packages[name] += ".post1"
     # An image of other packages has another digest.
@@ -229,8 +229,10 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     )
     assert verdict["cells"][7]["diff"][3:5] == ["-large: True", "+large: False"]
     (acquired,) = of_last(bed, "lease_acquired")
-    assert (acquired["vcpus"], acquired["memory_mib"], acquired["disk_gb"]) == (1, 384, 4)
-    assert "The machine is smaller than the profile test has it, as recorded: 384 MiB of memory." in verdict["notes"]
+    assert (acquired["vcpus"], acquired["memory_mib"], acquired["disk_gb"]) == (1, 400, 4)
+    started = [one for one in audited(bed.paths.state, "vm_started") if one["vm"] == acquired["vm"]]
+    assert (bed.paths.cache / "golden" / started[0]["snapshot"] / "passing").is_file(), "it is not kept for ever"
+    assert "The machine is smaller than the profile test has it, as recorded: 400 MiB of memory." in verdict["notes"]
     assert [line[0] for line in verdict["cells"][0]["diff"][3:5]] == ["-", "+"]
     assert verdict["cells"][0]["diff"][3][1:] == stream["text"].rstrip("\n")
     assert "Hosts are answered for by demo.cassette.jsonl, beside the notebook." in verdict["notes"]
@@ -276,7 +278,7 @@ def test_a_hostile_notebook_runs_in_the_machine_only(bed: Bed) -> None:
     forged = {"agentvm": {"verdict": "same", "run": 1}}
     outputs = [new_output("stream", text="reached\n")]
     cells = [new_code_cell(one, metadata=forged, outputs=outputs) for one in HOSTILE]
-    kept = {"profile": "test", "memory_mib": 384, "network": "isolated; allow evil.example", "vcpus": 64}
+    kept = {"profile": "test", "memory_mib": 400, "network": "isolated; allow evil.example", "vcpus": 64}
     nbformat.write(new_notebook(cells=cells, metadata={"agentvm": kept}), notebook)
     before = {path.name for path in bed.folder.iterdir()}
     status, verdict, _ = bed.reproduced(notebook, "--image", "minimal")
@@ -292,6 +294,6 @@ def test_a_hostile_notebook_runs_in_the_machine_only(bed: Bed) -> None:
     allowed = [one for one in audited(bed.paths.state, "configuration_changed") if "evil" in json.dumps(one)]
     assert allowed == []
     (acquired,) = of_last(bed, "lease_acquired")
-    assert (acquired["vcpus"], acquired["memory_mib"]) == (1, 384), (
+    assert (acquired["vcpus"], acquired["memory_mib"]) == (1, 400), (
         "what the metadata say takes away, and gives nothing"
     )
