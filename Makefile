@@ -19,6 +19,17 @@ quickstart: setup  ## Set up everything, then run notebooks/quickstart.ipynb in 
 test: export AGENTVM_TEST_PACKAGES := chromium curl fonts-dejavu-core openssh-client prometheus dnsmasq-base iptables nftables \
 	libvirt-daemon-driver-network libvirt-daemon-driver-nwfilter libvirt-daemon-config-nwfilter
 
+# What holds descriptions of reports against their profiles wants an older rich than the tests.
+CRATE := $(VENV)/crate
+test unit: export AGENTVM_CRATE_VALIDATOR := $(abspath $(CRATE))/bin/python
+test unit: $(CRATE)/.installed
+
+$(CRATE)/.installed: $(VENV)/.installed | setup
+	@echo "Installing roc-validator into $(CRATE) …"
+	@$(BIN)/python -m venv $(CRATE)
+	@$(CRATE)/bin/python -m pip install --quiet roc-validator==0.13.0
+	@touch $@
+
 test: setup  ## Set up everything, then run every check and test that this machine can run.
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory image

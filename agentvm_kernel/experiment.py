@@ -114,7 +114,7 @@ class AsyncSession:
             await asyncio.wait(self._background)
 
     async def run(self, code: str, *, timeout: float | None = None) -> CellResult:
-        """Run a cell; an exception in it, or its VM's end, is a result. To cancel this interrupts the cell.
+        """Run a cell, and return its result: an exception, or its VM's end, is one. To cancel this interrupts the cell.
 
         Args:
             code: The cell.
@@ -185,7 +185,7 @@ class AsyncSession:
         return await self._machine.network.connections()
 
     async def snapshot(self, label: str = "", text: str = "") -> SnapshotInfo:
-        """Take a snapshot.
+        """Take a snapshot, and return it.
 
         Args:
             label: Its name.
@@ -289,7 +289,7 @@ class AsyncSession:
         timeout: float | None = None,
         on_output: OnOutput = lambda _output: None,
     ) -> ExecResult:
-        """Run a program in the VM, beside whatever else runs there; that it fails is a result.
+        """Run a program in the VM, beside whatever else runs there, and return how it ended; failing is a result.
 
         Args:
             argv: The program and its arguments. One that cannot be found exits with 127.

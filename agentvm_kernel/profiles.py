@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from agentvm_kernel.errors import LimitError
+from agentvm_kernel.errors import LimitError, RequestError
 
 
 class Limits(BaseModel):
@@ -68,6 +68,22 @@ def changed(limits: Limits, changes: Mapping[str, float | None]) -> Limits:
         raise LimitError(f"The limit {name} cannot be {first['input']!r:.40}: {first['msg']}.") from error
 
 
+class Sizes(BaseModel):
+    """How large a machine is to be where that is less than its profile gives; ``None`` for what the profile gives.
+
+    Attributes:
+        vcpus: Virtual CPUs.
+        memory_mib: Guest memory in MiB.
+        disk_gb: Size of the guest's disk in GB.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vcpus: int | None = Field(default=None, ge=1, le=64)
+    memory_mib: int | None = Field(default=None, ge=256, le=1 << 20)
+    disk_gb: int | None = Field(default=None, ge=2, le=4096)
+
+
 class Profile(Limits):
     """Named resources of a VM.
 
@@ -88,6 +104,31 @@ class Profile(Limits):
         """The limits alone."""
         values: dict[str, Any] = {name: getattr(self, name) for name in Limits.model_fields}
         return Limits(**values)
+
+    @property
+    def sizes(self) -> Sizes:
+        """How large its machines are."""
+        return Sizes(vcpus=self.vcpus, memory_mib=self.memory_mib, disk_gb=self.disk_gb)
+
+    def reduced(self, sizes: Sizes) -> Profile:
+        """Return it with a smaller machine.
+
+        Args:
+            sizes: How large that is to be.
+
+        Raises:
+            RequestError: it would be a larger one.
+        """
+        wanted = sizes.model_dump(exclude_none=True)
+        larger = [f"{name} = {value}" for name, value in wanted.items() if value > getattr(self, name)]
+        if larger:
+            raise RequestError(
+                f"The machine would be larger than its profile allows: {', '.join(larger)}.",
+                "Ask for no more than the profile has, or for another profile.",
+            )
+        if self.user_memory_mib is not None and sizes.memory_mib is not None:
+            wanted["user_memory_mib"] = min(self.user_memory_mib, sizes.memory_mib)
+        return self.model_copy(update=wanted)
 
 
 LIMIT_WORDS: Final = {

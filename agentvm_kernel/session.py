@@ -80,7 +80,7 @@ class Session:
             self._thread.__exit__(None, None, None)
 
     def run(self, code: str, *, timeout: float | None = None) -> CellResult:
-        """Run a cell; an exception in it, or its VM's end, is a result.
+        """Run a cell, and return its result: an exception, or its VM's end, is one.
 
         Args:
             code: The cell.
@@ -116,7 +116,7 @@ class Session:
         return self._thread.call(self._session.connections())
 
     def snapshot(self, label: str = "", text: str = "") -> SnapshotInfo:
-        """Take a snapshot.
+        """Take a snapshot, and return it.
 
         Args:
             label: Its name.
@@ -207,7 +207,7 @@ class Session:
         timeout: float | None = None,
         on_output: OnOutput = lambda _output: None,
     ) -> ExecResult:
-        """Run a program in the VM, beside whatever else runs there; that it fails is a result.
+        """Run a program in the VM, beside whatever else runs there, and return how it ended; failing is a result.
 
         Args:
             argv: The program and its arguments. One that cannot be found exits with 127.

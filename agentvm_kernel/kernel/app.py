@@ -33,6 +33,7 @@ from agentvm_kernel.kernel.router import Router
 from agentvm_kernel.kernel.sockets import Addresses, Heartbeat, Sockets
 from agentvm_kernel.kernel.wire import Wire
 from agentvm_kernel.link.connection import connect
+from agentvm_kernel.profiles import Sizes
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import LeaseRequest
 
@@ -81,6 +82,7 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
         int(os.environ.get("JPY_PARENT_PID") or 0), help="End when this parent process is gone."
     ).tag(config=True)
     magics: Magics = AnyTrait(NoMagics())  # type: ignore[assignment]
+    sizes: Sizes = AnyTrait(Sizes())  # type: ignore[assignment]
 
     @catch_config_error
     def initialize(self, argv: list[str] | None = None) -> None:
@@ -117,7 +119,7 @@ class AgentVMKernelApp(Application, ConnectionFileMixin):
         notebook = os.environ.get("JPY_SESSION_NAME") or owner  # Jupyter Server sets it to the notebook's path
         policy, shows_facts = self._configured(notebook)
         request = LeaseRequest(
-            image=self.image, profile=self.profile, owner=owner[:200], notebook=notebook[:4096],
+            image=self.image, profile=self.profile, sizes=self.sizes, owner=owner[:200], notebook=notebook[:4096],
             allow=tuple(self.allow),
         )  # fmt: skip
         machine = Machine(request, lambda: SupervisorClient(Paths.of_user()), connect, policy)

@@ -9,6 +9,7 @@ from typing import Final
 
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics.call import Call, UsageError
+from agentvm_kernel.magics.rollback import unshared
 
 HELP = """%adopt K | min | max [--of RUN]
 
@@ -44,9 +45,9 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     fork = _choose(call, read.words[0], host.timeline.scores)
     loop = asyncio.get_running_loop()
     start = loop.time()
-    await host.adopt(fork)
+    replaced = await host.adopt(fork)
     host.timeline.forked, host.timeline.scores = 0, {}
-    return {"text/plain": f"Fork {fork} is the notebook's VM now ({loop.time() - start:.2f} s)."}
+    return {"text/plain": f"Fork {fork} is the notebook's VM now ({loop.time() - start:.2f} s).{unshared(replaced)}"}
 
 
 def _check_run(call: Call, of: str, forked: int) -> None:

@@ -13,7 +13,7 @@ from agentvm_kernel.magics import show
 from agentvm_kernel.magics.call import Call, UsageError
 from agentvm_kernel.snapshots.label import RULE, check_label
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor.snapshot_messages import RollbackPlan, SnapshotInfo
+from agentvm_kernel.supervisor.snapshot_messages import Replaced, RollbackPlan, SnapshotInfo
 
 HELP = """%rollback [LABEL | ID | ~N] [--dry-run]
 
@@ -64,7 +64,15 @@ async def go_back(host: Host, to: str) -> str:
     loop = asyncio.get_running_loop()
     start = loop.time()
     replaced = await host.rollback(to)
-    return f"Back at {show.name(replaced.snapshot)} in {loop.time() - start:.2f} s.{running_on(replaced.snapshot)}"
+    said = f"Back at {show.name(replaced.snapshot)} in {loop.time() - start:.2f} s.{running_on(replaced.snapshot)}"
+    return said + unshared(replaced)
+
+
+def unshared(replaced: Replaced) -> str:
+    """Return what is to be said where the new VM does not have the folder that the old one shared."""
+    if not replaced.unshared:
+        return ""
+    return f"\nThe shared folder is not in it: {show.plain(replaced.unshared, 300)} %workspace PATH shares it again."
 
 
 def running_on(snapshot: SnapshotInfo) -> str:

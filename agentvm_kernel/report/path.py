@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from agentvm_kernel.observe.events.execution import FilesCopied
 from agentvm_kernel.report.environment import Environment
 from agentvm_kernel.report.make import Gathered
 from agentvm_kernel.report.record import Run, Session, name_of
@@ -11,6 +12,8 @@ from agentvm_kernel.report.record import Run, Session, name_of
 _OF_LEASE: Final = (
     "image", "profile", "accelerator", "hypervisor", "version", "vcpus", "memory_mib", "disk_gb", "limits", "network"
 )  # fmt: skip
+
+_PATH: Final = 300
 
 
 def recorded(report: Gathered) -> dict[str, Any]:
@@ -53,20 +56,16 @@ def _session(session: Session, cells: dict[int, int]) -> dict[str, Any]:
             {"time": time, "run": one.run, "count": one.count, "randomness": one.randomness, "seed": one.seed}
             for time, one in session.forks
         ],
-        "copies": [
-            {
-                "time": time,
-                "run": one.run,
-                "way": one.way,
-                "name": name_of(one.path),
-                "sha256": one.digest,
-                "size": one.size,
-            }
-            for time, one in session.copies
-        ],
+        "copies": [_copy(time, one) for time, one in session.copies],
         "relabelled": [{"time": time, "id": name, "label": label} for time, name, label in session.relabelled],
         "removed": [{"time": time, "ids": list(names), "count": count} for time, names, count in session.removed],
     }
+
+
+def _copy(time: float, one: FilesCopied) -> dict[str, Any]:
+    """Return what was copied; of paths on the host only the name, since the rest may tell of users."""
+    told = {"time": time, "run": one.run, "way": one.way, "name": name_of(one.path), "sha256": one.digest}
+    return {**told, "size": one.size} | ({"path": one.path[:_PATH]} if one.way == "pull" else {})
 
 
 def _run(run: Run, cell: int | None, is_on_way: bool) -> dict[str, Any]:

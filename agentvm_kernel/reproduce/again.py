@@ -21,14 +21,14 @@ from agentvm_kernel.report.document import Cell, read_bounded
 from agentvm_kernel.report.record import REPRODUCTION
 from agentvm_kernel.reproduce.environment import Used, find_image
 from agentvm_kernel.reproduce.error import ReproduceError
-from agentvm_kernel.reproduce.judge import Judge, file_verdicts
+from agentvm_kernel.reproduce.judge import Judge, file_verdicts, loose_verdicts, undone
 from agentvm_kernel.reproduce.leftovers import remove_snapshots
 from agentvm_kernel.reproduce.markers import Marker, markers_of
 from agentvm_kernel.reproduce.path import Leg, call_of, plan
 from agentvm_kernel.reproduce.path import Path as Way
 from agentvm_kernel.reproduce.permits import Permits
 from agentvm_kernel.reproduce.player import Shown, Stage, play
-from agentvm_kernel.reproduce.recorded import RecordedImage
+from agentvm_kernel.reproduce.recorded import RecordedImage, kept_session
 from agentvm_kernel.reproduce.source import Source
 from agentvm_kernel.reproduce.terms import Terms, terms_of
 from agentvm_kernel.reproduce.verdict import Outcome, Verdict
@@ -98,6 +98,7 @@ def reproduce(source: Source, order: Order, paths: Paths, on_progress: OnProgres
                 played, left = _played(leg, stage, on_progress)
                 shown += played
                 notes += [*said, *left]
+            notes += undone(shown)
             used = next((one for one in images if not one.is_exact), images[-1])
             outcome = _outcome(source, way, used, tuple(dict.fromkeys(notes)), shown, order)
             _write(place, source, shown, outcome)
@@ -159,14 +160,15 @@ def _notes(way: Way) -> list[str]:
 
 
 def _stage(source: Source, leg: Leg, image: Used, order: Order, paths: Paths, place: Path) -> tuple[Stage, list[str]]:
-    recorded = leg.session.profile if leg.session else str(source.kept.get("profile", ""))
-    terms = terms_of(leg.session, order.profile or recorded, load_settings(paths), order.allow)
+    session = leg.session or kept_session(source.kept)
+    recorded = session.profile if session else ""
+    terms = terms_of(session, order.profile or recorded, load_settings(paths), order.allow, paths.config)
     folder = place / ".kernel"
     folder.mkdir(mode=0o700)
     notes = [*terms.notes, *_copy_cassettes(source, leg, folder)]
     permits = Permits(
         files=place / _FILES, inputs=dict(order.inputs), allow=order.allow, size=order.size, limits=terms.limits,
-        mode=terms.most,
+        mode=terms.most, sizes=terms.sizes,
     )  # fmt: skip
     used = image.digest if image.is_exact else image.flavour
     owner = f"{REPRODUCTION}{secrets.token_hex(8)}"
@@ -210,13 +212,14 @@ def _outcome(
     for number, cell in enumerate(cells):
         if cell.source.strip():
             verdicts.append(order.judge.verdict(number + 1, cell, by_cell.get(number)))
+    steps = (step for leg in way.legs for step in leg.steps)
     signature = source.told
     if not image.is_exact:
         what = "; ".join(image.differences)
         notes = (*notes, f"The machine is of the image {image.digest[:12]}, not of the recorded one: {what}.")
     return Outcome(
         source.document.name, f"by {_ORDERS[way.order]}", signature, image.as_json(), image.is_exact, notes,
-        tuple(verdicts), tuple(file_verdicts(cells, by_cell)),
+        tuple(verdicts), (*file_verdicts(cells, by_cell), *loose_verdicts(steps, shown)),
     )  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -48,6 +49,10 @@ def reproduce(
     allow: Annotated[
         list[str] | None, typer.Option(metavar="HOST[:PORT]", help="A host that it may reach besides (repeatable).")
     ] = None,
+    allow_recorded: Annotated[
+        bool,
+        typer.Option("--allow-recorded", help="Let it reach the hosts that it was allowed to reach; they are told."),
+    ] = False,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", metavar="NAME=PATH", help="A file that its %push NAME may copy in (repeatable)."),
@@ -64,6 +69,7 @@ def reproduce(
     try:
         from agentvm_kernel.reproduce import again  # noqa: PLC0415 - needs what is optional
         from agentvm_kernel.reproduce.compare import Rules  # noqa: PLC0415
+        from agentvm_kernel.reproduce.hosts import recorded_hosts  # noqa: PLC0415
         from agentvm_kernel.reproduce.judge import Judge  # noqa: PLC0415
         from agentvm_kernel.reproduce.normalise import DEFAULTS, read_normalisers  # noqa: PLC0415
         from agentvm_kernel.reproduce.pictures import Tolerance  # noqa: PLC0415
@@ -80,8 +86,13 @@ def reproduce(
             Judge(rules, is_lax=lax, is_exact=exact), out or _beside(file), image, profile, tuple(allow or ()),
             _inputs(inputs or ()), out_limit * _MIB, timeout, anyway,
         )  # fmt: skip
+        source = open_source(file, paths, key)
+        if allow_recorded:
+            hosts = recorded_hosts(source)
+            _tell_hosts(set(hosts.values()))
+            order = replace(order, allow=tuple(dict.fromkeys([*order.allow, *hosts])))
         with _progress() as on_progress:
-            outcome = again.reproduce(open_source(file, paths, key), order, paths, on_progress)
+            outcome = again.reproduce(source, order, paths, on_progress)
     except AgentVMError as error:
         _fail(error.message, error.hint)
     except KeyboardInterrupt:
@@ -99,6 +110,11 @@ def _fail(message: str, hint: str) -> None:
     for line in filter(None, (*message.split("\n"), hint)):
         _err.print(Text(f"agentvm reproduce: {plain(line)}"), soft_wrap=True)
     sys.exit(FAILED)
+
+
+def _tell_hosts(hosts: Collection[str]) -> None:
+    for line in ("Allowed as recorded, besides what the configuration allows:", *(sorted(hosts) or ("nothing",))):
+        _err.print(Text(plain(line)), soft_wrap=True)
 
 
 def _beside(file: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from agentvm_kernel.reproduce.compare import Comparison, Rules, compare
 from agentvm_kernel.reproduce.markers import Marker, markers_of
 from agentvm_kernel.reproduce.normalise import DEFAULTS, OF_FORKS
 from agentvm_kernel.reproduce.outputs import has_error
-from agentvm_kernel.reproduce.path import call_of
+from agentvm_kernel.reproduce.path import Step, call_of
 from agentvm_kernel.reproduce.player import Shown
 from agentvm_kernel.reproduce.verdict import FileVerdict, Verdict
 from agentvm_kernel.run.provenance import KEY
@@ -127,6 +127,43 @@ def file_verdicts(cells: Sequence[Cell], shown: Mapping[int, Shown]) -> list[Fil
         path = call.words[0] if call.words else ""
         found.append(FileVerdict(number + 1, f"{path!a:.200}", word, saved, now))  # type: ignore[arg-type]
     return found
+
+
+def loose_verdicts(steps: Iterable[Step], shown: Iterable[Shown]) -> list[FileVerdict]:
+    """Return verdicts on what was copied out of the VM though no cell of the notebook does it.
+
+    Args:
+        steps: All that was to be run.
+        shown: What they show now, as far as they were.
+    """
+    by_step = {id(one.step): one for one in shown}
+    found = []
+    for step in steps:
+        call = call_of(step.source) if step.digest else None
+        if call is None or call.name != "pull":
+            continue
+        now = _copied(by_step[id(step)].reply).get("sha256", "") if id(step) in by_step else ""
+        word = "same" if now == step.digest else "differs" if now else "not run"
+        found.append(FileVerdict(0, f"{call.words[0]!a:.200}", word, step.digest, now))  # type: ignore[arg-type]
+    return found
+
+
+def undone(shown: Iterable[Shown]) -> Iterator[str]:
+    """Yield what came of magics that no cell of the notebook stands for, where it is not what it was.
+
+    Args:
+        shown: What all steps show.
+    """
+    for one in shown:
+        if one.step.cell is not None or call_of(one.step.source) is None:
+            continue
+        failed = next((out for out in one.outputs if out.get("output_type") == "error"), None)
+        why = one.refused or one.lost or (f"{failed.get('evalue')!a:.200}" if failed else "")
+        now = _copied(one.reply).get("sha256", "")
+        if why:
+            yield f"Not done: {one.step.source.splitlines()[0]:.80}: {why}"
+        elif one.step.digest and now != one.step.digest and one.step.source.startswith("%push"):
+            yield f"Another file than then: {one.step.source:.80} (recorded {one.step.digest}, now {now})"
 
 
 def _recorded(cell: Cell) -> str:

@@ -11,7 +11,7 @@ from agentvm_kernel.reproduce.permits import VARIABLE, Permits, PermittedMagics
 def main() -> None:
     """Run the kernel process."""
     permits = Permits.model_validate_json(os.environ[VARIABLE])
-    app = AgentVMKernelApp(magics=PermittedMagics(permits))
+    app = AgentVMKernelApp(magics=PermittedMagics(permits), sizes=permits.sizes)
     app.initialize()
     app.start()
 

@@ -43,24 +43,29 @@ class Normaliser:
         return str(_compiled(self.pattern).sub(self.replacement, text))
 
 
+def _word(name: str, pattern: str, replacement: str) -> Normaliser:
+    """Return a rule for what begins a word, or stands directly behind the escape sequence that gives it its colour."""
+    return Normaliser(name, rf"(\b|\x1b\[[0-9;]*m){pattern}", rf"\g<1>{replacement}")
+
+
 DEFAULTS: Final = (
-    Normaliser("memory-addresses", r"\b0x[0-9a-fA-F]{4,16}\b", "0xADDRESS"),
-    Normaliser("execution-counts", r"\b(In|Out) ?\[[0-9]+\]", r"\1[COUNT]"),
-    Normaliser("cell-files", r"\bipykernel_[0-9]+/[0-9]+\.py", "ipykernel/CELL.py"),
-    Normaliser("machine-names", r"\bvm-[0-9a-f]{8}\b", "vm-NAME"),
-    Normaliser("uuids", r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "UUID"),
-    Normaliser(
+    _word("memory-addresses", r"0x[0-9a-fA-F]{4,16}\b", "0xADDRESS"),
+    _word("execution-counts", r"(In|Out) ?\[[0-9]+\]", r"\2[COUNT]"),
+    _word("cell-files", r"ipykernel_[0-9]+/[0-9]+\.py", "ipykernel/CELL.py"),
+    _word("machine-names", r"vm-[0-9a-f]{8}\b", "vm-NAME"),
+    _word("uuids", r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "UUID"),
+    _word(
         "timestamps",
-        r"\b[0-9]{4}-[01][0-9]-[0-3][0-9][T ][0-2][0-9]:[0-5][0-9](:[0-6][0-9](\.[0-9]+)?)?(Z|[+-][0-9]{2}:?[0-9]{2})?",
+        r"[0-9]{4}-[01][0-9]-[0-3][0-9][T ][0-2][0-9]:[0-5][0-9](:[0-6][0-9](\.[0-9]+)?)?(Z|[+-][0-9]{2}:?[0-9]{2})?",
         "TIMESTAMP",
     ),
-    Normaliser("durations", r"\b[0-9]+(\.[0-9]+)? ?(ns|us|µs|μs|ms|s|sec|seconds|min|minutes)\b", "DURATION"),
+    _word("durations", r"[0-9]+(\.[0-9]+)? ?(ns|us|µs|μs|ms|s|sec|seconds|min|minutes)\b", "DURATION"),
 )
 """What is tried on every text that differs; docs/reproduce.md lists them."""
 
 OF_FORKS: Final = (
     *DEFAULTS,
-    Normaliser("sizes", r"\b[0-9]+(\.[0-9]+)? ?(B|kB|MB|GB|KiB|MiB|GiB)\b", "SIZE"),
+    _word("sizes", r"[0-9]+(\.[0-9]+)? ?(B|kB|MB|GB|KiB|MiB|GiB)\b", "SIZE"),
     Normaliser("columns", r"[ \t]+", " "),
 )
 """What is tried on the host's table of forks."""

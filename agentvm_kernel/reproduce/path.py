@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from agentvm_kernel.magics.call import Call
 from agentvm_kernel.magics.registry import Registry
 from agentvm_kernel.report.document import Cell
+from agentvm_kernel.report.record import name_of
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.recorded import Record, RecordedReturn, RecordedSession, RecordedSnapshot
 from agentvm_kernel.run.provenance import KEY
@@ -29,6 +30,8 @@ _FIRST: Final = digest_of("pass")
 """What `agentvm run` runs first, to see that the machine answers; it does nothing."""
 
 _ID: Final = re.compile(r"[0-9a-f]{6,64}")
+_PATH: Final = re.compile(r"(?!-)[\w./+@=,: -]{1,300}")
+"""Names of files that can stand in a magic between quotes."""
 
 Order = Literal["record", "numbers of runs", "document"]
 
@@ -42,12 +45,14 @@ class Step:
         cell: Which of the code cells is held against what this shows, from 0; None for none.
         run: The run's number in the record; 0 for none.
         note: Why it is run where no cell of the document stands for it.
+        digest: Recorded SHA-256 of what it copies, where no cell of the document stands for it.
     """
 
     source: str
     cell: int | None = None
     run: int = 0
     note: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,16 @@ def _without_record(cells: Sequence[Cell]) -> Path:
     steps = tuple(Step(seeded(cells[place].source, cells[place]), place, _kept(cells[place])) for place in wanted)
     if len(steps) > _MOST_STEPS:
         raise ReproduceError(f"The path has more than {_MOST_STEPS} steps.")
-    return Path((Leg(None, steps),), "numbers of runs" if is_numbered else "document")
+    changed = (place + 1 for place in wanted if _is_changed(cells[place]))
+    missing = tuple(f"the code of cell {number} was changed since it ran" for number in sorted(changed))
+    return Path((Leg(None, steps, missing),), "numbers of runs" if is_numbered else "document")
+
+
+def _is_changed(cell: Cell) -> bool:
+    """Return whether the metadata have the digest of other code than the cell has."""
+    said = cell.metadata.get(KEY)
+    digest = said.get("code") if isinstance(said, dict) else None
+    return isinstance(digest, str) and digest != digest_of(cell.source)
 
 
 _SEED: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -195,7 +209,10 @@ class _Leg:
 
     def leg(self) -> Leg:
         """Return it."""
-        keyed = sorted([*self._runs(), *self._magics(), *self._snapshots(), *self._returns()], key=lambda one: one[0])
+        keyed = sorted(
+            [*self._runs(), *self._magics(), *self._snapshots(), *self._returns(), *self._copies()],
+            key=lambda one: one[0],
+        )
         return Leg(self.session, tuple(step for _, step in keyed), tuple(dict.fromkeys(self.missing)))
 
     def _runs(self) -> Iterator[tuple[_Key, Step]]:
@@ -277,6 +294,29 @@ class _Leg:
                 yield (one.run, 0.75), Step(f"%rollback {_label(self._known[one.to])}", None, one.run, "a rollback")
             else:
                 self.missing.append(f"the way back to {_named(one)} behind run {one.run} cannot be gone")
+
+    def _copies(self) -> Iterator[tuple[_Key, Step]]:
+        """Yield copies in and out that no magic of the document makes: by `agentvm cp`, or `--in` and `--result`."""
+        made = self._gaps("push", "pull")
+        for one in self.session.copies:
+            wanted = one.path if one.way == "pull" else one.name
+            by = made.get(self._gap(one.run), [])
+            cell = next((number for number in by if self._copied(number) == (one.way, wanted)), None)
+            if cell is not None:
+                by.remove(cell)
+            elif _PATH.fullmatch(wanted):
+                way = "in" if one.way == "push" else "out"
+                step = Step(f"%{one.way} '{wanted}'", None, one.run, f"a file was copied {way}", one.sha256)
+                yield (float(one.run), 0.25), step
+            elif wanted:
+                self.missing.append(f"the copy of {wanted!a:.80} cannot be made")
+
+    def _copied(self, number: int) -> tuple[str, str]:
+        """Return which way a cell copies, and what: a name of the host's, or a path in the machine."""
+        call = call_of(self.cells[number].source)
+        if call is None or not call.words:
+            return "", ""
+        return call.name, call.words[0] if call.name == "pull" else name_of(call.words[0])
 
     def _gaps(self, *names: str) -> dict[int, list[int]]:
         """Return the document's magics of these names by the run behind which they stand, in order."""

@@ -25,6 +25,7 @@ from agentvm_kernel.kernel.magic import Magic
 from agentvm_kernel.magics import limits, net, transfer
 from agentvm_kernel.magics.call import Call
 from agentvm_kernel.magics.registry import BoundMagic, Registry
+from agentvm_kernel.profiles import Sizes
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.terms import may_be
 from agentvm_kernel.run.files import Bounds, get, put
@@ -33,6 +34,7 @@ from agentvm_kernel.supervisor.messages import NetworkMode
 VARIABLE: Final = "AGENTVM_REPRODUCE"
 _MOST_PULLS: Final = 1000
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_REMEDY: Final = "--allow HOST allows a host, --allow-recorded those that were allowed."
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._ -]")
 
 _SHOWS: Final[dict[str, Callable[[tuple[str, ...]], bool]]] = {
@@ -60,6 +62,7 @@ class Permits(BaseModel):
         size: How much it may copy out in all, bytes.
         limits: Words for `%limits` that lower the profile's to the recorded ones.
         mode: The most open mode of the network that it may ask for.
+        sizes: How large its machine is, where that is less than the profile gives.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +73,7 @@ class Permits(BaseModel):
     size: int = Field(default=4 << 30, ge=0)
     limits: tuple[Annotated[str, Field(pattern=r"^[a-z_]+=[0-9a-zA-Z.]+$")], ...] = ()
     mode: NetworkMode = "isolated"
+    sizes: Sizes = Sizes()
 
 
 class RefusedError(ReproduceError):
@@ -128,7 +132,7 @@ class PermittedMagics:
         except DirectiveError:
             return None  # the cell is refused for it where it is run
         others = [host for host in hosts if host not in self._permits.allow]
-        return _refused(f"# net: allow {' '.join(others)}", "--allow HOST allows a host.") if others else None
+        return _refused(f"# net: allow {' '.join(others)}", _REMEDY) if others else None
 
     def _permitted(self, bound: BoundMagic) -> Magic:
         call = bound.call
@@ -156,7 +160,7 @@ class PermittedMagics:
             case ("allow", *hosts) if set(hosts) <= set(self._permits.allow):
                 return bound
             case _:
-                return _refused(_said(bound.call), "--allow HOST allows a host.")
+                return _refused(_said(bound.call), _REMEDY)
 
 
 class _Lowering:

@@ -71,6 +71,23 @@ class RecordedForks(_Part):
     seed: Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")] = ""
 
 
+class RecordedCopy(_Part):
+    """A file or folder that was copied; `run` is the run that did it, or the last before it.
+
+    Attributes:
+        way: Into the machine, or out of it.
+        name: Its name.
+        path: Where it was in the machine; only of what was copied out.
+        sha256: Its digest.
+    """
+
+    run: Number = 0
+    way: Literal["push", "pull"]
+    name: Short = ""
+    path: Short = ""
+    sha256: Digest = ""
+
+
 class RecordedSession(_Part):
     """What ran in one lease, and in what machine."""
 
@@ -86,6 +103,7 @@ class RecordedSession(_Part):
     snapshots: Annotated[tuple[RecordedSnapshot, ...], Field(max_length=_MOST)] = ()
     returns: Annotated[tuple[RecordedReturn, ...], Field(max_length=_MOST)] = ()
     forks: Annotated[tuple[RecordedForks, ...], Field(max_length=_MOST)] = ()
+    copies: Annotated[tuple[RecordedCopy, ...], Field(max_length=_MOST)] = ()
 
 
 class RecordedImage(_Part):
@@ -164,3 +182,19 @@ def as_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def kept_session(kept: Mapping[str, Any]) -> RecordedSession | None:
+    """Return what a notebook's own metadata say of the machine that it was run in; None if that makes no sense.
+
+    Args:
+        kept: What is under this project's key; anybody may have written it.
+    """
+    names = ("profile", "vcpus", "memory_mib", "disk_gb", "network")
+    values = {name: kept[name] for name in names if name in kept}
+    if isinstance(kept.get("limits"), dict):
+        values["limits"] = json.dumps(kept["limits"])
+    try:
+        return RecordedSession.model_validate(values, strict=True) if values else None
+    except ValidationError:
+        return None

@@ -6,15 +6,16 @@ is told and left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from agentvm_kernel.egress.names import NameRefusedError, Pattern
-from agentvm_kernel.profiles import LIMIT_WORDS, Limits, Profile
+from agentvm_kernel.profiles import LIMIT_WORDS, Limits, Profile, Sizes
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.recorded import RecordedSession, as_object, network_of, rules_of
 from agentvm_kernel.settings import Settings
@@ -26,6 +27,8 @@ _UNLIMITED: Final = ("lifetime", "cpu", "user_memory_mib", "disk_mb_per_second",
 
 _CLOSED: Final[tuple[NetworkMode, ...]] = ("isolated", "filtered", "record-only")
 """The modes, the most closed first."""
+
+_UNITS: Final = {"vcpus": "{} CPUs", "memory_mib": "{} MiB of memory", "disk_gb": "{} GB of disk"}
 
 _HOSTS: Final = 20
 _RULES: Final = 35
@@ -42,6 +45,7 @@ class Terms:
         deny: Hosts that are refused besides.
         limits: Words for `%limits`, each of which lowers one.
         most: The mode that the user's own configuration gives.
+        sizes: How large the machine is to be, where that is less than the profile gives.
         notes: What of the recorded terms is not granted, a line each.
     """
 
@@ -50,10 +54,13 @@ class Terms:
     deny: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     most: NetworkMode = "isolated"
+    sizes: Sizes = field(default_factory=Sizes)
     notes: tuple[str, ...] = ()
 
 
-def terms_of(session: RecordedSession | None, profile: str, settings: Settings, allow: Sequence[str]) -> Terms:
+def terms_of(
+    session: RecordedSession | None, profile: str, settings: Settings, allow: Sequence[str], file: Path
+) -> Terms:
     """Return the terms of one machine.
 
     Args:
@@ -61,6 +68,7 @@ def terms_of(session: RecordedSession | None, profile: str, settings: Settings, 
         profile: Name of the profile that is wanted; empty for the configured one.
         settings: The user's own configuration.
         allow: Hosts that the user allows besides.
+        file: Where the configuration is.
 
     Raises:
         ReproduceError: the profile is none that is configured.
@@ -77,8 +85,11 @@ def terms_of(session: RecordedSession | None, profile: str, settings: Settings, 
         return Terms(profile, most=most)
     mode, said = _mode(session, most, settings)
     denied = _denied(session)
-    notes = [*_sizes(session, name, own), *_raised(session, own), said, *_rules(session, settings, allow, denied)]
-    return Terms(profile, mode, denied, tuple(_lowered(session, own)), most, tuple(filter(None, notes)))
+    sizes = _sizes(session, own)
+    told = [*_sizes_told(session, name, own, sizes, file)]
+    own = own.reduced(sizes)
+    notes = [*told, *_raised(session, own), said, *_rules(session, settings, allow, denied)]
+    return Terms(profile, mode, denied, tuple(_lowered(session, own)), most, sizes, tuple(filter(None, notes)))
 
 
 def _is_closer(mode: NetworkMode, than: NetworkMode) -> bool:
@@ -147,16 +158,41 @@ def _word(name: str, value: float | None) -> str:
     return f"{word}={'none' if value is None else f'{value:.12g}{unit}'}"
 
 
-def _sizes(session: RecordedSession, name: str, own: Profile) -> Iterator[str]:
-    if not session.vcpus:
-        return
-    before = [f"{session.vcpus} CPUs", f"{session.memory_mib} MiB"]
-    now = [f"{own.vcpus} CPUs", f"{own.memory_mib} MiB"]
-    if session.disk_gb:
-        before.append(f"{session.disk_gb} GB of disk")
-        now.append(f"{own.disk_gb} GB of disk")
-    if before != now:
-        yield f"The profile {name} was {', '.join(before)}, and is {', '.join(now)}."
+# The machine
+
+
+def _sizes(session: RecordedSession, own: Profile) -> Sizes:
+    """Return the recorded sizes that are less than the user's own."""
+    found: dict[str, int] = {}
+    for name in Sizes.model_fields:
+        value = getattr(session, name)
+        with suppress(ValidationError):
+            if Sizes.model_validate({name: value}) and value < getattr(own, name):
+                found[name] = value
+    return Sizes(**found)
+
+
+def _sizes_told(session: RecordedSession, name: str, own: Profile, sizes: Sizes, file: Path) -> Iterator[str]:
+    """Say in what the machine is another than that of the profile, or than the recorded one."""
+    recorded = {field: value for field in Sizes.model_fields if (value := getattr(session, field))}
+    if lowered := sizes.model_dump(exclude_none=True):
+        yield f"The machine is smaller than the profile {name} has it, as recorded: {_in_words(lowered)}."
+    if larger := {field: value for field, value in recorded.items() if value > getattr(own, field)}:
+        lines = ", ".join(
+            f"{field} = {max(recorded.get(field, 0), getattr(own, field))}" for field in Sizes.model_fields
+        )
+        yield (
+            f"Not granted: the recorded machine had {_in_words(larger)} "
+            f"(here {_in_words({field: getattr(own, field) for field in larger})}); "
+            f"[profiles.{name}] with {lines} in {file} gives it."
+        )
+    if other := {field: value for field, value in recorded.items() if field not in {*lowered, *larger}
+                 and value != getattr(own, field)}:  # fmt: skip
+        yield f"Not granted: no machine has {_in_words(other)}."
+
+
+def _in_words(sizes: Mapping[str, int]) -> str:
+    return ", ".join(_UNITS[field].format(value) for field, value in sizes.items())
 
 
 # The network
@@ -189,7 +225,10 @@ def _rules(session: RecordedSession, settings: Settings, allow: Sequence[str], d
     network = network_of(session)
     own = {*allow, *settings.network.allow}
     if others := [host for host in network.allowed if host not in own]:
-        yield f"The recorded machine could also reach {', '.join(others[:_HOSTS])!a:.600}: --allow HOST does so."
+        yield (
+            f"The recorded machine could also reach {', '.join(others[:_HOSTS])!a:.600}: --allow HOST allows one, "
+            "--allow-recorded all."
+        )
     policy = configured(settings.network)
     for host in allow:
         policy = policy.allow(Pattern.parse(host))

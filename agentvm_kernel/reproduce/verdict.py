@@ -43,7 +43,7 @@ class FileVerdict:
     """What became of a file or folder that was copied out of the VM.
 
     Attributes:
-        cell: Number of the cell that copied it.
+        cell: Number of the cell that copied it; 0 where none did.
         path: Where it was in the VM.
         word: The verdict.
         saved: Its recorded digest, or the beginning of it.
@@ -131,7 +131,8 @@ def lines_of(outcome: Outcome, most: int = 40) -> Iterator[str]:
         yield from _cell_lines(one, most)
     for file in outcome.files:
         digests = "" if file.word == "same" else f" (recorded {file.saved or 'nothing'}, now {file.now or 'nothing'})"
-        yield f"file {file.path} of cell {file.cell}: {file.word}{digests}"
+        by = f" of cell {file.cell}" if file.cell else ""
+        yield f"file {file.path}{by}: {file.word}{digests}"
     yield _sum(outcome)
 
 

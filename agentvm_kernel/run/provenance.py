@@ -6,24 +6,32 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from agentvm_kernel.supervisor.execution_messages import digest_of
 from agentvm_kernel.supervisor.status import Status
 
 KEY: Final = "agentvm"
 _MOST: Final = 2000
 """Bytes that a cell's record may have, as JSON."""
 
+_NETWORK: Final = 1000
+"""Characters of what a machine could reach."""
 
-def of_cell(reply: Mapping[str, Any], kernel: str) -> dict[str, Any] | None:
+_OF_MAGICS: Final = ("forks", "copied", "shared")
+
+
+def of_cell(reply: Mapping[str, Any], kernel: str, source: str) -> dict[str, Any] | None:
     """Return what is kept with a cell; the first five are what JupyterLab keeps as well.
 
     Args:
         reply: The reply to it.
         kernel: The kernel's id.
+        source: Its code.
 
     Returns:
-        The run's number, its machine, the snapshots before and after, the kernel, and what the run cost, as measured on
-        the host; of a magic also the forks that it made, with their seed, the file that it copied, with its digest, or
-        the folder that it shared. None if the host says nothing of it.
+        The run's number, its machine, the snapshots before and after, the kernel, the SHA-256 of its code, and what the
+        run cost, as measured on the host; of a magic also the forks that it made, with their seed, the file that it
+        copied, with its digest, or the folder that it shared. What there is no room for is left out. None if the host
+        says nothing of it.
     """
     said = reply.get("metadata", {}).get(KEY)
     if not isinstance(said, Mapping) or not isinstance(said.get("run"), int):
@@ -32,11 +40,13 @@ def of_cell(reply: Mapping[str, Any], kernel: str) -> dict[str, Any] | None:
     snapshot = said.get("snapshot", "")
     record = {
         "run": said["run"], "vm": said.get("vm", ""), "base": facts.pop("snapshot_before", snapshot),
-        "after": facts.pop("snapshot_after", snapshot), "kernel": kernel,
+        "after": facts.pop("snapshot_after", snapshot), "kernel": kernel, "code": digest_of(source),
     }  # fmt: skip
-    record |= {name: said[name] for name in ("forks", "copied", "shared") if isinstance(said.get(name), Mapping)}
-    whole = record | {"facts": facts}
-    return whole if len(json.dumps(whole)) <= _MOST else record
+    more = {name: said[name] for name in _OF_MAGICS if isinstance(said.get(name), Mapping)} | {"facts": facts}
+    for name, value in more.items():
+        if len(json.dumps(record | {name: value})) <= _MOST:
+            record[name] = value
+    return record
 
 
 def of_image(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +68,12 @@ def of_notebook(status: Status, owner: str) -> dict[str, Any]:
     known: dict[str, Any] = {"version": status.version, "accelerator": status.accelerator}
     for lease in status.leases:
         if lease.owner == owner:
-            names = ("image", "flavour", "profile", "vcpus", "memory_mib", "disk_gb")
+            names = ("image", "flavour", "profile", "vcpus", "memory_mib", "disk_gb", "hypervisor")
             known |= {name: getattr(lease, name) for name in names}
-            known["limits"] = lease.limits.model_dump(exclude_none=True)
+            known |= {"limits": lease.limits.model_dump(exclude_none=True), "network": _cut(lease.network)}
     return known
+
+
+def _cut(network: str) -> str:
+    """Return what a machine could reach, without the rules for which there is no room."""
+    return network if len(network) <= _NETWORK else network[:_NETWORK].rpartition("; ")[0]

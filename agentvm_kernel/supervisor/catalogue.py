@@ -7,9 +7,10 @@ import fcntl
 import logging
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from agentvm_kernel.image.store import Image, ImageStore
 from agentvm_kernel.observe.events.supervisor import ImageUpdated
@@ -25,6 +26,10 @@ from agentvm_kernel.vm.spec import Hardware, Transport
 _log = logging.getLogger(__name__)
 
 _LOCK_SECONDS = 0.1
+_PASSING: Final = "passing"
+"""An empty file in the folder of a golden snapshot whose machine no profile has; as old as its last use."""
+
+_MOST_PASSING: Final = 3
 _ID = re.compile(r"[0-9a-f]{32}")
 
 OnProgress = Callable[[Progress], None]
@@ -72,17 +77,36 @@ class Catalogue:
         self._booted = booted
         self._works: dict[tuple[str, Profile], _Work] = {}
 
+    def trim(self, used: Snapshot, needed: Collection[str]) -> None:
+        """Remove golden snapshots of machines that no profile has, but for those that were used last; blocks.
+
+        Args:
+            used: One that is used now.
+            needed: Ids of those that something descends from.
+        """
+        if (mark := used.folder / _PASSING).exists():
+            mark.touch()
+        marks = sorted(self._folder.glob(f"*/{_PASSING}"), key=lambda one: one.stat().st_mtime_ns, reverse=True)
+        for folder in (one.parent for one in marks[_MOST_PASSING:]):
+            if _ID.fullmatch(folder.name) and folder.name not in {used.id, *needed}:
+                gone = folder.rename(folder.with_name(f".{folder.name}.gone"))
+                shutil.rmtree(gone)
+                _log.info("removed the golden snapshot %s: no profile has such machines", folder.name)
+
     def find(self, snapshot: str) -> Snapshot | None:
         """Return a golden snapshot by its id, if it is there."""
         return Snapshot.load(self._folder / snapshot) if _ID.fullmatch(snapshot) else None
 
-    async def golden(self, flavour: str, profile: Profile, on_progress: OnProgress) -> Snapshot:
+    async def golden(
+        self, flavour: str, profile: Profile, on_progress: OnProgress, *, is_passing: bool = False
+    ) -> Snapshot:
         """Return the golden snapshot, after building what is missing.
 
         Args:
             flavour: Flavour of the image.
             profile: The VM's resources.
             on_progress: Called with each step while something is built.
+            is_passing: No profile has such machines: what is built may go when others are, see `trim`.
 
         Raises:
             AgentVMError: it could not be built.
@@ -91,7 +115,7 @@ class Catalogue:
         work = self._works.get(key)
         if work is None:
             work = self._works[key] = _Work()
-            work.task = asyncio.create_task(self._find_or_make(flavour, profile, work.report))
+            work.task = asyncio.create_task(self._find_or_make(flavour, profile, work.report, is_passing))
             work.task.add_done_callback(lambda task: self._finished(key, task))
         assert work.task is not None  # nosec B101 - set above, for the type checker
         work.watchers.add(on_progress)
@@ -114,7 +138,7 @@ class Catalogue:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _find_or_make(
-        self, flavour: str, profile: Profile, report: Callable[[str, float | None], None]
+        self, flavour: str, profile: Profile, report: Callable[[str, float | None], None], is_passing: bool
     ) -> Snapshot:
         image = await self._image(flavour, report)
         hardware = Hardware(profile.vcpus, profile.memory_mib, profile.disk_gb, self._accelerator, self._transport)
@@ -131,6 +155,8 @@ class Catalogue:
                 self._hypervisor, source, hardware, folder, self._hypervisor.domain_name(f"golden-{name[:12]}"),
                 lambda stage: report(stage, None),
             )  # fmt: skip
+            if is_passing:
+                (folder / _PASSING).touch()
         self._record(ImageUpdated(flavour=flavour, image=image.digest, snapshot=snapshot.id))
         self._booted(snapshot.manifest.boot_seconds)
         return snapshot

@@ -97,7 +97,7 @@ class SupervisorClient:
         (await self._request("POST", "/v1/shutdown")).release()
 
     async def reload(self) -> Reloaded:
-        """Let the supervisor read the configuration again."""
+        """Let the supervisor read the configuration again, and return what is different now."""
         return await self._ask(Reloaded, "POST", "/v1/reload")
 
     async def vms(self) -> VMList:
@@ -113,7 +113,7 @@ class SupervisorClient:
         await read_body(await self._request("DELETE", f"/v1/vms/{quote(vm, safe='')}", patient=True))
 
     async def resume(self, vm: str) -> Resumed:
-        """Let a VM run on that was slowed down or stopped because of an anomaly.
+        """Let a VM run on that was slowed down or stopped because of an anomaly, and return what it was.
 
         Args:
             vm: Its id.
@@ -121,7 +121,7 @@ class SupervisorClient:
         return await self._ask(Resumed, "POST", f"/v1/vms/{quote(vm, safe='')}/resume")
 
     async def copy_disk(self, vm: str, request: DiskRequest) -> DiskCopied:
-        """Copy the disk of a session's VM into a file.
+        """Copy the disk of a session's VM into a file, and return how that went.
 
         Args:
             vm: Its id.
@@ -143,7 +143,7 @@ class SupervisorClient:
 
     @asynccontextmanager
     async def lease(self, request: LeaseRequest) -> AsyncIterator[Lease]:
-        """Ask for a VM and hold it within the context."""
+        """Ask for a VM, and yield its lease, which holds it within the context."""
         async with self._stream("POST", "/v1/leases", request) as response:
             yield Lease(response)
 
@@ -152,11 +152,11 @@ class SupervisorClient:
         return await self._ask(SnapshotTree, "GET", f"{_path(lease)}/snapshots")
 
     async def snapshot(self, lease: str, request: SnapshotRequest) -> SnapshotInfo:
-        """Snapshot a lease's VM."""
+        """Snapshot a lease's VM, and return the snapshot."""
         return await self._ask(SnapshotInfo, "POST", f"{_path(lease)}/snapshots", request, patient=True)
 
     async def relabel(self, lease: str, snapshot: str, label: str, text: str | None = None) -> SnapshotInfo:
-        """Give a snapshot another label.
+        """Give a snapshot another label, and return the snapshot.
 
         Args:
             lease: The lease's id.
@@ -168,7 +168,7 @@ class SupervisorClient:
         return await self._ask(SnapshotInfo, "PATCH", _snapshot_path(lease, snapshot), request)
 
     async def remove(self, lease: str, snapshot: str) -> Removed:
-        """Remove a snapshot; what descends from it stays as it is.
+        """Remove a snapshot, and return what that freed; what descends from it stays as it is.
 
         Args:
             lease: The lease's id.
@@ -177,7 +177,7 @@ class SupervisorClient:
         return await self._ask(Removed, "DELETE", _snapshot_path(lease, snapshot), patient=True)
 
     async def prune(self, lease: str, keep: int) -> Removed:
-        """Remove the notebook's oldest snapshots that have no label and are not in use.
+        """Remove the notebook's oldest snapshots that have no label and are not in use, and return which.
 
         Args:
             lease: The lease's id.
@@ -197,7 +197,7 @@ class SupervisorClient:
         return await self._ask(RollbackPlan, "POST", f"{_path(lease)}/rollback/plan", request)
 
     async def rollback(self, lease: str, to: str) -> Replaced:
-        """Go back: the lease gets a VM that is a clone of the snapshot, and its present VM ends.
+        """Go back, and return the lease's new VM, a clone of the snapshot; its present one ends.
 
         Args:
             lease: The lease's id.
@@ -208,13 +208,13 @@ class SupervisorClient:
 
     @asynccontextmanager
     async def forks(self, lease: str, request: ForkRequest) -> AsyncIterator[Forks]:
-        """Fork a lease's VM; on leaving the context all forks end that do not rest."""
+        """Fork a lease's VM, and yield the forks; on leaving the context all end that do not rest."""
         async with self._stream("POST", f"{_path(lease)}/forks", request, patient=True) as response:
             yield Forks(response)
 
     @asynccontextmanager
     async def clone(self, lease: str, snapshot: str) -> AsyncIterator[Forks]:
-        """Clone a snapshot to look into it; the clone has no network, and ends when the context is left.
+        """Clone a snapshot to look into it, and yield the clone, which has no network and ends with the context.
 
         Args:
             lease: The lease's id.
@@ -232,7 +232,7 @@ class SupervisorClient:
         await read_body(await self._request("DELETE", f"{_path(lease)}/forks/{fork}", patient=True))
 
     async def adopt(self, lease: str, fork: int) -> Replaced:
-        """Make a resting fork the lease's VM; the present VM and the other forks end."""
+        """Make a resting fork the lease's VM, and return that; the present VM and the other forks end."""
         return await self._ask(Replaced, "POST", f"{_path(lease)}/forks/{fork}/adopt", patient=True)
 
     async def limits(self, lease: str) -> Limits:
@@ -252,7 +252,7 @@ class SupervisorClient:
         return await self._ask(NetworkInfo, "PUT", f"{_path(lease)}/network", request, patient=True)
 
     async def play_cassette(self, lease: str, request: CassetteRequest) -> NetworkInfo:
-        """Record what inspected hosts say to a lease's VM, or replay it in their place."""
+        """Record what inspected hosts say to a lease's VM, or replay it, and return what holds then."""
         return await self._ask(NetworkInfo, "PUT", f"{_path(lease)}/cassette", request)
 
     async def workspace(self, lease: str) -> WorkspaceInfo:
@@ -260,7 +260,7 @@ class SupervisorClient:
         return await self._ask(WorkspaceInfo, "GET", f"{_path(lease)}/workspace")
 
     async def set_workspace(self, lease: str, request: WorkspaceRequest) -> WorkspaceInfo:
-        """Let a lease's VM share a folder of the host, or none."""
+        """Let a lease's VM share a folder of the host, or none, and return what it shares then."""
         return await self._ask(WorkspaceInfo, "PUT", f"{_path(lease)}/workspace", request, patient=True)
 
     async def set_cell(self, lease: str, request: CellRequest) -> None:
@@ -278,7 +278,7 @@ class SupervisorClient:
 
     @asynccontextmanager
     async def events(self, lease: str = "") -> AsyncIterator[AuditEvents]:
-        """Tell what goes into the audit log from now on, until the context is left.
+        """Yield what goes into the audit log from now on, until the context is left.
 
         Args:
             lease: The lease's id: only what is recorded about it, until it is over; empty for everything.
@@ -297,7 +297,7 @@ class SupervisorClient:
 
     @asynccontextmanager
     async def connections(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[Connections]:
-        """Tell of connections, the newest that are known and then, if wanted, those that come.
+        """Yield connections, the newest that are known and then, if wanted, those that come.
 
         Args:
             lease: The lease's id; empty for all leases.
@@ -309,7 +309,7 @@ class SupervisorClient:
 
     @asynccontextmanager
     async def stats(self, lease: str = "", *, follow: bool = False) -> AsyncIterator[Stats]:
-        """Tell what a lease's VMs have used of late, or what all use now, and then, if wanted, what they go on to use.
+        """Yield what a lease's VMs have used of late, or what all use now, and then, if wanted, what they go on to use.
 
         Args:
             lease: The lease's id; empty for all VMs.

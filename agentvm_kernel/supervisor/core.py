@@ -177,14 +177,18 @@ class Supervisor:
         if self.is_leaving:
             raise LeavingError("The supervisor is about to leave.", "Ask the next one, in a moment.")
         name, profile = self.settings.find_profile(request.profile)
+        profile = profile.reduced(request.sizes)
+        is_passing = all(profile.sizes != one.sizes for one in self.settings.known_profiles.values())
         flavour = request.image or self.settings.image
         terms = Terms(request, self.store.tree(request.notebook or request.owner), flavour, name, profile)
         network = self.networks.join(terms, tell)
         self._acquiring += 1
         try:
-            golden = await self._catalogue.golden(flavour, profile, tell)
+            golden = await self._catalogue.golden(flavour, profile, tell, is_passing=is_passing)
+            if is_passing:
+                await asyncio.to_thread(self._trim_catalogue, golden, frozenset(self.leases.values()))
             slot = await self.admission.enter(terms.session, request.owner, lambda text: tell(Progress(stage=text)))
-            vm = await self._first_vm(terms, golden, slot, network.guest)
+            vm = await self._first_vm(terms, golden, slot, network.guest, is_passing=is_passing)
         finally:
             self._acquiring -= 1
             self._last_release = self.now()
@@ -207,9 +211,16 @@ class Supervisor:
         lease.restart_lifetime()
         return lease
 
-    async def _first_vm(self, terms: Terms, golden: Snapshot, slot: Slot, network: Network) -> VM:
+    def _trim_catalogue(self, used: Snapshot, leases: frozenset[Lease]) -> None:
+        stored = (one.snapshot.golden.id for tree in self.store.trees() for one in tree.snapshots())
         try:
-            vm = await self.pool.acquire(golden, terms.resources.limits, network)
+            self._catalogue.trim(used, {*stored, *(lease.vm.snapshot.golden.id for lease in leases)})
+        except (OSError, AgentVMError) as error:  # the next time
+            _log.warning("golden snapshots that no profile has could not be removed: %s", error)
+
+    async def _first_vm(self, terms: Terms, golden: Snapshot, slot: Slot, network: Network, *, is_passing: bool) -> VM:
+        try:
+            vm = await self.pool.acquire(golden, terms.resources.limits, network, is_passing=is_passing)
         except BaseException:
             slot.leave()
             raise
@@ -329,8 +340,8 @@ class Supervisor:
         self.audit.record(SnapshotRestored(**lease.subject, before=old.id, snapshot=stored.id, tree=tree))
         await asyncio.to_thread(unpin, lease.terms, old.snapshot)
         self.pool.retire(old)
-        await self.workspaces.follow(lease)
-        return Replaced(granted=granted, snapshot=describe(stored), seconds=seconds)
+        unshared = await self.workspaces.follow(lease)
+        return Replaced(granted=granted, snapshot=describe(stored), seconds=seconds, unshared=unshared)
 
     async def settled(self, lease: Lease) -> None:
         """Wait until nothing goes on in the background; for benchmarks and tests."""
@@ -391,8 +402,7 @@ class Supervisor:
         return Status(
             version=__version__, pid=os.getpid(), uptime=self.now() - self._began, libvirt=self.settings.uri,
             accelerator=self.accelerator, accelerator_reason=self.accelerator_reason, ready=self.pool.stocks.counts(),
-            leases=tuple(LeaseInfo.of(lease.granted, lease.terms.request) for lease in self.leases.values()),
-            enforced_by=enforced_by(self.settings.uri),
+            leases=tuple(map(_describe, self.leases.values())), enforced_by=enforced_by(self.settings.uri),
         )  # fmt: skip
 
     @property
@@ -431,3 +441,8 @@ class Supervisor:
         self._vms_folder.mkdir(mode=0o711, parents=True)
         shutil.rmtree(self._tallies_folder, ignore_errors=True)
         self._tallies_folder.mkdir(mode=0o700)
+
+
+def _describe(lease: Lease) -> LeaseInfo:
+    hypervisor = lease.vm.snapshot.golden.manifest.hypervisor
+    return LeaseInfo.of(lease.granted, lease.terms.request, network=lease.network.summary, hypervisor=hypervisor)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from agentvm_kernel.anomalies import Action, Severity
 from agentvm_kernel.link.endpoint import UnixEndpoint, VsockEndpoint
-from agentvm_kernel.profiles import Limits
+from agentvm_kernel.profiles import Limits, Sizes
 
 API_VERSION = 1
 
@@ -30,6 +30,7 @@ class LeaseRequest(Message):
     Attributes:
         image: Flavour of the image (``minimal`` or ``standard``); empty for the configured default.
         profile: Name of the profile; empty for the configured default.
+        sizes: How large the machine is to be, where that is less than the profile gives.
         owner: What the lease is for, shown in listings (a kernel id, a script's name).
         notebook: What the snapshots belong to: a path, or another name that stays the same when the kernel restarts;
             empty for the owner.
@@ -41,6 +42,7 @@ class LeaseRequest(Message):
 
     image: str = Field(default="", max_length=64, pattern=r"^[a-z0-9-]*$")
     profile: str = Field(default="", max_length=64)
+    sizes: Sizes = Sizes()
     owner: str = Field(default="", max_length=200)
     notebook: str = Field(default="", max_length=4096)
     mode: NetworkMode | None = None

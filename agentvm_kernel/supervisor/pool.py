@@ -105,20 +105,23 @@ class Pool:
 
     # Handing out
 
-    async def acquire(self, snapshot: Snapshot, limits: Limits, network: Network = "none") -> VM:
+    async def acquire(
+        self, snapshot: Snapshot, limits: Limits, network: Network = "none", *, is_passing: bool = False
+    ) -> VM:
         """Return a running VM whose identity is confirmed: a warm one, else from a blank, else from scratch.
 
         Args:
             snapshot: What it is to be a clone of.
             limits: What holds for the user's processes in it.
             network: Whether they may hope for a network.
+            is_passing: Keep nothing ready of it once no VM of it is out.
 
         Raises:
             VMError: none could be had.
         """
         self._retirement.begin(self.stocks.take_outdated(snapshot))
         stock = self.stocks.of(snapshot)
-        stock.limits = limits
+        stock.limits, stock.is_passing = limits, is_passing
         stock.warm.demand.note()
         return await self._hand_out(self._obtain(stock, limits, network))
 

@@ -161,8 +161,10 @@ class Replaced(Message):
         granted: The new VM.
         snapshot: What it is a clone of.
         seconds: How long it took, from the request to the confirmed identity.
+        unshared: Why it does not have the folder of the host that the old one shared; empty where it has, or none was.
     """
 
     granted: Granted
     snapshot: SnapshotInfo
     seconds: float
+    unshared: str = ""

@@ -33,6 +33,8 @@ class LeaseInfo(_Lenient):
         disk_gb: Guest disk, GB.
         pid: Process id of QEMU.
         limits: What holds for what runs in it.
+        network: What it may reach, in words: mode, a digest of all rules, and those that are not this package's own.
+        hypervisor: Versions of QEMU and libvirt.
     """
 
     lease: str
@@ -48,18 +50,22 @@ class LeaseInfo(_Lenient):
     disk_gb: int
     pid: int
     limits: Limits = Limits()
+    network: str = ""
+    hypervisor: str = ""
 
     @classmethod
-    def of(cls, granted: Granted, request: LeaseRequest) -> LeaseInfo:
+    def of(cls, granted: Granted, request: LeaseRequest, *, network: str, hypervisor: str) -> LeaseInfo:
         """Return what may be told of a lease.
 
         Args:
             granted: What its session was told.
             request: What that had asked for.
+            network: What it may reach.
+            hypervisor: Versions of QEMU and libvirt.
         """
-        return cls.model_validate(
-            granted.model_dump(exclude={"key"}) | request.model_dump(include={"owner", "notebook"})
-        )
+        asked = request.model_dump(include={"owner", "notebook"})
+        told = {"network": network, "hypervisor": hypervisor}
+        return cls.model_validate(granted.model_dump(exclude={"key"}) | asked | told)
 
 
 class Status(_Lenient):

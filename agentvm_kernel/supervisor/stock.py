@@ -97,6 +97,7 @@ class Stock:
         blanks: Blanks.
         limits: What was put on the VM that was asked for last; the next is probably to be held to the same.
         checking: A warm VM is away to be checked.
+        is_passing: No profile has such machines: nothing of it is ready but while one is out.
     """
 
     snapshot: Snapshot
@@ -105,6 +106,7 @@ class Stock:
     blanks: Shelf[Blank] = field(default_factory=Shelf)
     limits: Limits | None = None
     checking: bool = False
+    is_passing: bool = False
 
     @property
     def idle(self) -> float:
@@ -127,7 +129,7 @@ class Stock:
         if not is_needed:
             self.warm.wanted = self.blanks.wanted = 0
             return
-        if self.memory is None:
+        if self.memory is None and not self.is_passing:
             self.warm.plan(target.warm, target.warm_max)
         self.blanks.plan(target.blanks, target.blanks_max)
 

@@ -111,13 +111,13 @@ class Stocks:
         Args:
             used: Ids of the golden snapshots of which VMs are out.
         """
-        golden = [stock for stock in self._stocks.values() if stock.memory is None]
+        lasting = [stock for stock in self._stocks.values() if stock.memory is None and not stock.is_passing]
         for stock in self._stocks.values():
             is_needed = (
                 stock.memory is not None
-                or stock is golden[-1]
                 or stock.snapshot.id in used
-                or stock.idle < self.target.idle_after
+                or stock in lasting[-1:]
+                or (stock in lasting and stock.idle < self.target.idle_after)
             )
             stock.plan(self.target, is_needed=is_needed and not self.is_drained)
 

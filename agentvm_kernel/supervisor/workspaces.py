@@ -62,15 +62,21 @@ class Workspaces:
         self._note(lease, "nothing" if share is None else str(share))
         return self.info(lease)
 
-    async def follow(self, lease: Lease) -> None:
-        """Give a lease's folder to the VM that it has now; the caller has the lease's turn."""
+    async def follow(self, lease: Lease) -> str:
+        """Give a lease's folder to the VM that it has now; the caller has the lease's turn.
+
+        Returns:
+            Why that could not be done; empty if it could, or there is no folder.
+        """
         if lease.share is None:
-            return
+            return ""
         try:
             await lease.vm.sharing.begin(lease.share)
         except AgentVMError as error:  # the notebook goes on without
             _log.warning("%s does not share %s: %s", lease.vm.id, lease.share.folder, error)
             self._note(lease, f"nothing: {error.message}")
+            return error.message
+        return ""
 
     def _find(self, wanted: WorkspaceRequest) -> Share:
         """Return the folder that is meant.

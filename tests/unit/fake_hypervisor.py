@@ -140,7 +140,7 @@ class FakeMachine(Machine):
 
     async def plug_folder(self, folder: Path, *, writable: bool) -> None:
         self.calls.append(f"plug {folder.name}{' rw' if writable else ''}")
-        if self.unshareable:
+        if self.unshareable or not folder.is_dir():
             raise HypervisorError("QEMU: device_add: cannot open it")
 
     async def unplug_folder(self) -> None:

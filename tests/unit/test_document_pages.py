@@ -7,6 +7,7 @@ import inspect
 import logging
 import re
 import shlex
+import textwrap
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ from documents import ROOT
 
 import agentvm_kernel
 from agentvm_kernel import Session
+from agentvm_kernel.bench import Benchmark
 from agentvm_kernel.cli import app
 from agentvm_kernel.errors import NoSnapshotError
 from agentvm_kernel.magics.call import UsageError
@@ -151,7 +153,7 @@ def _loaded() -> griffe.GriffeLoader:
 
 
 def _check(cls: griffe.Class) -> None:
-    """Assert that a class, its parameters or attributes, and its public methods with their parameters are described."""
+    """Assert that a class, its parameters or attributes, and its public methods are described."""
     described = _described(cls)
     assert described, f"{cls.path} has no docstring"
     public = [one for name, one in cls.members.items() if not name.startswith("_") and name not in UNTOLD]
@@ -166,6 +168,22 @@ def _check(cls: griffe.Class) -> None:
             assert [one for one in names if one.lstrip("*") not in said] == [], (
                 f"{method.path} does not say what these are"
             )
+            _check_outcomes(method)
+
+
+def _check_outcomes(method: griffe.Function) -> None:
+    """Assert that it is said what a method returns, and which errors it raises itself."""
+    kinds = {section.kind.value: section.value for section in method.docstring.parsed}
+    first = method.docstring.value.partition("\n")[0]
+    returns = str(method.returns) != "None" and not re.search(r"\b([Rr]eturn|[Yy]ield|Say)\b", first)
+    assert not returns or kinds.keys() & {"returns", "yields"}, f"{method.path} does not say what it returns"
+    told = {str(one.annotation) for one in kinds.get("raises", ())}
+    raised = {
+        one.exc.func.id
+        for one in ast.walk(ast.parse(textwrap.dedent("\n".join(method.lines))))
+        if isinstance(one, ast.Raise) and isinstance(one.exc, ast.Call) and isinstance(one.exc.func, ast.Name)
+    }
+    assert raised <= told, f"{method.path} does not say that it raises {raised - told}"
 
 
 def _described(found: griffe.Object) -> set[str]:
@@ -215,3 +233,7 @@ def test_calls_of_the_list_of_tasks_are_there(call: str) -> None:
     called = getattr(Session, node.func.attr) if isinstance(node.func, ast.Attribute) else Session
     own = [None] if isinstance(node.func, ast.Attribute) else []
     inspect.signature(called).bind(*own, *node.args, **{one.arg: one.value for one in node.keywords if one.arg})
+
+
+def test_every_benchmark_is_on_its_page() -> None:
+    assert re.findall(r"^\| `(\w+)` \|", page("benchmarks.md"), re.MULTILINE) == [str(one) for one in Benchmark]

@@ -1,6 +1,7 @@
 """The description of a report for machines, by the shapes of the Workflow Run profiles, as roc-validator has them.
 
-It wants an older rich than the tests do, so that it has an environment of its own, which this variable names:
+It wants an older rich than the tests do, so that it has an environment of its own, which a variable names. `make test`
+and `make unit` make one and name it; by hand:
 
     python3 -m venv crate && crate/bin/pip install roc-validator==0.13.0
     AGENTVM_CRATE_VALIDATOR=crate/bin/python pytest tests/unit/test_report_crate.py

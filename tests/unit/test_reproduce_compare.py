@@ -17,7 +17,7 @@ from agentvm_kernel.kernel.network import note
 from agentvm_kernel.report.document import Cell
 from agentvm_kernel.reproduce.compare import Comparison, Rules, compare
 from agentvm_kernel.reproduce.error import ReproduceError
-from agentvm_kernel.reproduce.judge import Judge, file_verdicts
+from agentvm_kernel.reproduce.judge import Judge, file_verdicts, loose_verdicts, undone
 from agentvm_kernel.reproduce.markers import Marker, markers_of
 from agentvm_kernel.reproduce.normalise import DEFAULTS, OF_FORKS, Normaliser, read_normalisers
 from agentvm_kernel.reproduce.path import Step
@@ -140,6 +140,16 @@ def test_one_changed_digit_is_found_wherever_it_is() -> None:
 def test_what_differs_by_nature_is_taken_out_and_named(saved: str, shown: str, name: str) -> None:
     assert same([text(saved)], [text(shown)]).by == (name,)
     differs([text(saved)], [text(shown)], EXACT)
+    colour = "\x1b[38;5;32m"
+    assert same([text(f"{colour}{saved}")], [text(f"{colour}{shown}")]).by == (name,), "as tracebacks have it"
+    differs([text(f"{colour}{saved}")], [text(f"\x1b[31m{shown}")])
+    differs([text(f"m{saved[-1]}{saved}")], [text(f"m{saved[-2]}{shown}")])
+
+
+def test_a_traceback_of_another_cells_number_is_the_same() -> None:
+    """As IPython colours it."""
+    line = "\x1b[36mCell\x1b[39m\x1b[36m \x1b[39m\x1b[32mIn[{}]\x1b[39m\x1b[32m, line 1\x1b[39m"
+    assert same([text(line.format(5))], [text(line.format(16))]).by == ("execution-counts",)
 
 
 def refused(*names: str) -> str:
@@ -356,6 +366,27 @@ def outcome(
 ) -> Outcome:
     cells = tuple(Verdict(1, 1, word, is_wanted=is_wanted) for word in words)  # type: ignore[arg-type]
     return Outcome("n.ipynb", "document", (), {}, is_exact, (), cells, files)
+
+
+def test_what_was_copied_without_a_cell_is_held_against_its_recorded_digest() -> None:
+    paths = ("same", "other", "failed", "unreached")
+    steps = [Step(f"%pull '{one}'", None, 1, "", "a" * 64) for one in paths]
+    steps += [Step("%push 'in'", None, 1, "", "b" * 64), Step("%snapshot s"), Step("1 / 0"), Step("%pull x", 3, 1)]
+    error = {"output_type": "error", "ename": "E", "evalue": "no such file", "traceback": []}
+    copied = [{"copied": {"sha256": digest * 64}} for digest in "abb"]
+    shown = [
+        Shown(steps[0], (), reply=copied[0]), Shown(steps[1], (), reply=copied[1]), Shown(steps[2], (error,)),
+        Shown(steps[4], (), reply=copied[0]), Shown(steps[5], (), refused="not here"), Shown(steps[6], (error,)),
+    ]  # fmt: skip
+    verdicts = loose_verdicts(steps, shown)
+    assert [(one.cell, one.path, one.word) for one in verdicts] == [
+        (0, "'same'", "same"), (0, "'other'", "differs"), (0, "'failed'", "not run"), (0, "'unreached'", "not run"),
+    ]  # fmt: skip
+    assert list(undone(shown)) == [
+        "Not done: %pull 'failed': 'no such file'",
+        f"Another file than then: %push 'in' (recorded {'b' * 64}, now {'a' * 64})",
+        "Not done: %snapshot s: not here",
+    ]
 
 
 def test_the_exit_code_is_0_only_if_all_is_the_same_in_the_same_image() -> None:

@@ -360,3 +360,18 @@ def test_the_kernel_and_the_path_know_the_same_magics() -> None:
         bound = Registry().find(source)
         call = find_call(source, {"net", "vm", "limits", "report"})
         assert call is None or (bound is not None and bound.call == call)
+
+
+def test_hosts_are_told_before_anything_runs_and_only_where_they_are_granted(
+    bed: Bed, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_record(packed, bed, lambda r: _session(r).update(network="filtered; allow b.example; allow **.a.example:80"))
+    (tmp_path / "out").mkdir()
+    words = (str(packed), "--out", str(tmp_path / "out"))
+    told = ["Allowed as recorded, besides what the configuration allows:", "**.a.example:80", "b.example"]
+    status, _, err = agentvm(monkeypatch, capsys, *words, "--allow-recorded")
+    assert (status, err.splitlines()[:3]) == (2, told)
+    assert "is there already" in err.splitlines()[3]
+    assert "example" not in refused(monkeypatch, capsys, tmp_path, *words)
+    with_record(packed, bed, lambda r: _session(r).update(network="filtered"))
+    assert "allows:\nnothing\n" in agentvm(monkeypatch, capsys, *words, "--allow-recorded")[2]

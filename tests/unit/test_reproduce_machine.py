@@ -15,17 +15,19 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.names import Pattern
 from agentvm_kernel.errors import ImageError
 from agentvm_kernel.image import ImageStore
-from agentvm_kernel.profiles import Limits
+from agentvm_kernel.profiles import Limits, Sizes
 from agentvm_kernel.report.document import read_document
 from agentvm_kernel.reproduce.again import Order, _stage
 from agentvm_kernel.reproduce.compare import Rules
 from agentvm_kernel.reproduce.environment import Used, compare_packages, find_image
 from agentvm_kernel.reproduce.error import ReproduceError
+from agentvm_kernel.reproduce.hosts import recorded_hosts
 from agentvm_kernel.reproduce.judge import Judge
 from agentvm_kernel.reproduce.path import Leg, Step
-from agentvm_kernel.reproduce.recorded import RecordedImage, RecordedSession
+from agentvm_kernel.reproduce.recorded import RecordedImage, RecordedSession, read_record
 from agentvm_kernel.reproduce.source import Source
 from agentvm_kernel.settings import Network
+from agentvm_kernel.supervisor.execution_messages import digest_of
 from agentvm_kernel.supervisor.lease_network import configured, summary_of
 
 OTHER = "e" * 64
@@ -109,15 +111,21 @@ PROFILE = "[profiles.test]\nvcpus = 1\nmemory_mib = 512\ndisk_gb = 4\n"
 
 
 def stage_of(
-    tmp_path: Path, session: dict[str, Any], *steps: str, config: str = PROFILE, **wanted: Any
+    tmp_path: Path,
+    session: dict[str, Any] | None,
+    *steps: str,
+    config: str = PROFILE,
+    kept: dict[str, Any] | None = None,
+    **wanted: Any,
 ) -> tuple[Any, list[str]]:
     (tmp_path / "config.toml").write_text(config)
     paths = Paths(tmp_path / "c", tmp_path / "s", tmp_path / "r", tmp_path / "config.toml")
     place = tmp_path / "place"
     place.mkdir()
-    document = read_document(notebook(tmp_path / "n.ipynb", code("a")))
+    document = read_document(notebook(tmp_path / "n.ipynb", code("a"), **({"agentvm": kept} if kept else {})))
     source = Source(document, None, (), tmp_path)
-    leg = Leg(RecordedSession.model_validate({"profile": "test", **session}), tuple(map(Step, steps)))
+    recorded = None if session is None else RecordedSession.model_validate({"profile": "test", **session})
+    leg = Leg(recorded, tuple(map(Step, steps)))
     order = replace(Order(Judge(Rules()), tmp_path / "out"), **wanted)
     return _stage(source, leg, Used("1", "1", "minimal"), order, paths, place)
 
@@ -233,10 +241,98 @@ def test_a_profile_that_is_not_configured_is_refused_with_those_that_are(tmp_pat
     assert stage.profile == "test"
 
 
-def test_a_profile_that_was_another_is_told(tmp_path: Path) -> None:
-    _, notes = stage_of(tmp_path, {"vcpus": 4, "memory_mib": 4096, "disk_gb": 40})
-    was, now = "4 CPUs, 4096 MiB, 40 GB of disk", "1 CPUs, 512 MiB, 4 GB of disk"
-    assert notes == [f"The profile test was {was}, and is {now}."]
+@pytest.mark.parametrize(
+    ("recorded", "sizes", "told"),
+    [
+        ({"vcpus": 1, "memory_mib": 512, "disk_gb": 4}, {}, []),
+        ({}, {}, []),
+        ({"vcpus": 1, "memory_mib": 384, "disk_gb": 3}, {"memory_mib": 384, "disk_gb": 3},
+         ["The machine is smaller than the profile test has it, as recorded: 384 MiB of memory, 3 GB of disk."]),
+        ({"vcpus": 4, "memory_mib": 512, "disk_gb": 4}, {},
+         ["Not granted: the recorded machine had 4 CPUs (here 1 CPUs); "
+          "[profiles.test] with vcpus = 4, memory_mib = 512, disk_gb = 4 in CONFIG gives it."]),
+        ({"vcpus": 64, "memory_mib": 300}, {"memory_mib": 300},
+         ["The machine is smaller than the profile test has it, as recorded: 300 MiB of memory.",
+          "Not granted: the recorded machine had 64 CPUs (here 1 CPUs); "
+          "[profiles.test] with vcpus = 64, memory_mib = 512, disk_gb = 4 in CONFIG gives it."]),
+        ({"memory_mib": 100, "disk_gb": 1}, {}, ["Not granted: no machine has 100 MiB of memory, 1 GB of disk."]),
+    ],
+)  # fmt: skip
+def test_a_machine_is_as_small_as_it_was_and_never_larger(
+    tmp_path: Path, recorded: dict[str, int], sizes: dict[str, int], told: list[str]
+) -> None:
+    stage, notes = stage_of(tmp_path, recorded)
+    assert stage.permits.sizes == Sizes(**sizes)
+    assert notes == [line.replace("CONFIG", str(tmp_path / "config.toml")) for line in told]
+
+
+def test_limits_are_held_against_the_machine_as_it_is(tmp_path: Path) -> None:
+    """The recorded machine was smaller: what its memory was is no limit of its own."""
+    session = {"memory_mib": 256, "limits": json.dumps(GIVEN | {"user_memory_mib": 256, "cpu": 0.5})}
+    stage, _ = stage_of(tmp_path, session)
+    assert stage.asked == ("%limits cpu=0.5",)
+
+
+KEPT = {"profile": "test", "vcpus": 1, "memory_mib": 300, "disk_gb": 4, "network": "isolated; deny a.example"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked", "memory"),
+    [
+        (KEPT | {"limits": {"cell_deadline": 60}}, ("%limits timeout=60s", "%net deny a.example", "%net mode isolated"),
+         300),
+        (KEPT | {"limits": "cell_deadline"}, ("%net deny a.example", "%net mode isolated"), 300),
+        ({"profile": "test", "limits": {"processes": 10**9}}, (), None),
+        (KEPT | {"memory_mib": "300"}, (), None),
+        (KEPT | {"network": ["isolated"]}, (), None),
+        (KEPT | {"memory_mib": -5}, (), None),
+        ({}, (), None),
+        ({"profile": ["test"]}, (), None),
+    ],
+)  # fmt: skip
+def test_without_a_record_the_metadata_may_take_away_but_not_give(
+    tmp_path: Path, kept: dict[str, Any], asked: tuple[str, ...], memory: int | None
+) -> None:
+    stage, _ = stage_of(tmp_path, None, kept=kept, config=f'profile = "test"\n{PROFILE}')
+    assert (stage.asked, stage.permits.sizes, stage.permits.allow) == (asked, Sizes(memory_mib=memory), ())
+
+
+def test_hosts_of_the_metadata_are_granted_only_in_a_word(tmp_path: Path) -> None:
+    kept = {"agentvm": {"network": "filtered; allow b.example"}}
+    document = read_document(notebook(tmp_path / "n.ipynb", code("%net allow c.example"), **kept))
+    assert list(recorded_hosts(Source(document, None, (), tmp_path))) == ["b.example", "c.example"]
+
+
+def test_hosts_that_were_allowed_are_found_in_the_record_and_in_the_cells(tmp_path: Path) -> None:
+    source = hosts_of(
+        tmp_path, "filtered; allow a.example; allow **.b.example:443; deny c.example; allow 10.0.0.1",
+        "%net allow d.example E.example", "# net: allow f.example:80\nprint(1)", "%net deny g.example",
+        "# net: forbid h.example\nprint(1)", "%net allow bad..name i.example", "print('%net allow j.example')",
+    )  # fmt: skip
+    found = recorded_hosts(source)
+    assert found == {
+        "a.example": "a.example", "**.b.example:443": "**.b.example:443", "d.example": "d.example",
+        "E.example": "e.example", "f.example:80": "f.example:80", "i.example": "i.example",
+    }  # fmt: skip
+
+
+def test_more_hosts_than_anybody_looks_through_are_not_allowed_in_one_word(tmp_path: Path) -> None:
+    few, many = (f"%net allow {' '.join(f'h{n}.example' for n in range(count))}" for count in (200, 201))
+    assert len(recorded_hosts(hosts_of(tmp_path, "filtered", few))) == 200
+    with pytest.raises(ReproduceError, match="allows 201 hosts; --allow-recorded allows 200"):
+        recorded_hosts(hosts_of(tmp_path, "filtered", many))
+
+
+def hosts_of(tmp_path: Path, network: str, *sources: str) -> Source:
+    """A source of cells that have all run, or are magics."""
+    document = read_document(notebook(tmp_path / "n.ipynb", code("a"), *map(code, sources)))
+    runs = [{"run": 1, "digest": digest_of("a"), "cell": 0}]
+    runs += [
+        {"run": place + 1, "digest": digest_of(one), "cell": place}
+        for place, one in enumerate(sources, 1) if not one.startswith("%")
+    ]  # fmt: skip
+    record = read_record({"format": 1, "sessions": [{"network": network, "runs": runs}]})
+    return Source(document, record, (), tmp_path)
 
 
 def test_only_recordings_beside_the_notebook_are_given_to_its_machine(tmp_path: Path) -> None:

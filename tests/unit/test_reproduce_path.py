@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from report_bed import IMAGE, Bed, code, notebook, text
 
-from agentvm_kernel.report.document import Cell
+from agentvm_kernel.report.document import Cell, read_document
 from agentvm_kernel.report.make import gather
 from agentvm_kernel.report.path import recorded
 from agentvm_kernel.reproduce.error import ReproduceError
 from agentvm_kernel.reproduce.path import Leg, Order, plan, with_labels
 from agentvm_kernel.reproduce.recorded import Record, read_record
+from agentvm_kernel.supervisor.execution_messages import digest_of
 
 
 @pytest.fixture
@@ -187,6 +188,47 @@ def test_without_a_record_the_numbers_of_runs_give_the_order_and_else_the_docume
     assert unrecorded(*cells, code("d"), folder=tmp_path) == (["a", "b", "c", "d"], "document")
     other = code("d", agentvm={"run": 4, "kernel": "other"})
     assert unrecorded(*cells, other, code(" "), folder=tmp_path) == (["a", "b", "c", "d"], "document")
+
+
+def test_copies_that_no_cell_makes_are_made_all_the_same(bed: Bed, tmp_path: Path) -> None:
+    bed.copied("push", "/home/somebody/data.csv", "1" * 64)
+    bed.run("a", text("1"))
+    bed.copied("pull", "out/kept.csv", "2" * 64)  # the cell's
+    bed.copied("pull", "out/kept.csv", "6" * 64)
+    bed.copied("pull", "out/other one.csv", "3" * 64)
+    bed.copied("push", "/home/somebody/more.csv")  # the cell's
+    bed.run("b", text("2"))
+    bed.copied("pull", "out/kept.csv", "4" * 64)
+    bed.copied("pull", "it's", "5" * 64)
+    cells = [code("a", text("1")), code("%pull out/kept.csv"), code("%push ~/more.csv"), code("b", text("2"))]
+    found = leg(bed, tmp_path, *cells)
+    assert [(step.source, step.cell, step.digest) for step in found.steps] == [
+        ("%push 'data.csv'", None, "1" * 64), ("a", 0, ""), ("%pull 'out/kept.csv'", None, "6" * 64),
+        ("%pull 'out/other one.csv'", None, "3" * 64),
+        ("%pull out/kept.csv", 1, ""), ("%push ~/more.csv", 2, ""), ("b", 3, ""),
+        ("%pull 'out/kept.csv'", None, "4" * 64),
+    ]  # fmt: skip
+    assert found.missing == ('the copy of "it\'s" cannot be made',)
+    assert "somebody" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "path", ["x' --limit 9GiB", "a\nimport os", "-x", "", "x" * 301, "{x}", "$HOME", "`id`", "a;b"]
+)
+def test_a_path_that_would_say_something_else_in_a_magic_is_not_copied(bed: Bed, tmp_path: Path, path: str) -> None:
+    bed.run("a", text("1"))
+    cells, record = record_of(bed, tmp_path, code("a", text("1")))
+    values = record.model_dump()
+    values["sessions"][0]["copies"] = [{"way": "pull", "name": "x", "path": path[:300], "run": 1}]
+    (found,) = plan(cells, Record.model_validate(values)).legs
+    assert [step.source for step in found.steps] == (["a"] if len(path) < 301 else ["a", f"%pull '{'x' * 300}'"])
+
+
+def test_a_cell_that_was_changed_since_it_ran_is_told_where_its_metadata_say_so(tmp_path: Path) -> None:
+    said = (("a", digest_of("a")), ("B", digest_of("b")), ("c", ["no", "digest"]))
+    cells = [code(one, agentvm={"run": run, "code": kept}) for run, (one, kept) in enumerate(said, 1)]
+    (leg,) = plan(read_document(notebook(tmp_path / "n.ipynb", *cells)).cells, None).legs
+    assert leg.missing == ("the code of cell 2 was changed since it ran",)
 
 
 def test_the_record_has_what_another_image_is_held_against(bed: Bed, tmp_path: Path) -> None:

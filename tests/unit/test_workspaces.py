@@ -14,7 +14,7 @@ from fake_hypervisor import FakeHypervisor
 from supervisor_bed import Leased, leased
 
 from agentvm_kernel.errors import ApiError
-from agentvm_kernel.magics import workspace
+from agentvm_kernel.magics import rollback, workspace
 from agentvm_kernel.magics.call import UsageError
 from agentvm_kernel.magics.registry import Registry
 from agentvm_kernel.reproduce.permits import Permits, PermittedMagics, RefusedError
@@ -174,6 +174,18 @@ async def test_a_rollback_gives_the_folder_to_the_new_vm(bed: Bed) -> None:
     await bed.share("")
     await bed.client.rollback(bed.id, "base")
     assert await bed.shared() == WorkspaceInfo()
+
+
+async def test_a_vm_that_cannot_take_the_folder_goes_on_without_and_that_is_told(bed: Bed) -> None:
+    await bed.client.snapshot(bed.lease, SnapshotRequest(label="base"))
+    await bed.share(bed.folder)
+    assert (await bed.client.rollback(bed.lease, "base")).unshared == ""
+    bed.folder.rmdir()
+    replaced = await bed.client.rollback(bed.lease, "base")
+    assert "cannot share" in replaced.unshared
+    line = rollback.unshared(replaced.model_copy(update={"unshared": "x\x1b[2J" + "y" * 1000}))
+    assert ("\x1b" in line, len(line) < 500, "%workspace PATH shares it again" in line) == (False, True, True)
+    assert rollback.unshared(replaced.model_copy(update={"unshared": ""})) == ""
 
 
 def test_it_is_said_what_is_shared() -> None:

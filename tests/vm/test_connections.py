@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -15,9 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kernel_client import notebook
 from subreaper import reaped
+from travel import back, ok, saved, told, value
+from vms import environment_of, own_supervisor
 
 from agentvm_kernel.config import Paths
+from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 SCRIPT = Path(__file__).with_name("clone_script.py")
 SOCKETS = Path("/run/libvirt")
@@ -153,3 +158,28 @@ def test_system_daemon_as_root(folder: Path, system_daemon: None) -> None:
 @needs_root
 def test_system_daemon_as_an_ordinary_user(folder: Path, system_daemon: None) -> None:
     check(run_script("qemu:///system", folder, USER, "libvirt"), pwd.getpwnam(USER).pw_uid)
+
+
+@needs_root
+def test_a_folder_is_shared_by_a_vm_of_the_system_daemon(system_daemon: None) -> None:
+    mine = Path(tempfile.mkdtemp(prefix="avm-mine-"))
+    mine.chmod(0o777)  # QEMU is another user
+    (mine / "data").write_text("from the host")
+    with own_supervisor("\n[pool]\nwarm = 0\nblanks = 0\n") as paths:  # each QEMU takes this daemon long to start
+        environment = {**environment_of(paths), "AGENTVM_IMAGE": "standard", "AGENTVM_URI": "qemu:///system"}
+        with notebook(environment) as nb:
+            told(nb, f"%workspace {mine}")
+            with SyncSupervisorClient(paths, start=False) as client:
+                assert client.status().libvirt == "qemu:///system"
+            assert value(nb, "open('shared/data').read()") == "from the host"
+            assert nb.run("open('shared/new', 'w')").status == "error"
+            told(nb, f"%workspace {mine} --rw")
+            ok(nb, "open('shared/new', 'w').write('from the VM')")
+            saved(nb, "with")
+            ok(nb, "import os; left = True")
+            back(nb, "with")
+            assert value(nb, "('left' in globals(), open('shared/new').read())") == (False, "from the VM")
+            assert told(nb, "%workspace off") == "No folder is shared with the VM."
+    assert sorted(path.name for path in mine.iterdir()) == ["data", "new"]
+    assert stat.S_ISREG((mine / "new").lstat().st_mode)
+    shutil.rmtree(mine)

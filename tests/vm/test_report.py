@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -192,5 +193,8 @@ def test_what_agentvm_run_keeps_in_the_notebook(experiment: Experiment, tmp_path
     machine = kept["metadata"]["agentvm"]
     assert re.fullmatch(r"[0-9a-f]{64}", machine["image"])
     assert (machine["profile"], machine["memory_mib"]) == ("test", 512)
+    assert re.fullmatch(r"qemu [\d.]+, libvirt [\d.]+", machine["hypervisor"])
+    assert re.match(r"filtered; \d+ rules, SHA-256 [0-9a-f]{64}", machine["network"])
+    assert second["code"] == hashlib.sha256(b"print(y)").hexdigest()
     report = make_report(tmp_path / "out" / "n.ipynb", experiment.paths)
     assert [match.standing for match in report.matches] == ["as recorded"] * 2

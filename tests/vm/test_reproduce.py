@@ -150,6 +150,7 @@ CASSETTE = (
         "response": {"status": 200, "reason": "OK", "headers": [], "body": "recorded answer", "encoding": "utf-8"},
     },
 )
+LARGE = "import os\nprint('large:', os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') > 420 << 20)"
 CELLS = (
     "total = sum(range(1234))\nprint('total', total, 'mean', total / 1234)",
     WRITES,
@@ -158,6 +159,8 @@ CELLS = (
     "1 / 0",
     "%net replay demo",
     ASKS,
+    LARGE,
+    "print(open('given.txt').read())",
 )
 
 
@@ -175,7 +178,8 @@ def packed(bed: Bed) -> Path:
     nbformat.write(new_notebook(cells=[new_markdown_cell("# Plain"), *cells]), notebook)
     lines = "".join(json.dumps(line) + "\n" for line in CASSETTE)
     (bed.folder / "demo.cassette.jsonl").write_text(lines)
-    made = bed.recorded(notebook, "--allow", "api.example.org")
+    (bed.folder / "given.txt").write_text("what was given")
+    made = bed.recorded(notebook, "--allow", "api.example.org", "--in", "given.txt", "--result", "made.csv")
     assert "recorded answer" in made.with_name("plain.ipynb").read_text()
     made.with_name("demo.cassette.jsonl").write_text(lines)
     return made
@@ -198,6 +202,8 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     session = record["sessions"][0]
     session["limits"] = json.dumps(json.loads(session["limits"]) | {"cell_deadline": 77, "processes": 99_999})
     session["network"] += "; deny denied.example"
+    assert (session["vcpus"], session["memory_mib"], session["disk_gb"]) == (1, 512, 4)
+    session |= {"vcpus": 3, "memory_mib": 400}
     name = rng.choice(sorted(packages))
     packages[name] += ".post1"
     # An image of other packages has another digest.
@@ -214,22 +220,36 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     assert len(differing) == 1, said
     assert f"Python package {name!a}: recorded {packages[name]}, now {packages[name].removesuffix('.post1')}" in said
 
-    status, verdict, said = bed.reproduced(changed, "--anyway", "--allow", "api.example.org")
+    status, verdict, said = bed.reproduced(changed, "--anyway", "--allow-recorded", "--input", "given.txt")
     assert status == 1, f"seed {seed}"
-    assert words(verdict) == ["differs", *["same"] * 6], (f"seed {seed}", verdict)
+    assert "Allowed as recorded, besides what the configuration allows:\napi.example.org\n" in said
+    assert words(verdict) == ["differs", *["same"] * 6, "differs", "same"], (
+        f"seed {seed}",
+        json.dumps(verdict["cells"], indent=1),
+    )
+    assert verdict["cells"][7]["diff"][3:5] == ["-large: True", "+large: False"]
+    (acquired,) = of_last(bed, "lease_acquired")
+    assert (acquired["vcpus"], acquired["memory_mib"], acquired["disk_gb"]) == (1, 400, 4)
+    started = [one for one in audited(bed.paths.state, "vm_started") if one["vm"] == acquired["vm"]]
+    assert (bed.paths.cache / "golden" / started[0]["snapshot"] / "passing").is_file(), "it is not kept for ever"
+    assert "The machine is smaller than the profile test has it, as recorded: 400 MiB of memory." in verdict["notes"]
     assert [line[0] for line in verdict["cells"][0]["diff"][3:5]] == ["-", "+"]
     assert verdict["cells"][0]["diff"][3][1:] == stream["text"].rstrip("\n")
     assert "Hosts are answered for by demo.cassette.jsonl, beside the notebook." in verdict["notes"]
     assert set(verdict["cells"][3]["by"]) == {"memory-addresses", "durations"}
-    (file,) = verdict["files"]
+    file, result = verdict["files"]
     assert (file["verdict"], file["saved"], file["now"]) == ("differs", copied["sha256"], before)
-    (copied,) = of_last(bed, "files_copied")
-    assert (copied["way"], copied["path"], copied["digest"]) == ("pull", "made.csv", before)
+    assert (result["cell"], result["verdict"], result["saved"], result["now"]) == (0, "same", before, before)
+    given = hashlib.sha256(b"what was given").hexdigest()
+    assert [(one["way"], one["path"], one["digest"]) for one in of_last(bed, "files_copied")] == [
+        ("push", "given.txt", given), ("pull", "made.csv", before), ("pull", "made.csv", before),
+    ]  # fmt: skip
     terms = [one["what"] for one in of_last(bed, "configuration_changed")]
     assert terms[0] == "limits: {'cell_deadline': 77.0}"
     assert '"deny":["denied.example"]' in terms[1]
-    (lowered,) = [one for one in verdict["notes"] if "Not granted" in one]
-    assert "processes=99999 (here 2048)" in lowered
+    larger, raised = [one for one in verdict["notes"] if "Not granted" in one]
+    assert f"vcpus = 3, memory_mib = 512, disk_gb = 4 in {bed.paths.config} gives it" in larger
+    assert "processes=99999 (here 2048)" in raised
     assert not verdict["image"]["exact"]
     assert len(verdict["image"]["differences"]) == 1
     assert name in verdict["image"]["differences"][0]
@@ -258,7 +278,8 @@ def test_a_hostile_notebook_runs_in_the_machine_only(bed: Bed) -> None:
     forged = {"agentvm": {"verdict": "same", "run": 1}}
     outputs = [new_output("stream", text="reached\n")]
     cells = [new_code_cell(one, metadata=forged, outputs=outputs) for one in HOSTILE]
-    nbformat.write(new_notebook(cells=cells), notebook)
+    kept = {"profile": "test", "memory_mib": 400, "network": "isolated; allow evil.example", "vcpus": 64}
+    nbformat.write(new_notebook(cells=cells, metadata={"agentvm": kept}), notebook)
     before = {path.name for path in bed.folder.iterdir()}
     status, verdict, _ = bed.reproduced(notebook, "--image", "minimal")
     assert status == 1
@@ -272,3 +293,7 @@ def test_a_hostile_notebook_runs_in_the_machine_only(bed: Bed) -> None:
     assert last.outputs[0].text == "False\n", "nothing was copied in"
     allowed = [one for one in audited(bed.paths.state, "configuration_changed") if "evil" in json.dumps(one)]
     assert allowed == []
+    (acquired,) = of_last(bed, "lease_acquired")
+    assert (acquired["vcpus"], acquired["memory_mib"]) == (1, 400), (
+        "what the metadata say takes away, and gives nothing"
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from audited import audited_soon
 from kernel_client import Notebook, notebook, wait_until
-from travel import back, ok, refused, saved, told, value
+from travel import back, last_words, ok, refused, saved, told, value
 from vms import environment_of, own_supervisor, qemus, supervisor_pid
 
 from agentvm_kernel.config import Paths
@@ -155,6 +155,25 @@ def test_snapshots_and_forks_do_not_have_it_and_the_notebook_keeps_it(nb: Notebo
     back(nb, "with")
     assert value(nb, "('state' in globals(), sorted(os.listdir('shared')))") == (False, ["before", "data"])
     assert "is shared to read and write" in told(nb, "%workspace")
+
+
+def test_an_adopted_fork_gets_it_or_it_is_told_why_not(nb: Notebook, mine: Path) -> None:
+    told(nb, f"%workspace {mine} --rw")
+    forks = told(nb, "%%fork 2\nchosen = os.path.exists('shared')\nos.makedirs('shared/own')\nchosen")
+    assert forks.count("False") == 2, forks
+    line = told(nb, "%adopt 1")
+    assert "The shared folder is not in it: Something is in /workspace/shared of the VM already." in line
+    assert "has lost it" in told(nb, "%workspace")
+    ok(nb, "os.removedirs('shared/own')")
+    assert "is shared to read and write" in told(nb, f"%workspace {mine} --rw")
+    assert value(nb, "chosen") is False
+    saved(nb, "adopted")
+    told(nb, "%%fork 2\nchosen = os.getpid()")
+    assert "not in it" not in told(nb, "%adopt 2")
+    ok(nb, "open('shared/after', 'w').write('from the fork')")
+    assert (mine / "after").read_text() == "from the fork"
+    assert "not in it" not in last_words(back(nb, "adopted"))
+    assert value(nb, "(chosen, sorted(os.listdir('shared')))") == (False, ["after", "data"])
 
 
 def test_a_guest_that_does_not_let_go_is_told_of_and_loses_it_with_its_vm(
