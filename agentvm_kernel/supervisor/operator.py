@@ -16,6 +16,7 @@ from agentvm_kernel.supervisor.messages import (
     DiskCopied,
     DiskRequest,
     Ended,
+    Held,
     Leaving,
     PoolInfo,
     Resumed,
@@ -53,9 +54,12 @@ class Operator:
     async def vms(self) -> VMList:
         """Return all VMs, with what they use."""
         samples = await self._supervisor.stats.now()
-        claims = self._supervisor.anomalies.claims
+        claims, responses = self._supervisor.anomalies.claims, self._supervisor.anomalies.responses
         return VMList(
-            vms=tuple(_describe(one, samples.get(one.id), claims.of(one.machine)) for one in present(self._supervisor))
+            vms=tuple(
+                _describe(one, samples.get(one.id), claims.of(one.machine), responses.of(one.machine))
+                for one in present(self._supervisor)
+            )
         )
 
     def pool_info(self) -> PoolInfo:
@@ -191,14 +195,14 @@ class Operator:
                     supervisor.pool.give_reason(lease.vm.id, "its session did not keep it in time")
 
 
-def _describe(one: Present, sample: Sample | None, claims: Claims | None) -> VMInfo:
+def _describe(one: Present, sample: Sample | None, claims: Claims | None, held: Held) -> VMInfo:
     machine, terms = one.machine, one.lease.terms if one.lease is not None else None
-    hardware, held = machine.spec.hardware, one.lease if one.state == "leased" else None
+    hardware, own = machine.spec.hardware, one.lease if one.state == "leased" else None
     info = VMInfo(
         id=one.id, state=one.state, lease=one.lease_id, owner=terms.request.owner if terms else "",
         notebook=terms.request.notebook if terms else "", profile=terms.profile if terms else "",
         vcpus=hardware.vcpus, memory_mib=hardware.memory_mib, pid=machine.pid, claimed=claims,
-        travelling=bool(held and held.is_travelling), snapshot=held.current if held else "",
+        travelling=bool(own and own.is_travelling), snapshot=own.current if own else "", held=held,
     )  # fmt: skip
     if sample is None:  # it has just ended
         return info

@@ -12,7 +12,7 @@ from agentvm_kernel.anomalies import Action
 from agentvm_kernel.errors import AgentVMError, VMEndedError
 from agentvm_kernel.observe.events import AnomalyResponse
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import Ended, Resumed, SnapshotRequest
+from agentvm_kernel.supervisor.messages import Ended, Held, Resumed, SnapshotRequest
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.hypervisor import Machine
 from agentvm_kernel.vm.limits import enforce
@@ -46,6 +46,10 @@ class Responses:
     def is_slowed(self, machine: Machine) -> bool:
         """Whether a VM has been slowed down."""
         return machine in self._slowed
+
+    def of(self, machine: Machine) -> Held:
+        """Return what has been done to a VM and was not taken back."""
+        return "paused" if self.is_paused(machine) else "slowed" if self.is_slowed(machine) else ""
 
     def begin(self, action: Action, lease: Lease, vm: VM, rule: str) -> None:
         """Do something to a VM, in the background.
