@@ -42,6 +42,7 @@ from agentvm_kernel.supervisor.messages import (
     ForkGranted,
     ForkRequest,
     Granted,
+    Held,
     LabelRequest,
     LeaseRequest,
     LimitsRequest,
@@ -50,6 +51,7 @@ from agentvm_kernel.supervisor.messages import (
     PruneRequest,
     Removed,
     Replaced,
+    Resumed,
     RollbackPlan,
     RollbackRequest,
     SnapshotInfo,
@@ -74,6 +76,7 @@ class FakeLease:
     current: str = ""
     limits: Limits = field(default_factory=Limits)
     is_travelling: bool = False
+    held: Held = ""
     network: NetworkRequest = field(default_factory=NetworkRequest)
     taken: list[SnapshotInfo] = field(default_factory=list)
     forks: dict[int, tuple[LocalGuest, AsyncExitStack]] = field(default_factory=dict)
@@ -117,6 +120,7 @@ class FakeSupervisor:
             [
                 web.get("/v1/status", self._status),
                 web.get("/v1/vms", self._vms),
+                web.post("/v1/vms/{vm}/resume", self._resume),
                 web.get("/v1/stats", self._stats),
                 web.get("/v1/events", self._events),
                 web.post("/v1/leases", self._lease),
@@ -179,11 +183,16 @@ class FakeSupervisor:
             VMInfo(
                 id=f"local-{one.guest.epoch}", state="leased", lease=name, owner=one.wanted.owner,
                 notebook=one.wanted.notebook, vcpus=1, memory_mib=512, pid=one.guest.pid, age=12.5,
-                travelling=one.is_travelling, snapshot=one.current,
+                travelling=one.is_travelling, held=one.held, snapshot=one.current,
             )
             for name, one in self._leases.items()
         ]  # fmt: skip
         return _answer(VMList(vms=tuple(vms)))
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        (one,) = (one for one in self._leases.values() if f"local-{one.guest.epoch}" == request.match_info["vm"])
+        held, one.held = one.held, ""
+        return _answer(Resumed(was_paused=held == "paused", was_slowed=held == "slowed"))
 
     async def _stats(self, request: web.Request) -> web.StreamResponse:
         """Measure each lease's guest, thirty times a second where that is followed."""
@@ -212,8 +221,10 @@ class FakeSupervisor:
             await response.write(one.model_dump_json().encode() + b"\n")
         return response
 
-    async def _audit(self, _: web.Request) -> web.Response:
-        return _answer(AuditRecords(records=tuple(self.recorded)))
+    async def _audit(self, request: web.Request) -> web.Response:
+        names = request.query.get("events", "").split(",")
+        records = [one for one in self.recorded if names == [""] or one.event.event in names]
+        return _answer(AuditRecords(records=tuple(records[-int(request.query["last"]) :])))
 
     async def _status(self, _: web.Request) -> web.Response:
         """Tell of leases what was granted, as the real one does: what has changed since is told elsewhere."""
