@@ -84,15 +84,16 @@ class AuditLog:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._written >= wanted or self._is_over)
 
-    def newest(self, notebook: str, number: int) -> list[Record]:
+    def newest(self, notebook: str, number: int, events: frozenset[str] = frozenset()) -> list[Record]:
         """Return the newest records about a notebook, oldest first; blocks.
 
         Args:
             notebook: Its name.
             number: How many at most.
+            events: Names of events; none for all.
         """
         self.flush()
-        return newest(self.folder, Wanted(notebook=notebook), number)
+        return newest(self.folder, Wanted(notebook=notebook, events=events), number)
 
     def listen(self, lease: str = "") -> Listener:
         """Return what is recorded from now on, until the log is closed; it need not be safe on disk yet.

@@ -88,13 +88,14 @@ def newest(folder: Path, wanted: Wanted, number: int) -> list[Record]:
     """
     found: list[Record] = []
     left = _LOOKED_AT
-    # To read a line takes longer than to see that the notebook is not named in it.
+    # To read a line takes longer than to see that neither the notebook nor an event is named in it.
     named = json.dumps(wanted.notebook).encode() if wanted.notebook else b""
+    events = [json.dumps(name).encode() for name in wanted.events] or [b""]
     for line in _lines_backwards(folder):
         left -= len(line) + 1
         if left < 0 or len(found) >= number:
             break
-        if named not in line:
+        if named not in line or not any(event in line for event in events):
             continue
         with suppress(ValueError):
             record = read_line(line)

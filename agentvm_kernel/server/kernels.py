@@ -84,6 +84,22 @@ class Kernels:
         owner = Path(found.connection_file).stem[:200]
         return Kernel(kernel, owner, pid, found.get_connection_info(session=False))
 
+    def is_ending(self, kernel: Kernel) -> bool:
+        """Whether the manager has a kernel's process end, to start another one or not.
+
+        Args:
+            kernel: The kernel.
+        """
+        return kernel.id in self and bool(self._manager.get_kernel(kernel.id).shutting_down)
+
+    def comes_again(self, kernel: Kernel) -> bool:
+        """Whether the manager starts another process in place of one that has ended.
+
+        Args:
+            kernel: The kernel.
+        """
+        return self.is_ending(kernel) or (kernel.id in self and bool(self._manager.get_kernel(kernel.id).autorestart))
+
 
 @asynccontextmanager
 async def talking(kernel: Kernel) -> AsyncIterator[AsyncKernelClient]:

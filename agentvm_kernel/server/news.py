@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 EVENT_SCHEMA: Final = "urn:agentvm-kernel:machine"
 """The events' id."""
 
-What = Literal["stats", "machine", "snapshots", "connections", "blocked", "gone"]
+What = Literal["stats", "machine", "snapshots", "connections", "blocked", "anomalies", "gone"]
 
 SCHEMA: Final[dict[str, Any]] = {
     "$id": EVENT_SCHEMA,

@@ -34,7 +34,8 @@ from agentvm_kernel.server.bodies import (
 from agentvm_kernel.server.errors import ForeignKernelError, NotRunningError
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.services import Services
-from agentvm_kernel.server.views import Blocked, Connections, Done, Freed, Host, Machine, Plan, View
+from agentvm_kernel.server.views import Anomalies, Blocked, Connections, Done, Freed, Host, Machine, Plan, View
+from agentvm_kernel.supervisor.operator_messages import Resumed
 from agentvm_kernel.supervisor.snapshot_messages import Removed, SnapshotInfo, SnapshotTree
 
 _NEWEST: Final = 200
@@ -221,6 +222,16 @@ async def list_blocked(call: Call) -> Blocked:
     return await call.services.supervision.blocked(await call.lease())
 
 
+async def list_anomalies(call: Call) -> Anomalies:
+    """List what was unusual."""
+    return await call.services.supervision.anomalies(await call.lease())
+
+
+async def resume(call: Call) -> Resumed:
+    """Let the VM run on that was slowed down or stopped because of an anomaly, also while a cell runs."""
+    return await call.services.supervision.resume(call.kernel)
+
+
 async def watch(call: Call, body: WatchBody) -> Nothing:
     """Tell of these kernels for a minute; those that are not AgentVM's, or unknown, are left out."""
     call.services.look(body.kernels)
@@ -272,6 +283,8 @@ ROUTES: Final = (
     Route("PUT", f"{_KERNEL}/limits", set_limits),
     Route("PUT", f"{_KERNEL}/timetravel", set_timetravel),
     Route("POST", f"{_KERNEL}/vm", do_with_vm),
+    Route("POST", f"{_KERNEL}/resume", resume),
     Route("GET", f"{_KERNEL}/blocked", list_blocked, is_work=False),
+    Route("GET", f"{_KERNEL}/anomalies", list_anomalies, is_work=False),
     Route("POST", "/watch", watch, is_work=False),
 )

@@ -7,8 +7,14 @@ from contextlib import suppress
 from typing import Any, Final
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import AgentVMError, ApiError, NoLeaseError, SupervisorError
-from agentvm_kernel.server.errors import ForeignKernelError, NoKernelError, NotRunningError
+from agentvm_kernel.errors import ApiError, NoLeaseError, SupervisorError
+from agentvm_kernel.server.errors import (
+    ForeignKernelError,
+    KernelGoneError,
+    NoKernelError,
+    NotRunningError,
+    SlowError,
+)
 from agentvm_kernel.server.kernels import Kernel, Kernels, talking, unless_it_ends
 from agentvm_kernel.server.news import Herald
 from agentvm_kernel.server.supervision import Supervision
@@ -78,14 +84,22 @@ class Services:
 
     async def _condition(self, kernel: Kernel, error: SupervisorError) -> Machine:
         """Return how the VM is that the supervisor does not know: the kernel process, not its guest, says that."""
+        if self.kernels.is_ending(kernel):
+            return Machine(state="restarting")
         try:
             told = await unless_it_ends(kernel, _told(kernel), _PATIENCE)
-        except AgentVMError as ended:
-            return Machine(state="ended", text=f"{ended.message} {ended.hint}")
+        except KernelGoneError as gone:
+            self.kernels.find(kernel.id)  # it may be known no more
+            if self.kernels.comes_again(kernel):
+                return Machine(state="restarting")
+            return Machine(state="ended", text=f"{gone.message} {gone.hint}")
+        except SlowError:
+            return Machine(state="starting", text="The kernel's process does not answer yet.")
         state = told.get("state")
-        if error.code != NoLeaseError.code and state != "starting":
-            return Machine(state="none", text=f"{error.message} {_REMEDY}")
         text = " ".join(filter(None, (str(told.get("text", "")), str(told.get("hint", "")))))[:MOST_TEXT]
+        if error.code != NoLeaseError.code and state != "starting":
+            # Why no supervisor could be started says more than that there is none.
+            return Machine(state="none", text=text or f"{error.message} {_REMEDY}")
         # It may have got one meanwhile; then pages are told, and ask again.
         return Machine(state="ended" if state == "ended" else "starting", text=text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import Final
+from typing import Final, Literal
 
 from agentvm_kernel import __version__
 from agentvm_kernel.compare.comparer import Comparer
@@ -13,14 +13,24 @@ from agentvm_kernel.compare.comparison import Comparison
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import HostError, NoLeaseError, SupervisorError
+from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.observe.events.execution import OutputBlocked
+from agentvm_kernel.observe.fields import Event
+from agentvm_kernel.server.anomalies import read_anomalies
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.reasons import WORDS
-from agentvm_kernel.server.views import Blocked, BlockedOutput, Finding, Host, Machine, Network, Stats
+from agentvm_kernel.server.views import Anomalies, Blocked, BlockedOutput, Finding, Host, Machine, Network, Stats
 from agentvm_kernel.supervisor.client import SupervisorClient
+from agentvm_kernel.supervisor.operator_messages import Resumed
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
 
 _RECORDS: Final = 999
+_Kind = Literal["blocked", "anomalies"]
+_EVENTS: Final[dict[_Kind, tuple[str, ...]]] = {
+    "blocked": ("output_blocked",),
+    "anomalies": ("anomaly_detected", "anomaly_response"),
+}
+"""What is read of the audit log."""
 _EXAMINATION: Final = 60.0
 
 
@@ -35,7 +45,8 @@ class Supervision:
         self._paths = paths
         self._client: SupervisorClient | None = None
         self._comparer: Comparer | None = None
-        self._known: dict[str, Blocked] | None = None
+        self._known: dict[tuple[str, _Kind], tuple[Record, ...]] | None = None
+        self._reading = asyncio.Lock()
 
     async def client(self) -> SupervisorClient:
         """Return the one client; it connects anew to each supervisor."""
@@ -74,17 +85,17 @@ class Supervision:
         client = await self.client()
         status = await client.status()
         lease = _lease(status, kernel)
-        vms, network, limits, blocked, stats = await asyncio.gather(
+        vms, network, limits, blocked, anomalies, stats = await asyncio.gather(
             client.vms(), client.network(lease.lease), client.limits(lease.lease), self.blocked(lease.lease),
-            self._stats(lease),
+            self.anomalies(lease.lease), self._stats(lease),
         )  # fmt: skip
         vm = next((one for one in vms.vms if one.id == lease.vm), None)
         return Machine(
             state="running", vm=lease.vm, profile=lease.profile, image=lease.flavour, digest=lease.image,
             accelerator=status.accelerator, age=vm.age if vm else 0.0, vcpus=lease.vcpus, memory_mib=lease.memory_mib,
             disk_gb=lease.disk_gb, executing=bool(vm and vm.executing), snapshot=vm.snapshot if vm else lease.snapshot,
-            travelling=vm.travelling if vm else None, network=Network.of(network), limits=limits,
-            blocked=blocked.count, stats=stats,
+            travelling=vm.travelling if vm else None, held=vm.held if vm else "", network=Network.of(network),
+            limits=limits, blocked=blocked.count, anomalies=anomalies.count, stats=stats,
         )  # fmt: skip
 
     async def _stats(self, lease: LeaseInfo) -> Stats | None:
@@ -105,12 +116,34 @@ class Supervision:
         async with (await self.client()).connections(lease) as events:
             return tuple([one async for one in events][-most:])
 
+    async def resume(self, kernel: Kernel) -> Resumed:
+        """Take back that a kernel's VM is slowed down or stopped.
+
+        Args:
+            kernel: The kernel.
+
+        Raises:
+            NoLeaseError: it has no VM.
+            SupervisorError: no supervisor runs, or the VM cannot run on.
+        """
+        return await (await self.client()).resume((await self.lease(kernel)).vm)
+
     def remember(self) -> None:
-        """Remember from now on what was blocked, and nothing of before; whoever says so says it again when more is.
+        """Remember from now on what the audit log says, and nothing of before; whoever says so tells what happens.
 
         To read it takes the supervisor some 50 ms.
         """
         self._known = {}
+
+    def happened(self, event: Event) -> None:
+        """Forget what was remembered of a kind of which there is more now.
+
+        Args:
+            event: What happened.
+        """
+        if self._known is not None and (changed := {kind for kind, events in _EVENTS.items() if event.event in events}):
+            # Who is reading puts what was read into the old one.
+            self._known = {key: records for key, records in self._known.items() if key[1] not in changed}
 
     def forget(self) -> None:
         """Remember nothing: nobody would say when it changes."""
@@ -122,26 +155,37 @@ class Supervision:
         Args:
             lease: The lease's id.
         """
-        known = self._known
-        if known is None:
-            return await self._read_blocked(lease)
-        if lease not in known:
-            # Where it changes meanwhile, these are given up for others.
-            known[lease] = await self._read_blocked(lease)
-        return known[lease]
-
-    async def _read_blocked(self, lease: str) -> Blocked:
-        records = (await (await self.client()).audit(lease, _RECORDS)).records
         return Blocked(
             blocked=tuple(
                 BlockedOutput(
                     time=one.time, reason=one.event.reason.value, detail=WORDS[one.event.reason],
                     count=one.event.count, cell=one.event.run,
                 )
-                for one in records
+                for one in await self._records(lease, "blocked")
                 if isinstance(one.event, OutputBlocked) and one.event.lease == lease
             )
         )  # fmt: skip
+
+    async def anomalies(self, lease: str) -> Anomalies:
+        """Return what was unusual in the VMs of a lease, as far as the newest records tell it.
+
+        Args:
+            lease: The lease's id.
+        """
+        return read_anomalies(await self._records(lease, "anomalies"), lease)
+
+    async def _records(self, lease: str, kind: _Kind) -> tuple[Record, ...]:
+        """Return the newest records of a kind; each kind has room of its own, so that none can push out another."""
+        known, key = self._known, (lease, kind)
+        if known is None:
+            return await self._read(lease, kind)
+        async with self._reading:
+            if key not in known:
+                known[key] = await self._read(lease, kind)
+        return known[key]
+
+    async def _read(self, lease: str, kind: _Kind) -> tuple[Record, ...]:
+        return (await (await self.client()).audit(lease, _RECORDS, _EVENTS[kind])).records
 
     async def compare(self, lease: str, one: str, other: str) -> Comparison:
         """Return what differs between two snapshots, as their guests claim; what they hold is remembered.

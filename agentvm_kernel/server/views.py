@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.network_messages import NetworkInfo
+from agentvm_kernel.supervisor.operator_messages import Held
 from agentvm_kernel.supervisor.snapshot_messages import RollbackPlan, SnapshotInfo
 from agentvm_kernel.supervisor.stats_messages import VMStats
 
@@ -145,14 +146,15 @@ class Network(View):
         )  # fmt: skip
 
 
-MachineState = Literal["running", "starting", "none", "foreign", "ended"]
+MachineState = Literal["running", "starting", "restarting", "none", "foreign", "ended"]
 
 
 class Machine(View):
     """The VM under a notebook; all but the state is only there while it runs.
 
     Attributes:
-        state: ``none``: no supervisor runs, so there is none. ``foreign``: the kernel is not AgentVM's.
+        state: ``none``: no supervisor runs, so there is none. ``foreign``: the kernel is not AgentVM's. ``restarting``:
+            the kernel's process has ended, and another one comes.
         text: Why, and what to do about it.
         vm: The VM's id.
         profile: Name of its profile.
@@ -166,9 +168,11 @@ class Machine(View):
         executing: A cell runs in it.
         snapshot: Id of the snapshot that it descends from; empty for the image's own.
         travelling: A snapshot is taken after every cell; ``None`` if that is not known.
+        held: It was slowed down or stopped because of an anomaly.
         network: What it may reach.
         limits: What holds for what runs in it, by the names in ``Limits``.
         blocked: How much of its output was not let through.
+        anomalies: How many anomalies there were that are more than of note.
         stats: What it used when it was measured last.
     """
 
@@ -186,9 +190,11 @@ class Machine(View):
     executing: bool = False
     snapshot: str = ""
     travelling: bool | None = None
+    held: Held = ""
     network: Network | None = None
     limits: Limits | None = None
     blocked: int = 0
+    anomalies: int = 0
     stats: Stats | None = None
 
 
@@ -258,6 +264,49 @@ class Blocked(View):
     def count(self) -> int:
         """How much it is."""
         return count(self.blocked)
+
+
+class Anomaly(View):
+    """Something unusual that was seen in a VM.
+
+    Attributes:
+        time: When, seconds since 1970.
+        vm: In which VM: the notebook's, one before it, or a fork.
+        rule: Name of the rule.
+        severity: How bad that is.
+        text: What the VM did, as the rule says.
+        about: What it is about, such as a host, as the guest named it.
+        claimed: Only the guest says so.
+        value: What was seen.
+        threshold: From what on it is unusual.
+        response: What is done.
+        outcome: What came of that; empty if nothing is known of it.
+        is_over: It was taken back.
+    """
+
+    time: float
+    vm: str
+    rule: str
+    severity: str
+    text: str
+    about: str
+    claimed: bool
+    value: float
+    threshold: float
+    response: str
+    outcome: str = ""
+    is_over: bool = False
+
+
+class Anomalies(View):
+    """What was unusual in the VMs of a notebook's session, oldest first."""
+
+    anomalies: tuple[Anomaly, ...]
+
+    @property
+    def count(self) -> int:
+        """How many are more than of note."""
+        return sum(one.severity != "info" for one in self.anomalies)
 
 
 def count(blocked: Iterable[BlockedOutput]) -> int:

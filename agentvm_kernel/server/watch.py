@@ -38,18 +38,8 @@ _KINDS: Final[tuple[tuple[tuple[type[Event], ...], What], ...]] = (
     ((SnapshotCreated, SnapshotRelabelled, SnapshotRestored, SnapshotsRemoved), "snapshots"),
     ((NetworkConnection,), "connections"),
     ((OutputBlocked,), "blocked"),
-    (
-        (
-            LeaseAcquired,
-            SnapshotRestored,
-            ConfigurationChanged,
-            ResourceLimitExceeded,
-            AnomalyDetected,
-            AnomalyResponse,
-            LinkRefused,
-        ),
-        "machine",
-    ),
+    ((AnomalyDetected, AnomalyResponse), "anomalies"),
+    ((LeaseAcquired, SnapshotRestored, ConfigurationChanged, ResourceLimitExceeded, LinkRefused), "machine"),
     ((LeaseReleased,), "gone"),
 )
 
@@ -154,8 +144,10 @@ class Watch:
                 self._supervision.forget()
 
     def _hear(self, news: AuditNews) -> None:
-        if news.missed or isinstance(news.event, OutputBlocked):
+        if news.missed:
             self._supervision.remember()
+        else:
+            self._supervision.happened(news.event)
         if isinstance(news.event, OfLease | ConfigurationChanged):
             self._take(news.event)
         if news.missed:
@@ -174,7 +166,7 @@ class Watch:
 
     def _missed(self) -> None:
         """Have everything asked for again: something has happened that nobody was told of."""
-        kinds: tuple[What, ...] = ("machine", "snapshots", "connections", "blocked")
+        kinds: tuple[What, ...] = ("machine", "snapshots", "connections", "blocked", "anomalies")
         for kernel in self._until:
             for what in kinds:
                 self._herald.tell(kernel, what)

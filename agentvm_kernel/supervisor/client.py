@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -267,14 +267,16 @@ class SupervisorClient:
         """Tell which cell runs in a lease's VM."""
         await read_body(await self._request("PUT", f"{_path(lease)}/cell", request))
 
-    async def audit(self, lease: str, last: int = 20) -> AuditRecords:
+    async def audit(self, lease: str, last: int = 20, events: Iterable[str] = ()) -> AuditRecords:
         """Return what the audit log says of a lease's notebook.
 
         Args:
             lease: The lease's id.
             last: How many of the newest records, 1 to 999.
+            events: Names of events, ten at most; none for all.
         """
-        return await self._ask(AuditRecords, "GET", f"{_path(lease)}/audit?last={last}")
+        names = ",".join(events)
+        return await self._ask(AuditRecords, "GET", f"{_path(lease)}/audit?last={last}{names and f'&events={names}'}")
 
     @asynccontextmanager
     async def events(self, lease: str = "") -> AsyncIterator[AuditEvents]:

@@ -15,7 +15,7 @@ from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.settings import Settings
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.messages import Ended, Leaving
-from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest, PoolInfo, Resumed, VMInfo, VMList
+from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest, Held, PoolInfo, Resumed, VMInfo, VMList
 from agentvm_kernel.supervisor.present import Present
 from agentvm_kernel.vm.disk_copy import copy_disk
 
@@ -43,9 +43,12 @@ class Operator:
     async def vms(self) -> VMList:
         """Return all VMs, with what they use."""
         samples = await self._supervisor.stats.now()
-        claims = self._supervisor.anomalies.claims
+        claims, responses = self._supervisor.anomalies.claims, self._supervisor.anomalies.responses
         return VMList(
-            vms=tuple(_describe(one, samples.get(one.id), claims.of(one.machine)) for one in self._supervisor.roster)
+            vms=tuple(
+                _describe(one, samples.get(one.id), claims.of(one.machine), responses.of(one.machine))
+                for one in self._supervisor.roster
+            )
         )
 
     def pool_info(self) -> PoolInfo:
@@ -189,14 +192,14 @@ def _can_be_made(path: Path) -> bool:
     return False
 
 
-def _describe(one: Present, sample: Sample | None, claims: Claims | None) -> VMInfo:
+def _describe(one: Present, sample: Sample | None, claims: Claims | None, held: Held) -> VMInfo:
     machine, terms = one.machine, one.lease.terms if one.lease is not None else None
-    hardware, held = machine.spec.hardware, one.lease if one.state == "leased" else None
+    hardware, own = machine.spec.hardware, one.lease if one.state == "leased" else None
     info = VMInfo(
         id=one.id, state=one.state, lease=one.lease_id, owner=terms.request.owner if terms else "",
         notebook=terms.request.notebook if terms else "", profile=terms.profile if terms else "",
         vcpus=hardware.vcpus, memory_mib=hardware.memory_mib, pid=machine.pid, claimed=claims,
-        travelling=bool(held and held.is_travelling), snapshot=held.current if held else "",
+        travelling=bool(own and own.is_travelling), snapshot=own.current if own else "", held=held,
     )  # fmt: skip
     if sample is None:  # it has just ended
         return info

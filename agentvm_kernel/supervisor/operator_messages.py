@@ -10,6 +10,7 @@ from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.supervisor.messages import Message
 
 VMState = Literal["leased", "fork", "resting", "warm", "blank"]
+Held = Literal["", "slowed", "paused"]
 
 
 class VMInfo(Message):
@@ -37,6 +38,7 @@ class VMInfo(Message):
         network_received: Bytes that it has received.
         executing: A cell runs in it, as its session says.
         travelling: A snapshot is taken after every cell, as its session says.
+        held: It was slowed down or stopped because of an anomaly; empty if it was not.
         snapshot: Id of the newest snapshot that a leased one descends from; empty for the golden one.
         claimed: What the guest says of itself, for which nobody vouches; ``None`` if it has said nothing. All else is
             measured on the host.
@@ -63,6 +65,7 @@ class VMInfo(Message):
     network_received: int = 0
     executing: bool = False
     travelling: bool = False
+    held: Held = ""
     snapshot: str = ""
     claimed: Claims | None = None
 

@@ -16,7 +16,7 @@ from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.supervisor.history import History
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import Ended
-from agentvm_kernel.supervisor.operator_messages import Resumed
+from agentvm_kernel.supervisor.operator_messages import Held, Resumed
 from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.turns import Turns
 from agentvm_kernel.vm.clone import VM
@@ -67,6 +67,10 @@ class Responses:
     def is_slowed(self, machine: Machine) -> bool:
         """Whether a VM has been slowed down."""
         return machine in self._slowed
+
+    def of(self, machine: Machine) -> Held:
+        """Return what has been done to a VM and was not taken back."""
+        return "paused" if self.is_paused(machine) else "slowed" if self.is_slowed(machine) else ""
 
     def begin(self, action: Action, lease: Lease, vm: VM, rule: str) -> None:
         """Do something to a VM, in the background.

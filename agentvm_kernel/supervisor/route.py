@@ -29,6 +29,7 @@ QUERY: Final = {
     "follow": ("[01]?", "1 to go on with what comes, until the connection is closed."),
     "since": ("[0-9]{1,12}(\\.[0-9]{1,9})?", "Seconds on the host's monotonic clock."),
     "last": ("[1-9][0-9]{0,2}", "How many of the newest; 20 by default."),
+    "events": ("[a-z_]{1,40}(,[a-z_]{1,40}){0,9}", "Names of events, with commas between them; all by default."),
 }
 """What may stand behind a path: as above."""
 

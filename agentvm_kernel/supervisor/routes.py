@@ -188,11 +188,14 @@ async def set_workspace(call: Call, wanted: WorkspaceRequest) -> WorkspaceInfo:
 
 async def list_audit(call: Call) -> AuditRecords:
     """List the newest records of the audit log about a lease's notebook, of this session and of earlier ones."""
-    last = call.query.get("last", "20")
+    last, names = call.query.get("last", "20"), call.query.get("events", "")
     if not re.fullmatch(QUERY["last"][0], last):
         raise RequestError(f"last is {last!a:.40}; valid is a number from 1 to 999.")
+    if names and not re.fullmatch(QUERY["events"][0], names):
+        raise RequestError(f"events is {names!a:.40}; valid are up to ten names, with commas between them.")
+    events = frozenset(names.split(",") if names else ())
     audit, notebook = call.supervisor.audit, call.lease.terms.session
-    return AuditRecords(records=tuple(await asyncio.to_thread(audit.newest, notebook, int(last))))
+    return AuditRecords(records=tuple(await asyncio.to_thread(audit.newest, notebook, int(last), events)))
 
 
 async def follow_events(call: Call, emit: Emit) -> None:
@@ -329,7 +332,7 @@ ROUTES: Final = (
     Route("GET", f"{_LEASE}/workspace", get_workspace, (NoLeaseError, ShareError)),
     Route("PUT", f"{_LEASE}/workspace", set_workspace, (*_OF_A_LEASE, ShareError)),
     Route("PUT", f"{_LEASE}/cell", set_cell, (NoLeaseError, *_OF_THE_NETWORK)),
-    Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last",)),
+    Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last", "events")),
     Route("GET", f"{_LEASE}/events", follow_events, (NoLeaseError,), news_adapter),
     Route("GET", "/v1/events", follow_all_events, (), news_adapter),
     Route("GET", f"{_LEASE}/connections", list_connections, (NoLeaseError,), connection_adapter, ("follow",)),

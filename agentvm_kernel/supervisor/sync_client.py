@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -119,9 +119,9 @@ class SyncSupervisorClient:
         """See `SupervisorClient`."""
         return self._thread.call(self._client.set_network(lease, request))
 
-    def audit(self, lease: str, last: int = 20) -> AuditRecords:
+    def audit(self, lease: str, last: int = 20, events: Iterable[str] = ()) -> AuditRecords:
         """See `SupervisorClient`."""
-        return self._thread.call(self._client.audit(lease, last))
+        return self._thread.call(self._client.audit(lease, last, events))
 
     @contextmanager
     def events(self, lease: str = "") -> Iterator[Iterator[AuditNews]]:

@@ -7,11 +7,9 @@ state lie in the folder that AGENTVM_GALLERY names. The tests are one visit, in 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ import pytest
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 import panel_bed
-from lab_bed import CHROMIUM, chromium, jupyter, lab, write_notebook
+from lab_bed import CHROMIUM, Lab, chromium, jupyter, lab, write_notebook
 from panel_bed import PATIENCE
 from playwright.sync_api import Locator, expect
 
@@ -421,7 +419,9 @@ def test_notebook_7_has_the_button(visit: Visit) -> None:
         is_ready(button)
         button.click()
         expect(button).to_have_class(re.compile("avm-mod-done"), timeout=PATIENCE)
-        page.screenshot(path=Path(os.environ["AGENTVM_GALLERY"]) / "notebook7.png")
+        there = Visit(visit.server, Lab(page), visit.paths)
+        there.lab.prepare()
+        there.picture("notebook7")
     finally:
         page.close()
     assert len(visit.present.snapshots) == before + 1

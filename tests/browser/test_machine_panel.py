@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+from audited import audited
 from axe import hindrances
 from internet import GOOD, Internet, internet
 from lab_bed import CHROMIUM, chromium, jupyter, lab, write_notebook
@@ -41,8 +42,29 @@ ASKING = {
     "Stop the Machine …": "Stop the machine?",
 }
 """Items of the menu, and what their dialogues are called."""
+AT_ONCE = ("Show the Virtual Machine", "Take a Snapshot", "Switch Time Travel")
+NOT_HERE = ("Go Back to Before This Cell …", "Go Back to After This Cell …", "Show Forks Side by Side")
+"""What the palette has besides; what is about a cell is not shown where the one in front has nothing of it."""
 HOSTS = 30
+CONFIG = """
+[anomalies]
+critical = "pause"
 
+[anomalies.rules.port-scan]
+window = 300
+"""
+"""What tries so many hosts that are refused is stopped, however slow this machine is."""
+
+KEPT = re.compile(r"What was done: kept as the snapshot [0-9a-f]{12} \(anomaly-port-scan-\d{6}\), and stopped")
+_CHANGE = """
+import sys
+from pathlib import Path
+from subprocess import Popen, run
+Path("note.txt").write_text("n" * 5000)
+packages = next(one for one in sys.path if one.endswith("-packages"))
+run(["sudo", "mkdir", f"{packages}/brought-1.25.dist-info"], check=True)
+sleeper = Popen(["sleep", "12345"])
+"""
 _HOSTILE = "<img src=x onerror=\"document.title='hit'\">"
 _MANY = f"""
 import socket
@@ -60,8 +82,7 @@ HTML("<b>seen</b><img src='https://evil.example.net/pixel.png'>")
 CELLS = {
     "one": "x = 1",
     "two": f"x = 2  # {_HOSTILE}\u202e",
-    "file": "from pathlib import Path\nfrom subprocess import Popen\nPath('note.txt').write_text('n' * 5000)\n"
-    "sleeper = Popen(['sleep', '12345'])",
+    "file": _CHANGE,
     "say": "print('x is', x)",
     "ask": f"from urllib.request import urlopen\nprint(urlopen('http://{SITE}/hello', timeout=60).status)",
     "deny": f"%net deny {SITE}",
@@ -83,7 +104,7 @@ def world() -> Iterator[Internet]:
 @pytest.fixture(scope="module")
 def visit(tmp_path_factory: pytest.TempPathFactory, world: Internet) -> Iterator[Visit]:
     folder = tmp_path_factory.mktemp("jupyter")
-    with world.supervised() as paths, jupyter(folder, environment_of(paths)) as server, chromium() as browser:
+    with world.supervised(CONFIG) as paths, jupyter(folder, environment_of(paths)) as server, chromium() as browser:
         write_notebook(server.folder / "first.ipynb", CELLS, "agentvm")
         with lab(browser, server, UNASKED) as opened:
             yield Visit(server, opened, paths)
@@ -150,6 +171,13 @@ def test_a_snapshot_with_a_label_appears_in_the_tree(visit: Visit) -> None:
 def test_commands_are_in_the_palette(visit: Visit) -> None:
     visit.page.keyboard.press("Control+Shift+C")
     palette = visit.page.get_by_role("searchbox").or_(visit.page.locator(".lm-CommandPalette-input"))
+    palette.last.fill("AgentVM")
+    shown = visit.page.locator(".lm-CommandPalette-itemLabel")
+    for label in (*ASKING, *AT_ONCE):
+        expect(shown.get_by_text(label, exact=True).first).to_be_visible()
+    for label in NOT_HERE:
+        expect(shown.get_by_text(label, exact=True).first).to_be_hidden()
+        expect(shown.get_by_text(label, exact=True).first).to_be_attached()
     palette.last.fill("Take a Snapshot with a Label")
     visit.page.keyboard.press("Enter")
     expect(visit.dialogue.get_by_role("textbox", name="Label")).to_be_focused()
@@ -243,7 +271,8 @@ def test_a_row_has_a_menu_that_keys_and_pointers_open(visit: Visit) -> None:
         ["Go Back …", "Compare with the Present …", "Label …", "Remove …"]
     )
     expect(menu.get_by_role("menuitem", name="Remove …")).to_have_attribute("aria-disabled", "true")
-    visit.page.screenshot(path=Path(os.environ["AGENTVM_GALLERY"]) / "panel_menu.png")  # it ends with the size
+    picture = Path(os.environ["AGENTVM_GALLERY"]) / "panel_menu.png"
+    visit.page.screenshot(path=picture, animations="disabled")  # the menu ends with the size
     visit.page.keyboard.press("Escape")
     expect(menu).to_have_count(0)
     expect(row).to_be_focused()
@@ -272,6 +301,7 @@ def test_two_states_are_compared(visit: Visit) -> None:
     dialogue = visit.dialogue
     expect(dialogue).to_be_visible(timeout=3 * PATIENCE)
     expect(dialogue).to_contain_text("note.txt")
+    expect(dialogue).to_contain_text("+brought 1.25")
     expect(dialogue).to_contain_text("+sleep 12345")
     expect(dialogue).to_contain_text("+sleeper subprocess.Popen")
     expect(dialogue).to_contain_text("This is what the machine says of itself")
@@ -379,10 +409,37 @@ def test_a_host_is_allowed_by_its_name(visit: Visit) -> None:
         expect(visit.panel.get_by_text(re.compile(r"by-hand\.example"))).to_be_visible(timeout=PATIENCE)
 
 
+def test_an_anomaly_is_told_with_what_was_done_and_the_machine_runs_on_when_it_may(visit: Visit) -> None:
+    state = visit.panel.locator(".avm-badge")
+    rows = visit.panel.get_by_role("list", name="Anomalies, newest first").get_by_role("listitem")
+    expect(rows).to_have_count(0)
+    with visit.told():
+        visit.lab.run_one("many", wait=False)
+        expect(state).to_have_text("stopped", timeout=PATIENCE)
+        expect(rows).to_contain_text(KEPT, timeout=PATIENCE)
+        expect(visit.status).to_contain_text(re.compile(r"VM stopped.*1 anomaly$"))
+    (one,) = audited(visit.paths.state, "anomaly_detected")
+    assert (one["kind"], one["vm"], visit.vm.held) == ("port-scan", visit.vm.id, "paused")
+    for said in ("port-scan", "most likely an attack", "tried many hosts or ports that are refused", "threshold 25"):
+        expect(rows).to_contain_text(said)
+    (kept,) = [name for name in visit.snapshots if name.startswith("anomaly-port-scan-")]
+    expect(visit.row(kept)).to_be_visible(timeout=PATIENCE)
+    visit.page.evaluate("() => jupyterapp.shell.collapseRight()")
+    visit.follow_notice("Something unusual was seen in the virtual machine under first.ipynb.")
+    visit.panel.evaluate("panel => panel.scrollTo(0, 0)")
+    visit.picture("anomaly")
+    for theme in ("Dark", "Light"):
+        visit.show_in(theme)
+        assert hindrances(visit.page, ".avm-panel", ".avm-status-button") == []
+    visit.click("Let it run on")
+    expect(state).to_have_text("running", timeout=PATIENCE)
+    expect(rows).to_contain_text("and stopped; runs on", timeout=PATIENCE)
+    assert visit.vm.held == ""
+
+
 def test_each_of_many_connections_has_a_row(visit: Visit) -> None:
     rows = visit.panel.locator(".avm-connection").filter(has_text=re.compile(r"host-\d+\.example:443"))
     with visit.told():
-        visit.lab.run_one("many")
         expect(rows).to_have_count(HOSTS, timeout=PATIENCE)
     rows.nth(5).scroll_into_view_if_needed()
     visit.picture("connections")
@@ -397,8 +454,8 @@ def test_blocked_outputs_are_told_with_their_reason(visit: Visit) -> None:
     expect(rows.filter(has_text="something that would be fetched from another host")).to_have_count(1)
     expect(rows.filter(has_text="output of a type that is not known to be safe")).to_have_count(1)
     refused = visit.asked(lambda client, lease: client.network(lease)).refused
-    count = visit.status.locator(".avm-count")
-    expect(count).to_have_text(f"{refused + 2} blocked", timeout=PATIENCE)
+    counts = visit.status.locator(".avm-count")
+    expect(counts).to_have_text([f"{refused + 2} blocked", "1 anomaly"], timeout=PATIENCE)
     rows.first.scroll_into_view_if_needed()
     visit.picture("blocked")
 

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from lab_bed import CHROMIUM, Browser, jupyter, lab, write_notebook
-from panel_bed import PATIENCE, Visit
+from panel_bed import PATIENCE, UNASKED, Visit
 from playwright.sync_api import expect
 from vms import environment_of
 
@@ -83,7 +83,8 @@ def visits(tmp_path_factory: pytest.TempPathFactory, paths: Paths, browser: Brow
         write_notebook(first.folder / "first.ipynb", cells_of("of-here"), "agentvm")
         write_notebook(second.folder / "second.ipynb", cells_of("of-there"), "agentvm")
         here, beside, there = (
-            Visit(server, stack.enter_context(lab(browser, server, _HEARD)), paths) for server in (first, first, second)
+            Visit(server, stack.enter_context(lab(browser, server, _HEARD + UNASKED)), paths)
+            for server in (first, first, second)
         )
         for visit in (here, beside, there):
             visit.page.evaluate("() => jupyterapp.commands.execute('agentvm:open-panel')")
@@ -111,22 +112,26 @@ def ask(visit: Visit, method: str, path: str, data: dict[str, Any] | None = None
 def test_what_one_browser_does_the_other_one_shows(visits: Visits) -> None:
     here, beside = visits.here, visits.beside
     assert here.vm.id == beside.vm.id
-    here.take("base")
-    expect(beside.row("base")).to_be_visible(timeout=PATIENCE)
-    beside.panel.get_by_role("checkbox").click()
-    expect(here.panel.get_by_role("checkbox")).to_be_checked(timeout=PATIENCE)
+    with beside.told():
+        here.take("base")
+        expect(beside.row("base")).to_be_visible(timeout=PATIENCE)
+    with here.told():
+        beside.panel.get_by_role("checkbox").click()
+        expect(here.panel.get_by_role("checkbox")).to_be_checked(timeout=PATIENCE)
     assert here.vm.travelling
-    here.lab.run_one("two")
-    expect(beside.row("x = 2")).to_be_visible(timeout=PATIENCE)
+    with beside.told():
+        here.lab.run_one("two")
+        expect(beside.row("x = 2")).to_be_visible(timeout=PATIENCE)
     output = here.page.locator(".jp-CodeCell").filter(has_text="print('two')")
     expect(output).not_to_have_class(re.compile("avm-mod-left"))
     before = here.vm.id
-    beside.go_back(beside.row("base"))
-    for visit in (here, beside):
-        visit.runs()
-        expect(visit.row("x = 2")).to_have_class(re.compile("avm-left"), timeout=PATIENCE)
+    with here.told():
+        beside.go_back(beside.row("base"))
+        for visit in (here, beside):
+            visit.runs()
+            expect(visit.row("x = 2")).to_have_class(re.compile("avm-left"), timeout=PATIENCE)
+        expect(output).to_have_class(re.compile("avm-mod-left"), timeout=PATIENCE)
     assert here.vm.id != before
-    expect(output).to_have_class(re.compile("avm-mod-left"), timeout=PATIENCE)
     assert "x is 1" in here.said()
 
 
@@ -151,6 +156,8 @@ def test_a_server_tells_nothing_of_the_other_ones_notebooks(visits: Visits) -> N
         ("GET", "/snapshots", None),
         ("GET", "/connections", None),
         ("GET", "/blocked", None),
+        ("GET", "/anomalies", None),
+        ("POST", "/resume", None),
         ("POST", "/snapshots", {}),
         ("PATCH", f"/snapshots/{snapshot}", {"label": "taken"}),
         ("DELETE", f"/snapshots/{snapshot}", None),
@@ -176,7 +183,8 @@ def test_a_server_tells_nothing_of_the_other_ones_notebooks(visits: Visits) -> N
         heard = "\n".join(visit.page.evaluate("() => heard"))
         assert secret in heard
         assert visit.vm.id in heard
-        for hidden in (other_secret, other.vm.id, other.vm.lease, *other.server.kernels):
+        theirs = (one.id for one in other.snapshots.values())
+        for hidden in (other_secret, other.vm.id, other.vm.lease, *other.server.kernels, *theirs):
             assert hidden not in heard
     assert snapshot in {one.id for one in here.snapshots.values()}
     assert "taken" not in here.snapshots

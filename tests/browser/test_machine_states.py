@@ -11,7 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
@@ -21,7 +21,7 @@ import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from lab_bed import CHROMIUM, Browser, jupyter, lab, write_notebook
+from lab_bed import CHROMIUM, Browser, Lab, jupyter, lab, write_notebook
 from panel_bed import PATIENCE, UNASKED, Visit
 from playwright.sync_api import expect
 from vms import environment_of
@@ -35,13 +35,31 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
+NOWHERE = "qemu+unix:///system?socket=/nonexistent/libvirt-sock"
 BROKEN = {"code": "internal", "message": "The supervisor is broken.", "hint": "Look at its log."}
 CELLS = {"one": "x = 1", "two": "x = 2", "say": "print('x is', x)"}
 
 
+LATE = ["--KernelRestarter.time_to_dead=60"]
+"""A kernel that was killed is started again by a test, not before by the server."""
+
+# All that the panel says in place of a machine.
+_LISTEN = """() => {
+  window.said = [];
+  const panel = document.querySelector('.avm-panel');
+  const look = () => {
+    const said = panel.querySelector('.avm-card h2')?.textContent;
+    if (said && window.said.at(-1) !== said) {
+      window.said.push(said);
+    }
+  };
+  new MutationObserver(look).observe(panel, {childList: true, subtree: true, characterData: true});
+}"""
+
+
 @pytest.fixture(scope="module")
 def visit(tmp_path_factory: pytest.TempPathFactory, paths: Paths, browser: Browser) -> Iterator[Visit]:
-    with jupyter(tmp_path_factory.mktemp("jupyter"), environment_of(paths)) as server:
+    with jupyter(tmp_path_factory.mktemp("jupyter"), environment_of(paths), options=LATE) as server:
         write_notebook(server.folder / "first.ipynb", CELLS, "agentvm")
         write_notebook(server.folder / "second.ipynb", CELLS, "agentvm")
         write_notebook(server.folder / "foreign.ipynb", {"one": "1"}, "python3")
@@ -144,19 +162,41 @@ def test_notebook_7_in_another_browser_hears_of_what_is_done_here(visit: Visit, 
         page.locator(".jp-Dialog").get_by_role("button", name="Set label", exact=True).click()
         expect(visit.row("from-there")).to_be_visible(timeout=PATIENCE)
         assert "from-there" in visit.snapshots
-        page.screenshot(path=Path(os.environ["AGENTVM_GALLERY"]) / "panel_notebook7.png")
+        there = Visit(visit.server, Lab(page), visit.paths)
+        there.lab.prepare()
+        there.picture("notebook7")
     finally:
         context.close()
 
 
+def process_of(kernel: str) -> int:
+    """Return the pid of a kernel's process."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if f"kernel-{kernel}.json" in (entry / "cmdline").read_text():
+                return int(entry.name)
+    raise AssertionError(f"the kernel {kernel} has no process")
+
+
 def test_a_restarted_kernel_has_another_machine(visit: Visit) -> None:
-    before = visit.vm.id
-    visit.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
-    expect(visit.panel.locator(".avm-id")).not_to_have_text(before, timeout=PATIENCE)
-    visit.runs()
-    assert visit.vm.id != before
-    assert "NameError" in visit.said()
+    visit.page.evaluate(_LISTEN)
+    (kernel,) = visit.server.kernels
+    for is_killed in (False, True):
+        before = visit.vm.id
+        if is_killed:
+            os.kill(process_of(kernel), signal.SIGKILL)
+            expect(visit.said_state).to_have_text("The kernel restarts …", timeout=PATIENCE)
+            expect(visit.status).to_contain_text("kernel restarts")
+            expect(visit.panel.get_by_role("button", name="Go back …", exact=True)).to_have_count(0)
+            visit.picture("restarting")
+        visit.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+        expect(visit.panel.locator(".avm-id")).not_to_have_text(before, timeout=PATIENCE)
+        visit.runs()
+        assert visit.vm.id != before
+        assert "NameError" in visit.said()
     expect(visit.page.locator(".Toastify__toast").filter(has_text="has ended")).to_have_count(0)
+    said = set(visit.page.evaluate("() => said"))
+    assert said <= {"The kernel restarts …", "The machine starts …"}, said
 
 
 def test_a_hypervisor_that_is_killed_is_told_of_and_what_was_saved_is_there(visit: Visit) -> None:
@@ -215,10 +255,22 @@ def test_a_supervisor_that_is_not_there_is_started_by_a_button(visit: Visit) -> 
         visit.picture("failed")
     visit.click("Try again")
     expect(visit.said_state).to_have_text("No machine runs under this notebook", timeout=PATIENCE)
+
+
+def test_a_host_that_cannot_run_machines_is_told_with_why_and_what_to_do(visit: Visit) -> None:
+    config = visit.paths.config.read_text()
+    visit.paths.config.write_text(f'uri = "{NOWHERE}"\n{config}')
+    visit.click("Start a machine")
+    for place in (visit.dialogue, visit.panel):
+        expect(place).to_contain_text(f"No connection to libvirt ({NOWHERE})", timeout=PATIENCE)
+        expect(place).to_contain_text("agentvm doctor")
+        visit.close_dialogue()
+    visit.picture("no_host")
     visit.click("Examine this host")
-    found = visit.panel.get_by_role("list", name="What was found on this host")
-    expect(found.or_(visit.panel.get_by_text("Nothing was found that would hinder"))).to_be_visible(timeout=PATIENCE)
+    found = visit.panel.get_by_role("list", name="What was found on this host").get_by_role("listitem")
+    expect(found.filter(has_text=NOWHERE)).to_have_count(1, timeout=PATIENCE)
     visit.picture("examined")
+    visit.paths.config.write_text(config)
     visit.click("Start a machine")
     visit.runs()
     assert "NameError" in visit.said()

@@ -7,18 +7,19 @@ The figures are printed and, with the screenshots, for a human: how fast this ma
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from lab_bed import CHROMIUM, Lab, chromium, jupyter, lab, write_notebook
+from lab_bed import CHROMIUM, chromium, jupyter, lab, write_notebook
+from panel_bed import Visit
 from playwright.sync_api import Route, expect
+
+from agentvm_kernel.config import Paths
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
@@ -103,7 +104,8 @@ class Server:
     def answer(self, route: Route) -> None:
         """Answer a page."""
         path = urlparse(route.request.url).path
-        answers: dict[str, object] = {"connections": {"connections": []}, "blocked": {"blocked": []}, "watch": {}}
+        lists = ("connections", "blocked", "anomalies")
+        answers: dict[str, object] = {"watch": {}} | {name: {name: []} for name in lists}
         name = path.rsplit("/", 1)[1]
         if name == "snapshots":
             tree = self.snapshots()
@@ -114,7 +116,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Server]]:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Visit, Server]]:
     answers = Server()
     with jupyter(tmp_path_factory.mktemp("jupyter"), {}) as server, chromium() as browser:
         write_notebook(server.folder / "any.ipynb", {"one": "1"})
@@ -123,7 +125,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Serv
             page.open("any.ipynb", "python3")
             page.page.evaluate("() => jupyterapp.commands.execute('agentvm:open-panel')")
             expect(page.page.get_by_role("tree")).to_be_visible(timeout=PATIENCE)
-            yield page, answers
+            yield Visit(server, page, Paths.of_user()), answers
 
 
 def told(name: str, frames: list[float]) -> None:
@@ -134,7 +136,7 @@ def told(name: str, frames: list[float]) -> None:
     print(f"\n{name}: {len(frames)} frames, median {middle:.1f} ms, 95 % {tail:.1f} ms, worst {most:.1f} ms")
 
 
-def test_only_what_is_in_sight_is_drawn_while_it_scrolls(opened: tuple[Lab, Server]) -> None:
+def test_only_what_is_in_sight_is_drawn_while_it_scrolls(opened: tuple[Visit, Server]) -> None:
     page = opened[0].page
     expect(page.get_by_role("treeitem").first).to_have_attribute("aria-setsize", str(COUNT + 2))
     assert page.get_by_role("treeitem").count() < DRAWN
@@ -145,17 +147,17 @@ def test_only_what_is_in_sight_is_drawn_while_it_scrolls(opened: tuple[Lab, Serv
     told("scrolling", found["frames"])
 
 
-def test_an_update_shows_what_is_new(opened: tuple[Lab, Server]) -> None:
-    lab_page, answers = opened
+def test_an_update_shows_what_is_new(opened: tuple[Visit, Server]) -> None:
+    visit, answers = opened
     frames: list[float] = []
     for _ in range(5):
         answers.count += 1
-        frames += lab_page.page.evaluate(_UPDATE, f"label {answers.count - 1}")
+        frames += visit.page.evaluate(_UPDATE, f"label {answers.count - 1}")
     told("updates", frames)
-    lab_page.page.screenshot(path=Path(os.environ["AGENTVM_GALLERY"]) / "panel_500.png")
+    visit.picture("500")
 
 
-def test_the_keys_reach_both_ends(opened: tuple[Lab, Server]) -> None:
+def test_the_keys_reach_both_ends(opened: tuple[Visit, Server]) -> None:
     page = opened[0].page
     page.locator(".avm-tree [tabindex='0']").focus()
     for key, text in (("End", "The image as it was built"), ("Home", "The machine as it is now")):

@@ -1,7 +1,4 @@
-"""axe-core looks at a page: whom does it keep out who does not see, or uses no pointer?
-
-Of contrast it says nothing in JupyterLab, where it takes none of the panel's text for text in sight.
-"""
+"""axe-core looks at a page: whom does it keep out who does not see well, or at all, or uses no pointer?"""
 
 from __future__ import annotations
 
@@ -11,9 +8,19 @@ from playwright.sync_api import Page
 from ui_packages import ui_packages
 
 _GRAVE = {"serious", "critical"}
+# What lies in a container without a size is not in sight, says axe-core, and it does not look at its colours.
 _LOOK = """async places => {
+  const style = document.head.appendChild(document.createElement('style'));
+  style.textContent = '.jp-ThemedContainer { min-width: 100vw; min-height: 100vh; }';
   const found = await axe.run({include: places.map(place => [place])}, {resultTypes: ['violations']});
-  return found.violations.map(({id, impact, nodes}) => ({id, impact, nodes: nodes.map(one => one.html.slice(0, 300))}));
+  style.remove();
+  const contrast = ['violations', 'passes'].flatMap(kind => found[kind].filter(({id}) => id === 'color-contrast'));
+  return {
+    isContrastSeen: contrast.some(({nodes}) => nodes.length > 0),
+    violations: found.violations.map(({id, impact, nodes}) => ({
+      id, impact, nodes: nodes.map(one => `${one.html.slice(0, 300)} ${one.failureSummary}`)
+    }))
+  };
 }"""
 
 
@@ -22,8 +29,10 @@ def hindrances(page: Page, *places: str) -> list[dict[str, Any]]:
 
     Args:
         page: The page.
-        places: Selectors of what is looked at.
+        places: Selectors of what is looked at; there is text in it.
     """
     if not page.evaluate("() => 'axe' in window"):
         page.evaluate((ui_packages() / "axe-core/axe.min.js").read_text())
-    return [one for one in page.evaluate(_LOOK, list(places)) if one["impact"] in _GRAVE]
+    found = page.evaluate(_LOOK, list(places))
+    assert found["isContrastSeen"]
+    return [one for one in found["violations"] if one["impact"] in _GRAVE]

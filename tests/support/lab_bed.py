@@ -114,6 +114,7 @@ def jupyter(
         *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={found.url.rpartition(':')[2]}", "--ServerApp.port_retries=0"),
         *(f"--IdentityProvider.token={found.token}", f"--ServerApp.root_dir={notebooks}"),
         *(f"--LabApp.app_settings_dir={settings}", "--LabApp.extension_manager=readonly"),
+        "--JupyterNotebookApp.expose_app_in_browser=True",
         *options,
     ]
     with (

@@ -207,4 +207,4 @@ class Visit:
                 self.page.set_viewport_size({"width": width, "height": 1000})
                 self.page.evaluate("() => bed.drawn()")
                 path = Path(folder) / f"{self.gallery}_{name}_{theme.lower()}_{width}.png"
-                self.page.screenshot(path=path, style=None if with_news else _NO_NEWS)
+                self.page.screenshot(path=path, animations="disabled", style=None if with_news else _NO_NEWS)

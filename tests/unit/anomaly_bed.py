@@ -39,6 +39,10 @@ class Bed(Leased):
         self.account(amount)
         await self.look()
 
+    async def held(self) -> list[str]:
+        """What has been done to the lease's VMs."""
+        return [one.held for one in (await self.client.vms()).vms if one.lease]
+
     def audited(self, event: str) -> list[dict[str, Any]]:
         self.supervisor.audit.flush()
         return audited(self.supervisor.paths.state, event)

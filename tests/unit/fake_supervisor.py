@@ -39,12 +39,13 @@ from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords
 from agentvm_kernel.supervisor.fork_messages import ForkGranted, ForkRequest
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, LimitsRequest, Message, Progress
 from agentvm_kernel.supervisor.network_messages import CellRequest, NetworkInfo, NetworkRequest, RuleInfo
-from agentvm_kernel.supervisor.operator_messages import VMInfo, VMList
+from agentvm_kernel.supervisor.operator_messages import Held, VMInfo, VMList
 from agentvm_kernel.supervisor.snapshot_messages import (
     LabelRequest,
     PruneRequest,
     Removed,
     Replaced,
+    Resumed,
     RollbackPlan,
     RollbackRequest,
     SnapshotInfo,
@@ -66,6 +67,7 @@ class FakeLease:
     current: str = ""
     limits: Limits = field(default_factory=Limits)
     is_travelling: bool = False
+    held: Held = ""
     network: NetworkRequest = field(default_factory=NetworkRequest)
     taken: list[SnapshotInfo] = field(default_factory=list)
     forks: dict[int, tuple[LocalGuest, AsyncExitStack]] = field(default_factory=dict)
@@ -109,6 +111,7 @@ class FakeSupervisor:
             [
                 web.get("/v1/status", self._status),
                 web.get("/v1/vms", self._vms),
+                web.post("/v1/vms/{vm}/resume", self._resume),
                 web.get("/v1/stats", self._stats),
                 web.get("/v1/events", self._events),
                 web.post("/v1/leases", self._lease),
@@ -171,11 +174,16 @@ class FakeSupervisor:
             VMInfo(
                 id=f"local-{one.guest.epoch}", state="leased", lease=name, owner=one.wanted.owner,
                 notebook=one.wanted.notebook, vcpus=1, memory_mib=512, pid=one.guest.pid, age=12.5,
-                travelling=one.is_travelling, snapshot=one.current,
+                travelling=one.is_travelling, held=one.held, snapshot=one.current,
             )
             for name, one in self._leases.items()
         ]  # fmt: skip
         return _answer(VMList(vms=tuple(vms)))
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        (one,) = (one for one in self._leases.values() if f"local-{one.guest.epoch}" == request.match_info["vm"])
+        held, one.held = one.held, ""
+        return _answer(Resumed(was_paused=held == "paused", was_slowed=held == "slowed"))
 
     async def _stats(self, request: web.Request) -> web.StreamResponse:
         """Measure each lease's guest, thirty times a second where that is followed."""
@@ -204,8 +212,10 @@ class FakeSupervisor:
             await response.write(one.model_dump_json().encode() + b"\n")
         return response
 
-    async def _audit(self, _: web.Request) -> web.Response:
-        return _answer(AuditRecords(records=tuple(self.recorded)))
+    async def _audit(self, request: web.Request) -> web.Response:
+        names = request.query.get("events", "").split(",")
+        records = [one for one in self.recorded if names == [""] or one.event.event in names]
+        return _answer(AuditRecords(records=tuple(records[-int(request.query["last"]) :])))
 
     async def _status(self, _: web.Request) -> web.Response:
         """Tell of leases what was granted, as the real one does: what has changed since is told elsewhere."""

@@ -53,8 +53,10 @@ async def test_what_is_only_audited_is_not_told(short_tmp: Path) -> None:
 
 async def test_a_pause_keeps_the_vm_and_is_taken_back(short_tmp: Path) -> None:
     async with bed(short_tmp, "pause") as ours:
+        assert await ours.held() == [""]
         await ours.send(101)
         assert ours.machine.calls[-1] == "pause"
+        assert await ours.held() == ["paused"]
         (kept,) = (await ours.client.snapshots(ours.id)).snapshots
         assert kept.label.startswith("anomaly-own-")
         (entry,) = ours.audited("anomaly_response")
@@ -65,6 +67,7 @@ async def test_a_pause_keeps_the_vm_and_is_taken_back(short_tmp: Path) -> None:
         assert ours.machine.calls[-1] == "pause"
         vm = ours.lease.vm.id
         assert await ours.client.resume(vm) == Resumed(was_paused=True, was_slowed=False)
+        assert await ours.held() == [""]
         assert ours.machine.calls[-1] == "resume"
         assert ours.machine.ops[-1]["op"] == "clock"
         assert [entry["response"] for entry in ours.audited("anomaly_response")] == ["pause", "resume"]
@@ -87,6 +90,7 @@ async def test_a_slowed_vm_gives_way_whatever_it_wants_until_that_is_taken_back(
         done = ours.machine.calls[before:]
         assert [call.split()[0] for call in done] == ["give", "limit"]
         assert done[1].startswith("limit 0.1 ")
+        assert await ours.held() == ["slowed"]
         await ours.client.set_limits(ours.id, LimitsRequest(changes={"cpu": 1.5}))
         assert ours.machine.calls[before:] == done
         assert await ours.client.resume(ours.lease.vm.id) == Resumed(was_paused=False, was_slowed=True)

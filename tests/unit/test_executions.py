@@ -153,6 +153,15 @@ async def test_a_session_sees_only_its_own_notebooks_part(bed: Bed) -> None:
         await bed.client.audit(bed.granted.lease, 1000)
 
 
+async def test_the_newest_of_some_kinds_are_found_behind_many_others(bed: Bed) -> None:
+    await bed.tell(*[BEGUN] * 3)
+    found = (await bed.client.audit(bed.granted.lease, 2, ["lease_acquired", "vm_created"])).records
+    assert [one.event.event for one in found] == ["lease_acquired"]
+    for wrong in (["Lease"], ["a" * 41], ["a"] * 11):
+        with pytest.raises(ApiError, match="valid are up to ten names"):
+            await bed.client.audit(bed.granted.lease, 2, wrong)
+
+
 async def test_what_a_cell_has_shown_is_written_down_as_a_digest(bed: Bed) -> None:
     begun = BEGUN.model_copy(update={"cell": "cell-1"})
     shown = begun.model_copy(update={"happened": "shown", "outputs": "e" * 64})

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,10 @@ from server_bed import ServerBed, server_bed
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.chain import Record
+from agentvm_kernel.observe.events.anomaly import AnomalyDetected, AnomalyResponse
 from agentvm_kernel.observe.events.execution import OutputBlocked
 from agentvm_kernel.observe.events.network import NetworkConnectionBlocked
+from agentvm_kernel.observe.fields import claimed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -211,6 +213,32 @@ async def test_connections_and_blocked_output_are_listed(bed: ServerBed, kernel:
     assert (await bed.ask("GET", f"/kernels/{kernel}")).body["blocked"] == 3
 
 
+async def test_anomalies_are_listed_and_what_was_done_about_them_is_taken_back(bed: ServerBed, kernel: str) -> None:
+    lease = bed.supervisor._leases["lease-1"]
+    seen = AnomalyDetected(
+        vm="v", lease="lease-1", kind="port-scan", severity="critical", value=26, threshold=25, response="pause",
+        about=claimed("<b>host</b>:443"), detail="tried many hosts",
+    )  # fmt: skip
+    done = AnomalyResponse(vm="v", lease="lease-1", kind="port-scan", response="pause", detail="kept, and stopped")
+    others = seen.model_copy(update={"lease": "lease-of-another"})
+    bed.supervisor.recorded = [
+        Record(sequence=number, time=2.0, event=event, previous="0" * 64)
+        for number, event in enumerate((seen, others, done), 1)
+    ]
+    bed.supervisor.happens(seen)  # the server may have read it before
+    lease.held = "paused"
+    async with asyncio.timeout(60):
+        while not (found := (await bed.ask("GET", f"/kernels/{kernel}/anomalies")).body["anomalies"]):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+    assert [(one["rule"], one["about"], one["text"], one["outcome"]) for one in found] == [
+        ("port-scan", "<b>host</b>:443", "tried many hosts", "kept, and stopped")
+    ]
+    machine = (await bed.ask("GET", f"/kernels/{kernel}")).body
+    assert (machine["held"], machine["anomalies"]) == ("paused", 1)
+    assert (await bed.ask("POST", f"/kernels/{kernel}/resume")).body == {"was_paused": True, "was_slowed": False}
+    assert (await bed.ask("GET", f"/kernels/{kernel}")).body["held"] == ""
+
+
 async def test_the_host_is_told_and_examined_only_if_that_is_asked_for(
     bed: ServerBed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +290,42 @@ async def test_a_kernel_that_dies_in_the_middle_is_an_error_at_once(bed: ServerB
     assert (answer.status, answer.body["code"]) == (500, "kernel_gone"), answer
     await bed.app.kernel_manager.shutdown_kernel(dying, now=True)
     assert (await bed.ask("GET", f"/kernels/{dying}")).status == 404
+
+
+async def states(bed: ServerBed, kernel: str, until: Coroutine[None, None, None]) -> set[str]:
+    """What is told of a kernel's machine until something has happened."""
+    task, found = asyncio.ensure_future(until), set()
+    while not task.done():
+        found.add((await bed.ask("GET", f"/kernels/{kernel}")).body["state"])
+    await task
+    return found
+
+
+async def test_a_kernel_that_is_started_anew_is_told_as_that_and_not_as_ended(bed: ServerBed) -> None:
+    kernel = await bed.kernel()
+    manager = bed.app.kernel_manager
+    provisioner = manager.get_kernel(kernel).provisioner
+    found = await states(bed, kernel, manager.restart_kernel(kernel))
+    assert {"restarting"} <= found <= {"running", "restarting", "starting"}
+    await bed.run(kernel, "1")
+    killed = provisioner.pid
+    os.kill(killed, signal.SIGKILL)
+    found = await states(bed, kernel, bed.until(lambda: provisioner.pid != killed))
+    assert {"restarting"} <= found <= {"running", "restarting", "starting"}
+    await bed.run(kernel, "1")
+    await manager.shutdown_kernel(kernel, now=True)
+
+
+async def test_a_kernel_that_dies_for_good_is_told_as_ended(bed: ServerBed, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = bed.app.kernel_manager
+    monkeypatch.setattr(manager.config.KernelManager, "autorestart", False)
+    kernel = await bed.kernel()
+    os.kill(manager.get_kernel(kernel).provisioner.pid, signal.SIGKILL)
+    async with asyncio.timeout(60):
+        while (told := (await bed.ask("GET", f"/kernels/{kernel}")).body)["state"] == "running":
+            pass
+    assert (told["state"], "Restart the kernel" in told["text"]) == ("ended", True)
+    await manager.shutdown_kernel(kernel, now=True)
 
 
 async def test_what_waits_for_a_kernel_is_bounded_and_keeps_its_order(bed: ServerBed, kernel: str) -> None:

@@ -16,8 +16,10 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import SupervisorError
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.chain import Record
+from agentvm_kernel.observe.events.anomaly import AnomalyDetected, AnomalyResponse
 from agentvm_kernel.observe.events.execution import OutputBlocked
 from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
+from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.server import watch as module
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.news import Herald
@@ -120,18 +122,39 @@ async def test_what_was_blocked_is_read_once_until_more_is(paths: Paths) -> None
             page.told.clear()
             supervisor.happens(ConfigurationChanged(what="of another") if missed else event, missed=missed)
 
-        assert await counted() == (0, 3)
+        assert await counted() == (0, 2 * 3)
         page.watch.look([kernel("a")])
         await within(lambda: supervisor._listeners and {"stats", "machine"} <= set(page.kinds("a")))
-        assert await counted() == (0, 4)
+        assert await counted() == (0, 2 * 4)
         one_more()
         await within(lambda: "blocked" in page.kinds("a"))
-        assert await counted() == (1, 5)
+        assert await counted() == (1, 2 * 4 + 1)
         one_more(missed=1)
         await within(lambda: "blocked" in page.kinds("a"))
-        assert await counted() == (2, 6)
+        assert await counted() == (2, 2 * 5 + 1)
         await page.watch.close()
-        assert await counted() == (2, 9)
+        assert await counted() == (2, 2 * 8 + 1)
+        await page.close()
+
+
+async def test_an_anomaly_is_told_and_read_again(paths: Paths) -> None:
+    page = Page(paths)
+    async with FakeSupervisor(paths) as supervisor, leased(paths, "a") as a:
+        page.watch.look([kernel("a")])
+        await within(lambda: supervisor._listeners and {"stats", "machine"} <= set(page.kinds("a")))
+        assert (await page.supervision.machine(kernel("a"))).anomalies == 0
+        happened: tuple[Event, ...] = (
+            AnomalyDetected(vm="v", lease=a, kind="own", severity="critical", value=2, threshold=1, response="pause"),
+            AnomalyResponse(vm="v", lease=a, kind="own", response="pause", detail="kept"),
+        )
+        for number, event in enumerate(happened, 1):
+            page.told.clear()
+            supervisor.recorded.append(Record(sequence=number, time=1.0, event=event, previous="0" * 64))
+            supervisor.happens(event)
+            await within(lambda: "anomalies" in page.kinds("a"))
+            (found,) = (await page.supervision.anomalies(a)).anomalies
+            assert found.outcome == ("", "kept")[number - 1]
+            assert (await page.supervision.machine(kernel("a"))).anomalies == 1
         await page.close()
 
 
@@ -192,5 +215,5 @@ async def test_who_listened_too_slowly_asks_for_everything_again(paths: Paths) -
         page.watch.look([kernel("a")])
         await within(lambda: supervisor._listeners and "stats" in page.kinds("a"))
         supervisor.happens(OutputBlocked(reason=Reason.SCRIPT, vm="x", lease="of-another"), missed=3)
-        await within(lambda: {"machine", "snapshots", "connections", "blocked"} <= set(page.kinds("a")))
+        await within(lambda: {"machine", "snapshots", "connections", "blocked", "anomalies"} <= set(page.kinds("a")))
         await page.close()

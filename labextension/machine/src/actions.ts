@@ -165,6 +165,12 @@ export class Actions {
     }
   }
 
+  /** Lets a machine run on that was held because of an anomaly; whatever else waits for it goes on then. */
+  async resume(store: Store): Promise<void> {
+    await this.found(() => this.api.resume(store.kernel));
+    store.refresh();
+  }
+
   private async planned(store: Store, to: string): Promise<[Snapshot | undefined, Dialog.Body<unknown>]> {
     const plan = await this.found(() => this.api.plan(store.kernel, to));
     return plan ? [plan.target, new PlanView(plan, this.trans)] : [undefined, ''];

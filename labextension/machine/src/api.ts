@@ -6,7 +6,7 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import { Signal } from '@lumino/signaling';
 
 import { Refusal, type Source } from './model/store.ts';
-import type { Blocked, Comparison, Connection, Done, Host, Machine, Plan, Snapshot, Tree } from './model/wire.ts';
+import type { Anomaly, Blocked, Comparison, Connection, Done, Host, Machine, Plan, Snapshot, Tree } from './model/wire.ts';
 
 export interface Forking {
   count: number;
@@ -47,6 +47,10 @@ export class Api implements Source {
 
   async blocked(kernel: string): Promise<Blocked[]> {
     return (await this.ask<{ blocked: Blocked[] }>('GET', at(kernel, 'blocked'))).blocked;
+  }
+
+  async anomalies(kernel: string): Promise<Anomaly[]> {
+    return (await this.ask<{ anomalies: Anomaly[] }>('GET', at(kernel, 'anomalies'))).anomalies;
   }
 
   snapshot(kernel: string, label = '', text = ''): Promise<Done> {
@@ -103,6 +107,11 @@ export class Api implements Source {
 
   vm(kernel: string, what: 'restart' | 'stop'): Promise<Done> {
     return this.ask('POST', at(kernel, 'vm'), { do: what });
+  }
+
+  /** Lets a machine run on that was slowed down or stopped because of an anomaly. */
+  async resume(kernel: string): Promise<void> {
+    await this.ask('POST', at(kernel, 'resume'));
   }
 
   /** Says that this page looks at these kernels' machines. */

@@ -49,6 +49,7 @@ function tell(kind: Kind, notebook: string, show: () => void, { trans }: IMachin
     ended: trans.__('The virtual machine under %1 has ended.', notebook),
     blocked: trans.__('Something that %1 was to show was blocked. The panel says what and why.', notebook),
     refused: trans.__('The virtual machine under %1 was refused a connection. The panel says to whom.', notebook),
+    unusual: trans.__('Something unusual was seen in the virtual machine under %1. The panel says what.', notebook),
     full: trans.__('Your snapshots take nearly all the room that they may. Remove some that are not needed.')
   };
   Notification.emit(said[kind], kind === 'ended' ? 'error' : 'warning', {

@@ -5,7 +5,8 @@ import * as React from 'react';
 
 import { bytes, percent } from './model/figures.ts';
 import { useChanges } from './panel/shared.ts';
-import type { Store } from './model/store.ts';
+import type { Phase, Store } from './model/store.ts';
+import type { Machine } from './model/wire.ts';
 import type { IMachines } from './tokens.ts';
 
 export class Status extends ReactWidget {
@@ -42,15 +43,19 @@ function Words(props: { store: Store; shared: IMachines; open: () => void }): Re
   const states = {
     running: trans.__('VM'),
     starting: trans.__('VM starts'),
+    restarting: trans.__('kernel restarts'),
     none: trans.__('no VM'),
     ended: trans.__('VM ended'),
     lost: trans.__('no connection'),
     failed: trans.__('VM unknown'),
     gone: trans.__('no kernel')
   };
-  const parts = [store.doing ? `${states[phase]}: ${store.doing} …` : states[phase]];
+  const held = { paused: trans.__('VM stopped'), slowed: trans.__('VM slowed down') };
+  const state = phase === 'running' && machine?.held ? held[machine.held] : states[phase];
+  const parts = [store.doing ? `${state}: ${store.doing} …` : state];
   const blocked = machine?.blocked ?? 0;
   const refused = machine?.network?.refused ?? 0;
+  const unusual = machine?.anomalies ?? 0;
   if (phase === 'running' && machine) {
     if (machine.stats) {
       parts.push(percent(machine.stats.cpu_percent), bytes(machine.stats.memory_cost));
@@ -58,8 +63,6 @@ function Words(props: { store: Store; shared: IMachines; open: () => void }): Re
     parts.push(machine.network?.mode ?? '');
   }
   const isEmulated = machine?.accelerator === 'tcg';
-  const running = isEmulated ? 'emulated' : 'running';
-  const dot = phase === 'running' ? running : phase === 'starting' ? 'starting' : 'not';
   return (
     <button
       className="avm-status-button"
@@ -69,11 +72,22 @@ function Words(props: { store: Store; shared: IMachines; open: () => void }): Re
         (isEmulated ? ` ${trans.__('It is emulated in software: no isolation is promised.')}` : '')
       }
     >
-      <span className={`avm-dot avm-dot-${dot}`} />
+      <span className={`avm-dot avm-dot-${dot(phase, machine)}`} />
       {parts.filter(Boolean).join(' · ')}
       {blocked + refused > 0 && (
         <span className="avm-count avm-alarming">{trans.__('%1 blocked', blocked + refused)}</span>
       )}
+      {unusual > 0 && (
+        <span className="avm-count avm-alarming">{trans._n('%1 anomaly', '%1 anomalies', unusual)}</span>
+      )}
     </button>
   );
+}
+
+/** Returns what the dot's colour stands for. */
+function dot(phase: Phase, machine: Machine | null): string {
+  if (phase === 'running' && machine?.held !== 'paused') {
+    return machine?.accelerator === 'tcg' ? 'emulated' : 'running';
+  }
+  return phase === 'starting' || phase === 'restarting' ? 'starting' : 'not';
 }

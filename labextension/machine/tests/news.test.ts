@@ -26,9 +26,9 @@ class Bed {
     return () => undefined;
   }
 
-  runs(vm = 'vm-1', blocked = 0, refused = 0): this {
+  runs(vm = 'vm-1', blocked = 0, refused = 0, anomalies = 0): this {
     this.phase = 'running';
-    this.machine = { vm, blocked, network: { refused } };
+    this.machine = { vm, blocked, network: { refused }, anomalies };
     this.hear();
     return this;
   }
@@ -69,6 +69,7 @@ test('a machine that another one takes the place of is not told of', async () =>
   assert.deepEqual(await new Bed().runs().ends().runs('vm-2').later(), []);
   assert.deepEqual(await new Bed().runs().ends().ends('gone').later(), []);
   assert.deepEqual(await new Bed().runs().ends().later('starting'), []);
+  assert.deepEqual(await new Bed().runs().ends('restarting').later(), []);
 });
 
 test('a machine that the user has had stopped, or does not look at any more, is not told of', async () => {
@@ -90,6 +91,13 @@ test('the first thing that is blocked and the first that is refused are told of,
   assert.deepEqual(bed.told, ['blocked']);
   bed.runs('vm-1', 5, 2).runs('vm-1', 9, 9);
   assert.deepEqual(bed.told, ['blocked', 'refused']);
+});
+
+test('the first thing that is unusual is told of, and no other', () => {
+  const bed = new Bed().runs().runs('vm-1', 0, 0, 1);
+  assert.deepEqual(bed.told, ['unusual']);
+  assert.deepEqual(bed.runs('vm-1', 0, 0, 3).told, ['unusual']);
+  assert.deepEqual(new Bed().runs('vm-1', 0, 0, 2).runs('vm-1', 0, 0, 2).told, []);
 });
 
 test('what was blocked before the page knew of it is no news', () => {

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import type { Clock } from '../src/model/pace.ts';
 import { Pace } from '../src/model/pace.ts';
 import { Refusal, Store, type Source } from '../src/model/store.ts';
-import type { Done, Machine, Tree } from '../src/model/wire.ts';
+import type { Anomaly, Done, Machine, Tree } from '../src/model/wire.ts';
 
 class Time implements Clock {
   at = 0;
@@ -29,6 +29,10 @@ class Time implements Clock {
 }
 
 const RUNNING: Machine = { state: 'running', vm: 'vm-1', snapshot: '' };
+const SEEN: Anomaly = {
+  ...{ time: 1, vm: 'vm-1', rule: 'own', severity: 'warning', text: 'sent much', about: '', claimed: false, value: 2 },
+  ...{ threshold: 1, response: 'note', outcome: '', is_over: false }
+};
 const TREE: Tree = { current: '', used: 0, quota: 0, snapshots: [] };
 
 class Scripted implements Source {
@@ -55,6 +59,10 @@ class Scripted implements Source {
   blocked = async (): ReturnType<Source['blocked']> => {
     this.asked.push('blocked');
     return [];
+  };
+  anomalies = async (): ReturnType<Source['anomalies']> => {
+    this.asked.push('anomalies');
+    return [SEEN];
   };
 }
 
@@ -83,11 +91,12 @@ const refusal = (status: number, code: string): Refusal => new Refusal(status, {
 test('a machine that runs is asked for all that there is of it', async () => {
   const { source, store } = await started();
   assert.equal(store.phase, 'running');
-  assert.deepEqual(source.asked, ['machine', 'snapshots', 'connections', 'blocked']);
+  assert.deepEqual(source.asked, ['machine', 'snapshots', 'connections', 'blocked', 'anomalies']);
+  assert.deepEqual(store.anomalies, [SEEN]);
 });
 
 test('where no machine runs nothing more is asked', async () => {
-  for (const state of ['foreign', 'none', 'starting', 'ended'] as const) {
+  for (const state of ['foreign', 'none', 'starting', 'restarting', 'ended'] as const) {
     const source = new Scripted();
     source.now = { state };
     const { store, time } = await started(source);
@@ -97,6 +106,33 @@ test('where no machine runs nothing more is asked', async () => {
     assert.equal(store.phase, state);
     assert.deepEqual(source.asked, ['machine', 'machine']);
   }
+});
+
+test('what becomes of a kernel that is started anew is asked until it is known', async () => {
+  const source = new Scripted();
+  source.now = { state: 'restarting' };
+  const { store, time } = await started(source);
+  assert.equal(store.phase, 'restarting');
+  time.pass(2000);
+  await settled();
+  assert.deepEqual(source.asked, ['machine', 'machine']);
+  source.now = RUNNING;
+  time.pass(2000);
+  await settled();
+  assert.equal(store.phase, 'running');
+  source.asked = [];
+  time.pass(10_000);
+  await settled();
+  assert.deepEqual(source.asked, []);
+});
+
+test('an anomaly that is told of is asked for, and how the machine is now', async () => {
+  const { source, time, store } = await started();
+  source.asked = [];
+  time.pass(1000);
+  store.hear({ kernel_id: 'k', what: 'anomalies' });
+  await settled();
+  assert.deepEqual(source.asked, ['anomalies', 'machine']);
 });
 
 test('what refuses is told apart', async () => {

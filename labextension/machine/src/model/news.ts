@@ -3,8 +3,15 @@
 import { REAL, type Clock } from './pace.ts';
 import type { Store } from './store.ts';
 
-/** The machine has ended by itself; a first output was blocked; a first connection was refused; room runs out. */
-export type Kind = 'ended' | 'blocked' | 'refused' | 'full';
+/**
+ * The machine has ended by itself; a first output was blocked; a first connection was refused; a first thing was
+ * unusual; room runs out.
+ */
+export type Kind = 'ended' | 'blocked' | 'refused' | 'unusual' | 'full';
+
+/** What is counted of a machine; it only grows. */
+const COUNTED = ['blocked', 'refused', 'unusual'] as const;
+type Counts = Record<(typeof COUNTED)[number], number>;
 
 /** Milliseconds for which an end may be a change of machines: a restart, or a way back. */
 const CHANGE = 3000;
@@ -16,7 +23,7 @@ export class News {
   private readonly tell: (kind: Kind) => void;
   private readonly clock: Clock;
   private vm = '';
-  private counts = { blocked: 0, refused: 0 };
+  private counts: Counts = { blocked: 0, refused: 0, unusual: 0 };
   private told = new Set<Kind>();
   private isFull: boolean | null = null;
   private isLooking = false;
@@ -32,7 +39,11 @@ export class News {
   private look(): void {
     const { machine, phase, tree } = this.store;
     if (phase === 'running' && machine?.vm) {
-      const counts = { blocked: machine.blocked ?? 0, refused: machine.network?.refused ?? 0 };
+      const counts = {
+        blocked: machine.blocked ?? 0,
+        refused: machine.network?.refused ?? 0,
+        unusual: machine.anomalies ?? 0
+      };
       if (machine.vm === this.vm) {
         this.compare(counts);
       } else {
@@ -54,8 +65,8 @@ export class News {
     }
   }
 
-  private compare(counts: typeof this.counts): void {
-    for (const kind of ['blocked', 'refused'] as const) {
+  private compare(counts: Counts): void {
+    for (const kind of COUNTED) {
       if (counts[kind] > this.counts[kind]) {
         this.once(kind);
       }

@@ -2,7 +2,7 @@
 
 import { Pace, REAL, type Clock } from './pace.ts';
 import { Series } from './series.ts';
-import type { Blocked, Connection, Done, Event, Failure, Host, Machine, Tree } from './wire.ts';
+import type { Anomaly, Blocked, Connection, Done, Event, Failure, Host, Machine, Tree } from './wire.ts';
 
 /** What the panel shows: one of these at a time. */
 export type Phase =
@@ -10,6 +10,8 @@ export type Phase =
   | 'foreign'
   | 'none'
   | 'starting'
+  /** The kernel's process has ended, and another one comes. */
+  | 'restarting'
   | 'running'
   | 'ended'
   /** The Jupyter server has not got the extension. */
@@ -28,6 +30,7 @@ export interface Source {
   snapshots(kernel: string): Promise<Tree>;
   connections(kernel: string): Promise<Connection[]>;
   blocked(kernel: string): Promise<Blocked[]>;
+  anomalies(kernel: string): Promise<Anomaly[]>;
 }
 
 /** Why something was not done. */
@@ -46,10 +49,14 @@ export class Refusal extends Error {
   }
 }
 
-type Part = 'machine' | 'snapshots' | 'connections' | 'blocked';
+/** What the server is asked for, each by itself; the machine first, and the rest where it runs. */
+const PARTS = ['machine', 'snapshots', 'connections', 'blocked', 'anomalies'] as const;
+type Part = (typeof PARTS)[number];
 
 /** Milliseconds between two questions of a kind. */
 const PAUSE = 500;
+/** Milliseconds after which it is asked again what has become of a kernel that is started anew: nobody tells. */
+const AGAIN = 2000;
 
 export class Store {
   readonly kernel: string;
@@ -59,6 +66,7 @@ export class Store {
   tree: Tree | null = null;
   connections: Connection[] = [];
   blocked: Blocked[] = [];
+  anomalies: Anomaly[] = [];
   host: Host | null = null;
   /** When the machine began, milliseconds since 1970. */
   born = 0;
@@ -73,19 +81,13 @@ export class Store {
   private readonly listeners = new Set<() => void>();
   private readonly restorers = new Set<(snapshot: string) => void>();
   private failures: Partial<Record<Part | 'host', Failure>> = {};
-  private asked: Record<Part, number> = { machine: 0, snapshots: 0, connections: 0, blocked: 0 };
+  private asked = each(() => 0);
 
   constructor(kernel: string, source: Source, clock: Clock = REAL) {
     this.kernel = kernel;
     this.source = source;
     this.clock = clock;
-    const pace = (part: Part): Pace => new Pace(() => void this.ask(part), PAUSE, clock);
-    this.paces = {
-      machine: pace('machine'),
-      snapshots: pace('snapshots'),
-      connections: pace('connections'),
-      blocked: pace('blocked')
-    };
+    this.paces = each(part => new Pace(() => void this.ask(part), PAUSE, clock));
   }
 
   /** What went wrong last with what is shown; null if nothing did. */
@@ -181,9 +183,7 @@ export class Store {
   }
 
   private refreshRest(): void {
-    this.paces.snapshots.ask();
-    this.paces.connections.ask();
-    this.paces.blocked.ask();
+    PARTS.filter(part => part !== 'machine').forEach(part => this.paces[part].ask());
   }
 
   private async ask(part: Part): Promise<void> {
@@ -216,6 +216,10 @@ export class Store {
       const connections = await this.source.connections(this.kernel);
       return () => void (this.connections = connections);
     }
+    if (part === 'anomalies') {
+      const anomalies = await this.source.anomalies(this.kernel);
+      return () => void (this.anomalies = anomalies);
+    }
     const blocked = await this.source.blocked(this.kernel);
     return () => void (this.blocked = blocked);
   }
@@ -233,6 +237,9 @@ export class Store {
     }
     if (isNew && machine.state === 'running') {
       this.refreshRest();
+    }
+    if (machine.state === 'restarting') {
+      this.clock.after(AGAIN, () => this.isClosed || this.paces.machine.ask());
     }
   }
 
@@ -268,6 +275,10 @@ export class Store {
   private tell(): void {
     this.listeners.forEach(listener => listener());
   }
+}
+
+function each<T>(make: (part: Part) => T): Record<Part, T> {
+  return Object.fromEntries(PARTS.map(part => [part, make(part)])) as Record<Part, T>;
 }
 
 function refused(error: Failure): Done {

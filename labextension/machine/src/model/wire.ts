@@ -54,7 +54,7 @@ export interface Network {
 }
 
 export interface Machine {
-  state: 'running' | 'starting' | 'none' | 'foreign' | 'ended';
+  state: 'running' | 'starting' | 'restarting' | 'none' | 'foreign' | 'ended';
   text?: string;
   vm?: string;
   profile?: string;
@@ -68,9 +68,13 @@ export interface Machine {
   executing?: boolean;
   snapshot?: string;
   travelling?: boolean | null;
+  /** It was slowed down or stopped because of an anomaly. */
+  held?: '' | 'slowed' | 'paused';
   network?: Network | null;
   limits?: Record<string, number | null>;
   blocked?: number;
+  /** How many anomalies there were that are more than of note. */
+  anomalies?: number;
   stats?: Stats | null;
 }
 
@@ -162,6 +166,25 @@ export interface Blocked {
   cell: number;
 }
 
+export interface Anomaly {
+  time: number;
+  vm: string;
+  rule: string;
+  severity: string;
+  /** What the machine did, as the rule says. */
+  text: string;
+  /** What it is about, such as a host, as the guest named it. */
+  about: string;
+  /** Only the guest says so. */
+  claimed: boolean;
+  value: number;
+  threshold: number;
+  response: string;
+  /** What came of the response; empty if nothing is known of it. */
+  outcome: string;
+  is_over: boolean;
+}
+
 export interface Finding {
   title: string;
   ok: boolean;
@@ -179,7 +202,7 @@ export interface Host {
 export interface Event {
   kernel_id: string;
   /** `gone`: the machine has ended; all but that and `stats` say only that it is worth asking again. */
-  what: 'stats' | 'machine' | 'snapshots' | 'connections' | 'blocked' | 'gone';
+  what: 'stats' | 'machine' | 'snapshots' | 'connections' | 'blocked' | 'anomalies' | 'gone';
   stats?: Stats;
   restored?: string;
 }

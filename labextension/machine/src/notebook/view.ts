@@ -156,7 +156,7 @@ export class View implements IDisposable {
 
 /** Whether a kernel's machine is, or was a moment ago, one of AgentVM's. */
 function isOurs(store: Store | null): boolean {
-  return store?.phase === 'running' || store?.phase === 'ended' || store?.phase === 'starting';
+  return store !== null && ['running', 'ended', 'starting', 'restarting'].includes(store.phase);
 }
 
 /** Returns the outputs of a cell that have data by MIME type. */

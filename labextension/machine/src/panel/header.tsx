@@ -6,6 +6,26 @@ import type { Machine } from '../model/wire.ts';
 import { Button } from './button.tsx';
 import { useClock, useShared } from './shared.ts';
 
+/** What was done to a machine because of an anomaly, and the way to take it back. */
+function Held(props: { held: 'slowed' | 'paused' }): React.ReactElement {
+  const { store, actions, shared } = useShared();
+  const { trans } = shared;
+  const said = {
+    slowed: trans.__('Something unusual was seen in this machine: it gets little CPU now.'),
+    paused: trans.__(
+      'Something unusual was seen in this machine: it was kept as a snapshot and stopped. Cells and what you have done here wait until it runs on.'
+    )
+  };
+  return (
+    <div className="avm-warning" role="alert">
+      {said[props.held]}
+      <div className="avm-buttons">
+        <Button onClick={() => void actions.resume(store)}>{trans.__('Let it run on')}</Button>
+      </div>
+    </div>
+  );
+}
+
 /** What machine it is, and what can be done with all of it. */
 export function Header(props: { machine: Machine; doing: string }): React.ReactElement {
   const { machine, doing } = props;
@@ -30,13 +50,16 @@ export function Header(props: { machine: Machine; doing: string }): React.ReactE
   return (
     <header className="avm-header">
       <div className="avm-title">
-        <span className="avm-badge avm-running">{trans.__('running')}</span>
+        <span className={`avm-badge ${machine.held === 'paused' ? 'avm-stopped' : ''}`}>
+          {machine.held === 'paused' ? trans.__('stopped') : trans.__('running')}
+        </span>
         <span role="status" className="avm-doing" aria-busy={!!doing}>
           {does}
           {doing && ' …'}
         </span>
         <span className="avm-faint avm-id">{machine.vm}</span>
       </div>
+      {machine.held && <Held held={machine.held} />}
       {isEmulated && (
         <div className="avm-warning" role="note">
           {trans.__(

@@ -6,6 +6,7 @@ import * as React from 'react';
 
 import type { Store } from '../model/store.ts';
 import type { IMachines } from '../tokens.ts';
+import { Anomalies } from './anomalies.tsx';
 import { BlockedOutputs } from './blocked.tsx';
 import { Connections } from './connections.tsx';
 import { Header } from './header.tsx';
@@ -56,7 +57,8 @@ function Machine(props: { store: Store; shared: IMachines; commands: CommandRegi
   useChanges(store);
   const { machine, tree, phase } = store;
   const isThere = phase === 'running' && machine !== null;
-  const hasTree = tree !== null && (isThere || phase === 'ended' || (phase === 'starting' && tree.snapshots.length > 0));
+  const isComing = phase === 'starting' || phase === 'restarting';
+  const hasTree = tree !== null && (isThere || phase === 'ended' || (isComing && tree.snapshots.length > 0));
   return (
     <>
       {phase !== 'running' && <State commands={commands} />}
@@ -65,6 +67,11 @@ function Machine(props: { store: Store; shared: IMachines; commands: CommandRegi
         <div className="avm-warning" role="alert">
           {store.failure.message} {store.failure.hint}
         </div>
+      )}
+      {isThere && store.anomalies.length > 0 && (
+        <Section title={trans.__('Anomalies')} count={store.anomalies.length} isAlarming={!!machine.anomalies}>
+          <Anomalies anomalies={store.anomalies} vm={machine.vm ?? ''} />
+        </Section>
       )}
       {isThere && (
         <Section title={trans.__('Resources')}>
@@ -75,7 +82,7 @@ function Machine(props: { store: Store; shared: IMachines; commands: CommandRegi
         <Section title={trans.__('Snapshots')} count={tree.snapshots.length}>
           <Snapshots
             tree={tree}
-            doing={store.doing}
+            doing={store.doing || (isComing ? phase : '')}
             travelling={machine?.travelling}
             isThere={isThere}
             commands={commands}

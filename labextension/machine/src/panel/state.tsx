@@ -13,6 +13,9 @@ import { useShared } from './shared.ts';
 
 const CHANGE_KERNEL = 'notebook:change-kernel';
 
+/** What passes by itself. */
+const WAITING: readonly Phase[] = ['loading', 'starting', 'restarting'];
+
 interface Said {
   title: string;
   why: string;
@@ -47,7 +50,7 @@ export function State(props: { commands: CommandRegistry }): React.ReactElement 
   };
   const canStart = phase === 'none' || phase === 'ended' || phase === 'failed';
   return (
-    <Card said={said(store, trans)} isWaiting={phase === 'loading' || phase === 'starting'} doing={store.doing}>
+    <Card said={said(store, trans)} isWaiting={WAITING.includes(phase)} doing={store.doing}>
       {(phase === 'foreign' || phase === 'gone') && <ChangeKernel commands={props.commands} trans={trans} />}
       {canStart && (
         <Button disabled={!!store.doing} onClick={() => void actions.restart(store)}>
@@ -76,6 +79,10 @@ function said(store: Store, trans: TranslationBundle): Said {
     loading: { title: trans.__('Looking for the machine …'), why: '' },
     running: { title: '', why: '' },
     starting: { title: trans.__('The machine starts …'), why: text },
+    restarting: {
+      title: trans.__('The kernel restarts …'),
+      why: trans.__('Its machine ended with it; a fresh one starts with the kernel.')
+    },
     foreign: {
       title: trans.__('This kernel does not run in a virtual machine'),
       why: trans.__('Its cells run on the host itself, with all that you may do there.'),
