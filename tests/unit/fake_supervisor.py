@@ -39,13 +39,12 @@ from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords
 from agentvm_kernel.supervisor.fork_messages import ForkGranted, ForkRequest
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, LimitsRequest, Message, Progress
 from agentvm_kernel.supervisor.network_messages import CellRequest, NetworkInfo, NetworkRequest, RuleInfo
-from agentvm_kernel.supervisor.operator_messages import Held, VMInfo, VMList
+from agentvm_kernel.supervisor.operator_messages import Held, Resumed, VMInfo, VMList
 from agentvm_kernel.supervisor.snapshot_messages import (
     LabelRequest,
     PruneRequest,
     Removed,
     Replaced,
-    Resumed,
     RollbackPlan,
     RollbackRequest,
     SnapshotInfo,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agentvm_kernel.observe.chain import Record
-from agentvm_kernel.observe.events import AnomalyDetected, AnomalyResponse
+from agentvm_kernel.observe.events.anomaly import AnomalyDetected, AnomalyResponse
 from agentvm_kernel.observe.fields import Event, claimed
 from agentvm_kernel.server.anomalies import read_anomalies
 from agentvm_kernel.server.views import Anomaly

@@ -16,7 +16,8 @@ from agentvm_kernel.settings import Settings
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
-from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, SnapshotRequest
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.vm.snapshot import Snapshot
 
 LARGE = Profile(vcpus=4, memory_mib=1024, disk_gb=8, user_memory_mib=900, cell_deadline=77)
