@@ -220,7 +220,12 @@ class FakeSupervisor:
         """Tell of leases what was granted, as the real one does: what has changed since is told elsewhere."""
         granted = {name: self._granted(name, one.guest) for name, one in self._leases.items()}
         leases = [
-            LeaseInfo.of(one.model_copy(update={"limits": Limits(), "snapshot": ""}), self._leases[name].wanted)
+            LeaseInfo.of(
+                one.model_copy(update={"limits": Limits(), "snapshot": ""}),
+                self._leases[name].wanted,
+                network="filtered",
+                hypervisor="QEMU",
+            )
             for name, one in granted.items()
         ]
         return _answer(
