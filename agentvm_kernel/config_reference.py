@@ -11,7 +11,17 @@ from pydantic import BaseModel
 
 from agentvm_kernel.anomalies import AnomalySettings, RuleChange, shipped
 from agentvm_kernel.profiles import PROFILES, Profile
-from agentvm_kernel.settings import Audit, MetricsSettings, Network, Notebook, Output, Pool, Settings, SnapshotSettings
+from agentvm_kernel.settings import (
+    Audit,
+    Files,
+    MetricsSettings,
+    Network,
+    Notebook,
+    Output,
+    Pool,
+    Settings,
+    SnapshotSettings,
+)
 from agentvm_kernel.validation import field, valid
 
 _SECTIONS: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
@@ -21,6 +31,7 @@ _SECTIONS: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("network", Network),
     ("output", Output),
     ("notebook", Notebook),
+    ("files", Files),
     ("audit", Audit),
     ("metrics", MetricsSettings),
     ("anomalies", AnomalySettings),
@@ -28,7 +39,19 @@ _SECTIONS: Final[tuple[tuple[str, type[BaseModel]], ...]] = (
     ("profiles.NAME", Profile),
 )
 _TABLES: Final = frozenset(
-    {"pool", "snapshots", "network", "output", "notebook", "audit", "metrics", "anomalies", "rules", "profiles"}
+    {
+        "pool",
+        "snapshots",
+        "network",
+        "output",
+        "notebook",
+        "files",
+        "audit",
+        "metrics",
+        "anomalies",
+        "rules",
+        "profiles",
+    }
 )
 _ENTRY: Final = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 

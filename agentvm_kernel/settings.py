@@ -174,6 +174,27 @@ class Notebook(BaseModel):
     footer: bool = False
 
 
+class Files(BaseModel):
+    """What a notebook's magics may use of this computer's files; see docs/files.md.
+
+    Attributes:
+        folders: Folders, with what is in them, and single files that `%push`, `%pull`, `%workspace` and `%report` may
+            use besides what lies below the notebook's own folder; `~` is the home folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folders: tuple[Annotated[str, Field(max_length=4096)], ...] = Field(default=(), max_length=100)
+
+    @field_validator("folders")
+    @classmethod
+    def _absolute(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if not value.startswith(("/", "~/")) and value != "~":
+                raise ValueError(f"{value!a} is no absolute path, such as /data or ~/data")
+        return values
+
+
 class Audit(BaseModel):
     """The audit log; see docs/audit.md.
 
@@ -249,6 +270,7 @@ class Settings(BaseModel):
         network: What VMs reach of the network.
         output: What of their output is let through.
         notebook: How notebooks look.
+        files: What magics may use of the host's files.
         audit: The audit log.
         metrics: Measuring, and metrics for Prometheus.
         anomalies: What is unusual in a VM, and what is done then.
@@ -271,6 +293,7 @@ class Settings(BaseModel):
     network: Network = Network()
     output: Output = Output()
     notebook: Notebook = Notebook()
+    files: Files = Files()
     audit: Audit = Audit()
     metrics: MetricsSettings = MetricsSettings()
     anomalies: AnomalySettings = AnomalySettings()

@@ -9,6 +9,7 @@ from typing import Final
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics import transfer
 from agentvm_kernel.magics.call import Call
+from agentvm_kernel.magics.places import permitted
 from agentvm_kernel.run.files import get
 
 HELP = """%pull REMOTE [LOCAL] [--limit SIZE]
@@ -35,6 +36,7 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
 
     Raises:
         UsageError: there is no such call.
+        PlaceError: a notebook may not use that place.
         AgentVMError: it could not be copied.
     """
     read = call.read(_VALID, most=2, texts=(transfer.LIMIT,))
@@ -42,9 +44,9 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     if not read.words or (len(read.words) == 1 and name in ("", "..")):
         raise call.wrong(_VALID)
     remote, local = read.words[0], Path((*read.words[1:], name)[0]).expanduser()
-    bounds = transfer.bounds(read.texts)
+    bounds, place = transfer.bounds(read.texts), permitted(local)
     with transfer.progress(host, f"Copying {transfer.title(remote)} out of the VM") as tell:
-        received = await get(host.machine, remote, local, bounds, on_progress=tell)
+        received = await get(host.machine, remote, place, bounds, on_progress=tell)
     host.note_copy("pull", remote, received.digest, received.size)
     lines = [f"{remote} is here as {local}: {transfer.said(received, local.is_dir())}."]
     lines += transfer.left_out(received.left_out, received.left_out_count)

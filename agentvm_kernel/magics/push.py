@@ -9,6 +9,7 @@ from typing import Final
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics import transfer
 from agentvm_kernel.magics.call import Call
+from agentvm_kernel.magics.places import permitted
 from agentvm_kernel.run.files import put
 
 HELP = """%push LOCAL [REMOTE] [--into] [--limit SIZE]
@@ -35,15 +36,17 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
 
     Raises:
         UsageError: there is no such call.
+        PlaceError: a notebook may not use it.
         AgentVMError: it could not be copied.
     """
     read = call.read(_VALID, most=2, flags=("--into",), texts=(transfer.LIMIT,))
     if not read.words:
         raise call.wrong(_VALID)
     local, remote = Path(read.words[0]).expanduser(), (*read.words[1:], "")[0]
+    place = permitted(local)
     bounds, into = transfer.bounds(read.texts), "--into" in read.flags
     with transfer.progress(host, f"Copying {transfer.title(local)} into the VM") as tell:
-        sent = await put(host.machine, local, remote, bounds=bounds, on_progress=tell, into=into)
+        sent = await put(host.machine, place, remote, bounds=bounds, on_progress=tell, into=into)
     host.note_copy("push", str(local), sent.digest, sent.size)
     lines = [f"{local} is in the VM as {sent.path}: {transfer.said(sent, local.is_dir())}."]
     lines += transfer.left_out([f"{path!a}" for path in sent.left_out[:_TOLD]], len(sent.left_out))

@@ -12,6 +12,7 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ReportError
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics.call import Call
+from agentvm_kernel.magics.places import permitted
 
 HELP = """%report [NOTEBOOK] [--zip]
 
@@ -33,16 +34,18 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
 
     Raises:
         UsageError: there is no such call.
+        PlaceError: this notebook may not use that one.
         AgentVMError: nobody knows which notebook this is, or the report could not be made.
     """
     read = call.read(_VALID, most=1, flags={"--zip"})
-    name = (*read.words, os.environ.get("JPY_SESSION_NAME", ""))[0]
-    if not name:
+    name = os.environ.get("JPY_SESSION_NAME", "")
+    if not (read.words or name):
         raise ReportError("Nobody has told which notebook this is.", "Say it: %report NOTEBOOK.")
+    notebook = permitted(read.words[0]) if read.words else Path(name)
     from agentvm_kernel.report.writing import Wanted, write_report  # noqa: PLC0415 - takes a while to load
 
     await host.machine.network.audit(1)  # then all that ran is in the log
     wanted = Wanted(packed="--zip" in read.flags)
-    written = await asyncio.to_thread(write_report, Path(name).expanduser(), None, wanted, Paths.of_user())
+    written = await asyncio.to_thread(write_report, notebook, None, wanted, Paths.of_user())
     lines = [f"The report is in {path.name}, beside the notebook." for path in written]
     return {"text/plain": "\n".join([*lines, "It shows the notebook as it was saved last."])}

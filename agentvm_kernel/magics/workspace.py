@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics import show
 from agentvm_kernel.magics.call import Call
+from agentvm_kernel.magics.places import permitted
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
 from agentvm_kernel.validation import checked
 
@@ -40,6 +39,7 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
 
     Raises:
         UsageError: there is no such call.
+        PlaceError: a notebook may not use that folder.
         AgentVMError: the folder cannot be shared, or is in use.
     """
     read = call.read(_VALID, most=1, flags=("--rw",))
@@ -52,7 +52,7 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
             raise call.wrong(_VALID)
         info = await host.machine.share(WorkspaceRequest())
     else:
-        folder = os.path.abspath(Path(read.words[0]).expanduser())  # noqa: PTH100 - the supervisor resolves links
+        folder = str(permitted(read.words[0]))
         info = await host.machine.share(checked(WorkspaceRequest, folder=folder, writable="--rw" in read.flags))
     host.note_share(info.folder, writable=info.writable)
     return {"text/plain": said(info)}

@@ -26,6 +26,9 @@ idle_exit = 120
 vcpus = 1
 memory_mib = 512
 disk_gb = 4
+
+[files]
+folders = ["/tmp"]
 """
 
 

@@ -21,6 +21,12 @@ from agentvm_kernel.magics.registry import Registry
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path, guest: LocalGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.toml").write_text(f"[files]\nfolders = [{str(tmp_path)!r}, {str(guest.folder)!r}]\n")
+    monkeypatch.setenv("AGENTVM_CONFIG", str(tmp_path / "config.toml"))
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def guest() -> AsyncIterator[LocalGuest]:
     async with local_guest() as running:

@@ -177,11 +177,11 @@ async def test_a_rollback_gives_the_folder_to_the_new_vm(bed: Bed) -> None:
 
 
 async def test_a_vm_that_cannot_take_the_folder_goes_on_without_and_that_is_told(bed: Bed) -> None:
-    await bed.client.snapshot(bed.lease, SnapshotRequest(label="base"))
+    await bed.client.snapshot(bed.id, SnapshotRequest(label="base"))
     await bed.share(bed.folder)
-    assert (await bed.client.rollback(bed.lease, "base")).unshared == ""
+    assert (await bed.client.rollback(bed.id, "base")).unshared == ""
     bed.folder.rmdir()
-    replaced = await bed.client.rollback(bed.lease, "base")
+    replaced = await bed.client.rollback(bed.id, "base")
     assert "cannot share" in replaced.unshared
     line = rollback.unshared(replaced.model_copy(update={"unshared": "x\x1b[2J" + "y" * 1000}))
     assert ("\x1b" in line, len(line) < 500, "%workspace PATH shares it again" in line) == (False, True, True)

@@ -227,6 +227,18 @@ def test_interrupted_cells_go_on_where_they_stopped(vm_environment: Mapping[str,
         assert book.run("os.listdir()").result.count(".agentvm-part-") == 0
 
 
+def test_cells_copy_only_what_lies_below_the_notebooks_folder(
+    vm_environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    planted = Path("/etc/agentvm-planted"), tmp_path / ".bashrc"
+    with notebook(vm_environment) as book:
+        for code in ("%push /etc/hostname stolen", *(f"%pull /etc/hostname {path}" for path in planted)):
+            cell = book.run(code)
+            assert (cell.status, cell.reply["ename"]) == ("error", "place"), cell.reply
+        assert book.run("import os; os.path.exists('stolen')").result == "False"
+    assert not any(path.exists() for path in planted)
+
+
 def test_what_a_killed_kernel_has_received_is_gone_on_with_from_another_vm(
     vm_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
