@@ -135,6 +135,7 @@ class _Client(NotebookClient):
 
     def __init__(self, owner: str, arguments: list[str]) -> None:
         file = Path(jupyter_runtime_dir()) / f"{owner}.json"
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._kernel = OwnKernel(module=_KERNEL, kernel_name="agentvm", connection_file=str(file))
         self._reply: dict[str, Any] = {}
         super().__init__(
