@@ -148,8 +148,10 @@ def _cell_lines(one: Verdict, most: int) -> Iterable[str]:
 
 def _sum(outcome: Outcome) -> str:
     counts = ", ".join(f"{number} {word}" for word, number in outcome.counts.items()) or "no code cells"
+    magics = sum("host-magic" in one.by for one in outcome.cells)
     marked = sum(one.is_wanted for one in outcome.cells)
     words = [counts] + ([f"{marked} marked not to be compared"] if marked else [])
+    words += [f"of {magics} with magics of the host only that they worked"] if magics else []
     if not outcome.is_exact:
         words.append("in a machine of ANOTHER IMAGE than the recorded one")
     return f"{'All the same' if outcome.is_same else 'Not the same'}: {'; '.join(words)}."
