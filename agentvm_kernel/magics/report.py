@@ -47,5 +47,6 @@ async def run(call: Call, host: Host) -> Mapping[str, str]:
     await host.machine.network.audit(1)  # then all that ran is in the log
     wanted = Wanted(packed="--zip" in read.flags)
     written = await asyncio.to_thread(write_report, notebook, None, wanted, Paths.of_user())
-    lines = [f"The report is in {path.name}, beside the notebook." for path in written]
-    return {"text/plain": "\n".join([*lines, "It shows the notebook as it was saved last."])}
+    lines = [f"The report is in {path.name}, beside the notebook." for path in written.files]
+    lines += ["It shows the notebook as it was saved last.", written.warning()]
+    return {"text/plain": "\n".join(filter(None, lines))}

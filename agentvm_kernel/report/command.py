@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,11 @@ def report(
     from agentvm_kernel.report.writing import Wanted, write_report  # noqa: PLC0415 - other commands need none of it
 
     wanted = Wanted(packed=packed, pdf=pdf, strip=strip, author=author)
-    for written in write_report(notebook, folder, wanted, Paths.of_user()):
-        print(written)
+    written = write_report(notebook, folder, wanted, Paths.of_user())
+    for path in written.files:
+        print(path)
+    if written.changed:
+        print(written.warning(), file=sys.stderr)
 
 
 def _verify(file: Path, key: str) -> int:

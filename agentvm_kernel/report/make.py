@@ -10,6 +10,7 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import host_error
 from agentvm_kernel.image.store import ImageStore
 from agentvm_kernel.observe.curves import FOLDER
+from agentvm_kernel.observe.outputs import digest_of_outputs
 from agentvm_kernel.observe.verify import Verdict, verify
 from agentvm_kernel.report.content import make_content
 from agentvm_kernel.report.curves import curves_of
@@ -91,10 +92,11 @@ def gather(notebook: Path, paths: Paths) -> Gathered:
     now = time.time()
     document = read_document(notebook)
     codes = {digest_of(cell.source) for cell in document.cells if cell.kind == "code" and cell.source.strip()}
+    outputs = {digest_of_outputs(cell.outputs) for cell in document.cells if cell.outputs} - {""}
     names = {str(notebook.absolute()), str(notebook.resolve())}
     folder = paths.state / "audit"
     try:
-        found = find_sessions(folder, names, codes)
+        found = find_sessions(folder, names, codes, outputs)
         log = verify(folder)
         images = tuple(environments((one.acquired.image for one in found.sessions), ImageStore(paths.cache)))
     except OSError as error:

@@ -41,7 +41,7 @@ MOST: Final = 20_000
 """Things of a kind that are kept of a session; of more there is only the number."""
 
 _STARTED: Final = b'"event":"vm_started"'
-_FINDING: Final = (b'"event":"lease_acquired"', b'"event":"execution_started"')
+_FINDING: Final = (b'"event":"lease_acquired"', b'"event":"execution_started"', b'"event":"output_shown"')
 
 REPRODUCTION: Final = "reproduce-"
 """How the owners of sessions begin in which a notebook was only run again, to compare: they are none of its own."""
@@ -227,22 +227,25 @@ class Found:
     by: str
 
 
-def find_sessions(log: Path, names: Collection[str], codes: Collection[str]) -> Found:
+def find_sessions(log: Path, names: Collection[str], codes: Collection[str], outputs: Collection[str]) -> Found:
     """Return what the audit log has of a notebook.
 
     A session belongs to a notebook if it bears its name: then Jupyter has told its kernel which file that is. Programs
-    that run notebooks do not tell; of their sessions the one counts that ran most of the cells, of several the newest.
+    that run notebooks do not tell; of their sessions the one counts that showed most of what the cells show, of several
+    the one that ran most of the cells, of several the newest.
 
     Args:
         log: The log's folder.
         names: What the notebook may be called there.
         codes: Digests of its cells.
+        outputs: Digests of what they show.
 
     Raises:
         OSError: the log cannot be read.
     """
     named: dict[str, None] = {}
     ran: dict[str, set[str]] = {}
+    showed: dict[str, set[str]] = {}
     others: set[str] = set()
     for record in _records(log, _FINDING):
         event = record.event
@@ -252,11 +255,14 @@ def find_sessions(log: Path, names: Collection[str], codes: Collection[str]) -> 
             named[event.lease] = None
         elif _is_cell(event, codes) and event.lease not in others:
             ran.setdefault(event.lease, set()).add(event.digest)
+        elif isinstance(event, OutputShown) and event.outputs in outputs:
+            showed.setdefault(event.lease, set()).add(event.outputs)
     if named:
         return Found(_read(log, named), "name")
     # A later lease with as many replaces an earlier one.
-    best = max(enumerate(ran), key=lambda one: (len(ran[one[1]]), one[0]), default=None)
-    return Found(_read(log, [best[1]] if best else []), "code")
+    places = {lease: place for place, lease in enumerate(ran)}
+    best = max(ran, key=lambda one: (len(showed.get(one, ())), len(ran[one]), places[one]), default="")
+    return Found(_read(log, [best] if best else []), "code")
 
 
 def _is_cell(event: Event, codes: Collection[str]) -> TypeGuard[ExecutionStarted]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.durable import Disk
@@ -12,6 +13,8 @@ from agentvm_kernel.report.make import make_report
 from agentvm_kernel.report.pack import pack
 from agentvm_kernel.report.pdf import print_page
 from agentvm_kernel.report.signature import own_key
+
+_SHOWN: Final = 10
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,27 @@ class Wanted:
     author: str = ""
 
 
-def write_report(notebook: Path, folder: Path | None, wanted: Wanted, paths: Paths) -> list[Path]:
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        files: The files.
+        changed: Numbers of the code cells, from 1, that show something else than their runs showed.
+    """
+
+    files: tuple[Path, ...]
+    changed: tuple[int, ...]
+
+    def warning(self) -> str:
+        """Return what a reader should know before the report goes to others; empty if nothing."""
+        if not self.changed:
+            return ""
+        which = ", ".join(map(str, self.changed[:_SHOWN])) + (", …" if len(self.changed) > _SHOWN else "")
+        return f"Changed since they ran, as the report says: the outputs of {len(self.changed)} code cells ({which})."
+
+
+def write_report(notebook: Path, folder: Path | None, wanted: Wanted, paths: Paths) -> Written:
     """Make a report and write it; blocks.
 
     Args:
@@ -41,7 +64,7 @@ def write_report(notebook: Path, folder: Path | None, wanted: Wanted, paths: Pat
         paths: Where the audit log and the images are.
 
     Returns:
-        The files that were written.
+        What was written.
 
     Raises:
         ReportError: the notebook cannot be read, the folder is none, or there is nothing that makes PDFs.
@@ -63,4 +86,5 @@ def write_report(notebook: Path, folder: Path | None, wanted: Wanted, paths: Pat
             Disk().replace(target / name, content)
     except OSError as error:
         raise host_error(error) from error
-    return [target / name for name in files]
+    changed = tuple(number for number, one in enumerate(report.matches, 1) if one.standing == "changed")
+    return Written(tuple(target / name for name in files), changed)

@@ -51,6 +51,15 @@ def test_a_report_lies_beside_its_notebook_or_where_it_is_wanted(
     assert (status, "your own key" in out) == (0, True)
 
 
+def test_what_was_changed_since_it_ran_is_told_before_the_report_goes_to_others(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    notebook(tmp_path / "n.ipynb", code("a", text("2")))
+    status, out, err = agentvm(monkeypatch, capsys, "n.ipynb", "--zip")
+    assert (status, out) == (0, f"{tmp_path}/n.report.zip\n")
+    assert err == "Changed since they ran, as the report says: the outputs of 1 code cells (1)."
+
+
 def test_a_report_by_another_key_is_told_by_the_status(
     bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -43,7 +43,7 @@ def crate(folder: Path, author: str = "") -> Path:
     bed.run("b", error="ValueError")
     bed.end()
     notebook(path, code("a", text("1")), code("b"))
-    (packed,) = write_report(path, None, Wanted(packed=True, author=author), bed.paths)
+    (packed,) = write_report(path, None, Wanted(packed=True, author=author), bed.paths).files
     unpacked = folder / "unpacked"
     unpacked.mkdir()
     for name, content in files_of(packed).items():

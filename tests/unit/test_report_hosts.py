@@ -25,7 +25,7 @@ def bed(tmp_path: Path) -> Bed:
 
 def session(bed: Bed) -> Session:
     bed.log.close()
-    (found,) = find_sessions(bed.paths.state / "audit", {"/n.ipynb"}, ()).sessions
+    (found,) = find_sessions(bed.paths.state / "audit", {"/n.ipynb"}, (), ()).sessions
     return found
 
 

@@ -41,7 +41,7 @@ def packed(bed: Bed, tmp_path: Path) -> Path:
     bed.back("s1", "vm-2")
     bed.end()
     notebook(path, code("a", text("1"), agentvm={"run": 1}, execution={"x": "1"}, tags=["t"]), code("b"))
-    (written,) = write_report(path, None, Wanted(packed=True), bed.paths)
+    (written,) = write_report(path, None, Wanted(packed=True), bed.paths).files
     return written
 
 
@@ -314,7 +314,7 @@ def test_content_that_does_not_fit_its_checksum_is_refused(packed: Path, bed: Be
 
 def test_what_was_written_into_the_notebook_is_left_out_on_request(packed: Path, bed: Bed, tmp_path: Path) -> None:
     assert json.loads(files_of(packed)["n.ipynb"])["cells"][0]["metadata"]["agentvm"] == {"run": 1}
-    (stripped,) = write_report(tmp_path / "n.ipynb", None, Wanted(packed=True, strip=True), bed.paths)
+    (stripped,) = write_report(tmp_path / "n.ipynb", None, Wanted(packed=True, strip=True), bed.paths).files
     assert json.loads(files_of(stripped)["n.ipynb"])["cells"][0]["metadata"] == {"tags": ["t"]}
     assert examine(stripped, bed.paths.state).is_good
 
@@ -323,7 +323,7 @@ def test_nobody_is_named_but_on_request(packed: Path, bed: Bed, tmp_path: Path) 
     for content in files_of(packed).values():
         assert str(tmp_path).encode() not in content
         assert b'"Person"' not in content
-    (named,) = write_report(tmp_path / "n.ipynb", None, Wanted(packed=True, author="A. Author"), bed.paths)
+    (named,) = write_report(tmp_path / "n.ipynb", None, Wanted(packed=True, author="A. Author"), bed.paths).files
     graph = json.loads(files_of(named)["ro-crate-metadata.json"])["@graph"]
     assert [one["name"] for one in graph if one["@type"] == "Person"] == ["A. Author"]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 from report_bed import Bed, Output, code, notebook, text
 
+from agentvm_kernel.observe.outputs import digest_of_outputs
 from agentvm_kernel.report.document import Document, read_document
 from agentvm_kernel.report.matching import Match, match
 from agentvm_kernel.report.record import Found, find_sessions
@@ -18,9 +20,9 @@ def bed(tmp_path: Path) -> Bed:
     return Bed(tmp_path)
 
 
-def found(bed: Bed, *sources: str, name: str = "/n.ipynb") -> Found:
+def found(bed: Bed, *sources: str, name: str = "/n.ipynb", shown: Collection[str] = ()) -> Found:
     bed.log.close()
-    return find_sessions(bed.paths.state / "audit", {name}, {digest_of(source) for source in sources})
+    return find_sessions(bed.paths.state / "audit", {name}, {digest_of(source) for source in sources}, shown)
 
 
 def matched(bed: Bed, document: Document) -> list[Match]:
@@ -48,6 +50,20 @@ def test_where_no_session_has_the_name_that_counts_which_ran_most_of_the_cells_a
             bed.run(source)
     result = found(bed, "a", "b", "c")
     assert ([session.lease for session in result.sessions], result.by) == (["best"], "code")
+
+
+def test_of_several_that_ran_the_same_that_counts_which_showed_what_the_notebook_shows(bed: Bed) -> None:
+    for lease, words in (("one", "0.1"), ("two", "0.2"), ("three", "0.3")):
+        bed.begin(lease, f"kernel-{lease}")
+        bed.run("import random; random.random()", text(words))
+        bed.run("a")
+    bed.begin("larger", "kernel-larger")
+    for source in ("import random; random.random()", "a", "b"):
+        bed.run(source)
+    shown = {digest_of_outputs([text("0.2")])}
+    assert [one.lease for one in found(bed, "import random; random.random()", "a", "b", shown=shown).sessions] == [
+        "two"
+    ]
 
 
 def test_a_notebook_that_never_ran_has_no_session(bed: Bed) -> None:

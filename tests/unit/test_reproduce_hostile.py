@@ -52,7 +52,7 @@ def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bed:
 
 @pytest.fixture
 def packed(bed: Bed, tmp_path: Path) -> Path:
-    (written,) = write_report(tmp_path / "n.ipynb", None, Wanted(packed=True), bed.paths)
+    (written,) = write_report(tmp_path / "n.ipynb", None, Wanted(packed=True), bed.paths).files
     return written
 
 
