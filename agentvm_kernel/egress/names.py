@@ -124,6 +124,8 @@ class Pattern:
         Raises:
             NameRefusedError: it is none.
         """
+        if "//" in text:
+            raise NameRefusedError(f"{shown(text)!r} is an address of a page.", "Give the host only, like example.org.")
         host, colon, numbers = text.strip().partition(":")
         ports = _parse_ports(text, numbers) if colon else None
         first, _, rest = host.partition(".")

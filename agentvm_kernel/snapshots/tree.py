@@ -291,7 +291,10 @@ def check_free(label: str, contents: Contents) -> None:
         SnapshotError: it is not; the message names who has it.
     """
     if label and (holder := contents.labels.get(check_label(label))):
-        raise LabelTakenError(f"The label {label!r} is taken by the snapshot {holder}.", "Choose another label.")
+        raise LabelTakenError(
+            f"The label {label!r} is taken by the snapshot {holder}.",
+            "Choose another, or rename that one (`agentvm snapshot label`); Session(notebook=NAME) has labels of its own.",
+        )
 
 
 def find(contents: Contents, reference: str, current: str = "") -> Stored:

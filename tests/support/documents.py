@@ -32,7 +32,7 @@ _PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b…?")
 
 _README = {
     "$ make quickstart": ("not run", "it runs these tests, and the notebook that tests/vm/test_quickstart.py runs"),
-    "$ .venv/bin/jupyter lab": ("not run", "it serves until it is ended; tests/browser starts it"),
+    "$ jupyter lab": ("not run", "it serves until it is ended; tests/browser starts it"),
 }
 """What is done with the blocks of the README, which has no comments, by their beginnings."""
 
