@@ -9,7 +9,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from agentvm_kernel.errors import SnapshotError, host_error
+from agentvm_kernel.errors import AgentVMError, SnapshotError, host_error
 from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.disk import create_overlay, give_to, virtual_size
 from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
@@ -122,19 +122,32 @@ async def start_blank(
         HostError: its files cannot be made.
         VMError: it does not start.
     """
+    machine: Machine | None = None
     try:
         folder.mkdir(mode=0o700)
         if is_empty:
             memory = _make_empty(folder / "memory", base.hardware, hypervisor.owner)
         spec, overlay = await prepare_blank(hypervisor.owner, base, folder, name, memory)
-        blank = Blank(await hypervisor.start(spec), base, overlay, is_empty=is_empty)
+        machine = await hypervisor.start(spec)
+        blank = Blank(machine, base, overlay, is_empty=is_empty)
+        await asyncio.to_thread(blank.reach_memory)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        await _clear(machine, folder)
         if isinstance(error, OSError):
             raise host_error(error) from error
         raise
-    await asyncio.to_thread(blank.reach_memory)
     return blank
+
+
+async def _clear(machine: Machine | None, folder: Path) -> None:
+    """Leave nothing of a start that failed; why it failed matters more than what goes wrong here."""
+    try:
+        if machine is not None:
+            await machine.end()
+    except AgentVMError as error:
+        _log.warning("a QEMU that was of no use was not seen to end: %s", error)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def prepare_blank(
