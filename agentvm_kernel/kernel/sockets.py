@@ -117,6 +117,7 @@ class Sockets:
             if name == "iopub":
                 socket.sndhwm = _QUEUED_MESSAGES
                 socket.setsockopt(zmq.XPUB_NODROP, 1)
+                socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # else only the first subscriber of a topic is told of
             else:
                 socket.router_handover = 1
             addresses.bind(socket, name)

@@ -59,6 +59,14 @@ async def test_a_subscriber_is_welcomed_by_its_topic(tmp_path: Path) -> None:
     assert b"iopub_welcome" in frames[3]
 
 
+async def test_who_subscribes_later_is_welcomed_while_the_first_one_is_still_there(tmp_path: Path) -> None:
+    async with publisher(tmp_path) as sockets:
+        with subscriber(sockets) as first:
+            await welcomed(first)
+            with subscriber(sockets) as second:
+                assert b"iopub_welcome" in (await welcomed(second))[2]
+
+
 async def test_the_guest_waits_for_a_slow_client_that_then_misses_nothing(tmp_path: Path) -> None:
     async with publisher(tmp_path) as sockets:
         with subscriber(sockets, hwm=10) as socket:
