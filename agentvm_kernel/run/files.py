@@ -43,8 +43,8 @@ _PYTHON: Final = ("python3", "-I", "-S", "-c", Path(carrier.__file__).read_text(
 # A file's time is that of the clock's last tick: what is written from now on must have a later one.
 _MARK: Final = """
 set -e
-mark=$(mktemp /tmp/agentvm-mark-XXXXXXXX)
-probe=$(mktemp /tmp/agentvm-mark-XXXXXXXX)
+mark=$(mktemp -t agentvm-mark-XXXXXXXX)
+probe=$(mktemp -t agentvm-mark-XXXXXXXX)
 until [ "$probe" -nt "$mark" ]; do touch -- "$probe"; done
 rm -- "$probe"
 echo "$mark"

@@ -111,7 +111,9 @@ async def local_guest(
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    environment = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "HOME": str(folder)}
+    # What its programs leave in the folder for temporary files goes with it.
+    (temporary := folder / "tmp").mkdir()
+    environment = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "HOME": str(folder), "TMPDIR": str(temporary)}
     # As in the VM, `python` is the one that has the packages.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # With it ipykernel leaves the process's own stdout alone.

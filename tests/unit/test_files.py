@@ -539,10 +539,13 @@ async def test_parts_of_copies_are_not_copied(link: Link, large: Path, remote: P
     assert [path.name for path in (remote / "place").iterdir()] == ["mine"]
 
 
-async def test_only_what_is_new_or_changed_comes_back(link: Link, tree: Path, remote: Path, tmp_path: Path) -> None:
+async def test_only_what_is_new_or_changed_comes_back(
+    link: Link, guest: LocalGuest, tree: Path, remote: Path, tmp_path: Path
+) -> None:
     work = remote / "work"
     await put(link, tree, str(work))
     since = await mark(link)
+    assert Path(since).is_relative_to(guest.folder), "it would outlast the guest"
     (work / "sub" / "new").write_text("new")
     (work / "-n").write_text("changed")
     os.utime(work / "-n", (5, 5))
