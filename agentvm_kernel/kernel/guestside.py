@@ -7,11 +7,12 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from agentvm_kernel.errors import AgentVMError, LinkError, ProtocolError
 from agentvm_kernel.firewall.context import Block
-from agentvm_kernel.firewall.firewall import Firewall, Shown
+from agentvm_kernel.firewall.firewall import Firewall
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.debugging import Debugging
@@ -28,12 +29,18 @@ from agentvm_kernel.kernel.wire import GuestMessage, WireError, check_guest
 
 log = logging.getLogger("agentvm.guest")
 
+_T = TypeVar("_T")
+
 _SHOWN: Final = frozenset({"stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"})
 _ADDED: Final = _SHOWN - {"update_display_data"}
 _COMMS: Final = frozenset({"comm_open", "comm_close"})
 _STATES: Final = frozenset({"busy", "idle", "starting"})
 _LONG: Final = 16 << 10
-"""Bytes of a message from which on cleaning can take long; a thread costs a tenth of a millisecond."""
+_LONG_RICH: Final = 1 << 10
+"""Bytes of a message from which on cleaning can take long; a thread costs a tenth of a millisecond.
+
+A text takes nanoseconds a byte, but 16 KiB of SVG with a style sheet 100 ms.
+"""
 
 _QUIET: Final = 0.1
 _QUIET_LIMIT: Final = 2.0
@@ -150,8 +157,9 @@ class GuestSide:
             raise WireError("a reply to what was not asked")
         if message.msg_type != request.reply_type:
             raise WireError("a reply of another type than asked for")
+        clean = partial(self._firewall.reply, message.msg_type, message.content)
+        content = await self._cleaned(message, self._block(request), clean)
         self._table.replied(request)
-        content = self._firewall.reply(message.msg_type, message.content, self._block(request))
         metadata: dict[str, object] = {}
         if message.msg_type == "kernel_info_reply":
             content = with_banner(content)
@@ -225,7 +233,8 @@ class GuestSide:
                 shown = {"code": request.code, "execution_count": _count(_small(message.content)) or 0}
                 await self._answers.publish("execute_input", shown, request)
             return
-        cleaned = await self._cleaned(message, self._block(request))
+        parts = (message.msg_type, message.content, message.metadata, message.buffers)
+        cleaned = await self._cleaned(message, self._block(request), partial(self._firewall.output, *parts))
         if cleaned is not None:
             self._take_note(message, cleaned.content)
             if request is not None and message.msg_type in _ADDED:
@@ -236,13 +245,12 @@ class GuestSide:
         if request and request.idle:
             await self._answers.tell_left_out(request)
 
-    async def _cleaned(self, message: GuestMessage, block: Block) -> Shown | None:
+    async def _cleaned(self, message: GuestMessage, block: Block, clean: Callable[[Block], _T]) -> _T:
         """Have the firewall clean a message; a long one in a thread, so that clients are answered meanwhile."""
-        parts = (message.msg_type, message.content, message.metadata, message.buffers)
-        if len(message.content) < _LONG:
-            return self._firewall.output(*parts, block)
+        if message.size < (_LONG if message.msg_type == "stream" else _LONG_RICH):
+            return clean(block)
         found: list[tuple[Reason, str]] = []
-        work = asyncio.create_task(asyncio.to_thread(self._firewall.output, *parts, lambda *what: found.append(what)))
+        work = asyncio.create_task(asyncio.to_thread(clean, lambda *what: found.append(what)))
         try:
             cleaned = await asyncio.shield(work)
         finally:

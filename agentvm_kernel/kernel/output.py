@@ -126,7 +126,7 @@ class OutputGate:
 def _size(message: GuestMessage) -> int:
     """Return what a message adds to what the notebook holds."""
     extra = _DRAWN if message.msg_type in _NEW else _MESSAGE
-    return extra + len(message.content) + len(message.metadata) + sum(map(len, message.buffers))
+    return extra + message.size
 
 
 def _effort(message: GuestMessage) -> int:

@@ -115,6 +115,11 @@ class GuestMessage:
     content: bytes
     buffers: list[bytes]
 
+    @property
+    def size(self) -> int:
+        """Bytes of what it says."""
+        return len(self.content) + len(self.metadata) + sum(map(len, self.buffers))
+
 
 class Wire:
     """Verifies and signs messages with the connection's key.

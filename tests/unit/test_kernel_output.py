@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kernel_harness import (
@@ -99,6 +100,78 @@ async def test_a_long_message_is_cleaned_aside_and_keeps_its_place(
         messages = await outputs(client, msg_id)
         assert types(messages)[-4:] == ["display_data", "stream", "stream", "idle"]
         assert "blocked: a script in an attribute" in texts(messages, "stderr")
+
+
+PICTURE = '<svg xmlns="http://www.w3.org/2000/svg"><defs><g id="a"/></defs>' + '<use href="#a"/>' * 60 + "</svg>"
+PICTURES = {"data": {"image/svg+xml": PICTURE}, "metadata": {}}
+TEXT = {"data": {"text/plain": "x"}, "metadata": {}}
+
+
+@pytest.mark.parametrize(
+    ("aside", "kind", "content", "more"),
+    [
+        (True, "display_data", PICTURES, {}),
+        (True, "display_data", TEXT, {"metadata": {"more": "x" * 2000}}),
+        (True, "comm_msg", {"comm_id": "c", "data": {}}, {"buffers": [b"x" * 2000]}),
+        (True, "stream", {"name": "stdout", "text": "x" * 20_000}, {}),
+        (False, "stream", {"name": "stdout", "text": "x" * 2000}, {}),
+        (False, "display_data", TEXT, {}),
+    ],
+)
+async def test_what_can_take_long_to_clean_is_cleaned_aside(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    aside: bool,
+    kind: str,
+    content: dict[str, object],
+    more: dict[str, Any],
+) -> None:
+    cleaned: list[bool] = []
+    clean = Firewall.output
+
+    def noted(self, *parts):  # type: ignore[no-untyped-def]
+        cleaned.append(threading.current_thread() is not threading.main_thread())
+        return clean(self, *parts)
+
+    monkeypatch.setattr(Firewall, "output", noted)
+    async with running(tmp_path, supervisor()) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        msg_id = client.execute("say()")
+        asked = await guest.asked()
+        guest.begin(asked)
+        guest.say("iopub", parts_of(kind, content, asked.header, **more))
+        guest.finish(asked)
+        await outputs(client, msg_id)
+    assert cleaned == [aside]
+
+
+async def test_clients_are_answered_while_a_long_reply_is_cleaned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, begun, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    clean = Firewall.reply
+
+    def slow(self, msg_type, content, block):  # type: ignore[no-untyped-def]
+        if b"svg" in content:
+            loop.call_soon_threadsafe(begun.set)
+            assert go_on.wait(TIMEOUT)
+        return clean(self, msg_type, content, block)
+
+    monkeypatch.setattr(Firewall, "reply", slow)
+    async with running(tmp_path, supervisor()) as kernel, kernel.client() as client:
+        guest = await kernel.guest()
+        msg_id = client.execute("say()", user_expressions={"picture": "picture"})
+        asked = await guest.asked()
+        guest.begin(asked)
+        said = {"picture": {"status": "ok", **PICTURES}}
+        guest.reply(asked, {"status": "ok", "execution_count": 1, "payload": [], "user_expressions": said})
+        guest.status(asked, "idle")
+        await within(begun.is_set)
+        assert await replied(client, await ask(client, "connect_request", {}, "control"), "control")
+        go_on.set()
+        reply = await replied(client, msg_id)
+        assert "<img" in str(reply["content"]["user_expressions"]["picture"]["data"])  # type: ignore[index]
+        await outputs(client, msg_id)
 
 
 @pytest.mark.parametrize("kind", ["display_data", "update_display_data", "comm_msg", "clear_output"])
