@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from agentvm_kernel.bench.figures import Figure, Series
 from agentvm_kernel.bench.run import Result
@@ -19,26 +21,25 @@ def as_json(result: Result) -> str:
 
 
 def as_table(result: Result) -> Table:
-    """Return figures as a table."""
+    """Return figures as a table that fits into 80 columns: below each figure stands its baseline."""
     before, after = result.load
     title = f"image {result.wanted.image}, profile {result.wanted.profile}, load average {before:.1f} to {after:.1f}"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for heading in ("figure", "median", "p95", "n", "baseline", "median", "ratio", "limit", ""):
-        is_text = heading in {"figure", "baseline"}
-        table.add_column(heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    table.add_column("figure, and baseline")
+    for heading in ("median", "p95", "n", "ratio", "limit", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
     for figure in result.figures:
-        values = figure.measured.describe()
-        unit = figure.measured.unit
-        table.add_row(
-            figure.measured.name, f"{figure.measured.median:.1f} {unit}", f"{values['p95']:.1f}", str(values["n"]),
-            figure.baseline.name if figure.baseline else "", _median(figure.baseline),
-            f"{figure.ratio:.2f}" if figure.ratio is not None else "", _limit(figure), _VERDICTS[figure.verdict],
-        )  # fmt: skip
+        ratio = f"{figure.ratio:.2f}" if figure.ratio is not None else ""
+        name = Text(figure.measured.name)
+        table.add_row(name, *_numbers(figure.measured), ratio, _limit(figure), _VERDICTS[figure.verdict])
+        if figure.baseline:
+            table.add_row(Padding(Text(figure.baseline.name), (0, 0, 0, 2)), *_numbers(figure.baseline))
     return table
 
 
-def _median(series: Series | None) -> str:
-    return f"{series.median:.1f} {series.unit}" if series else ""
+def _numbers(series: Series) -> tuple[str, str, str]:
+    values = series.describe()
+    return f"{series.median:.1f} {series.unit}", f"{values['p95']:.1f}", str(values["n"])
 
 
 def _limit(figure: Figure) -> str:
