@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.errors import RequestError
 
 _T = TypeVar("_T")
 
@@ -49,13 +49,13 @@ class LoopThread:
         """Return what a coroutine returns, or raise what it raises.
 
         Raises:
-            AgentVMError: the thread does not run; or not here, because this process was forked since.
+            RequestError: the thread does not run; or not here, because this process was forked since.
             KeyboardInterrupt: the user has interrupted; the coroutine is cancelled.
         """
         with self._changing:
             if self._loop is None or self._process != os.getpid():
                 work.close()
-                raise AgentVMError("It is not open in this process.", "Use it within `with`, where that was entered.")
+                raise RequestError("It is not open in this process.", "Use it within `with`, where that was entered.")
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

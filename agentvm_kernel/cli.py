@@ -23,7 +23,7 @@ from agentvm_kernel.compare.command import diff
 from agentvm_kernel.config import Paths
 from agentvm_kernel.config_command import config_app
 from agentvm_kernel.egress.secret_command import secret_app
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.errors import AgentVMError, ImageError
 from agentvm_kernel.host import install_packages
 from agentvm_kernel.kernelspec_command import kernelspec_app
 from agentvm_kernel.observe.audit_command import audit_app
@@ -146,9 +146,9 @@ def image_rm(
     store = ImageStore(paths.cache)
     found = [image for image in store.images() if image.digest.startswith(digest)]
     if len(found) != 1:
-        raise AgentVMError(f"{len(found)} images begin with {digest!r}.", "See `agentvm image list`.")
+        raise ImageError(f"{len(found)} images begin with {digest!r}.", "See `agentvm image list`.")
     if not force and (number := count_built_on(found[0].digest)):
-        raise AgentVMError(
+        raise ImageError(
             f"{number} snapshots of notebooks build on this image, and could not be gone back to any more.",
             "Look at them with `agentvm snapshot list`, or use --force.",
         )

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.syntax import Syntax
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import AgentVMError, VMError
+from agentvm_kernel.errors import RequestError, VMError
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
 
@@ -57,10 +57,10 @@ def run_notebook(notebook: Path, results: Path, console: Console) -> int:
         0 if every cell ran (an error in a cell tagged ``raises-exception`` is expected), else 1.
 
     Raises:
-        AgentVMError: the notebook cannot be read.
+        RequestError: the notebook cannot be read.
     """
     if not notebook.is_file():
-        raise AgentVMError(f"There is no notebook {notebook}.", "Name one: `agentvm quickstart FILE.ipynb`.")
+        raise RequestError(f"There is no notebook {notebook}.", "Name one: `agentvm quickstart FILE.ipynb`.")
     node = read(notebook, as_version=4)  # type: ignore[no-untyped-call]
     results.mkdir(parents=True, exist_ok=True)
     executed = results / notebook.name

@@ -142,7 +142,7 @@ class Cassette:
             name: The recording's name.
 
         Raises:
-            CassetteError: the name is not valid, or there is one of that name.
+            CassetteError: name or folder is not valid, or there is one of that name.
             HostError: the file cannot be written.
         """
         path = _path(folder, name)
@@ -249,6 +249,12 @@ class Cassette:
 def _path(folder: Path, name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise CassetteError(f"{name[:80]!r} is no name for a recording.", "Use letters, digits, - and _, at most 64.")
+    try:
+        is_there = folder.is_absolute() and folder.is_dir()
+    except OSError:  # its name is too long, or what it lies in may not be looked into
+        is_there = False
+    if not is_there:
+        raise CassetteError(f"{str(folder)!a:.200} is no absolute path of a folder that is there.", "Name one.")
     return folder / f"{name}.cassette.jsonl"
 
 

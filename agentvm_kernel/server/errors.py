@@ -49,6 +49,7 @@ _STATUS: Final = STATUS | {
     "foreign_kernel": 409,
     "not_running": 409,
     "compare": 409,
+    "failed": 409,
     "busy": 429,
     "supervisor": 503,
     "slow": 504,

@@ -88,6 +88,8 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
         return await handler(request)
     except AgentVMError as error:
         return _refused(error.code, " ".join(error.message.splitlines()), error.hint)
+    except web.RequestPayloadError:
+        return _refused("request", "What was sent is not encoded as it says.", "Send plain JSON.")
     except web.HTTPException as error:
         code = _HTTP_CODES.get(error.status, "request")
         answer = _refused(code, _said(error, request), "GET /v1/openapi.json lists what there is.", status=error.status)

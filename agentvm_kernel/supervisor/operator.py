@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -116,8 +117,11 @@ class Operator:
         lease = found.lease
         if lease is None or found.vm is not lease.vm:
             raise RequestError(f"{vm} is no session's own VM.", "`agentvm vm list` shows which are leased.")
-        if not target.is_absolute() or target.exists():
-            raise RequestError(f"{wanted.file!a:.200} is no absolute path of a file to create.")
+        if not await asyncio.to_thread(_can_be_made, target):
+            raise RequestError(
+                f"{wanted.file!a:.200} is no absolute path of a file to create.",
+                "Name one that is not there, in a folder that is.",
+            )
         async with lease.turn:
             if lease.is_stopped():
                 raise RequestError("The VM is stopped because of an anomaly.", f"`agentvm vm resume {vm}` resumes it.")
@@ -189,6 +193,16 @@ class Operator:
             except TimeoutError:
                 for lease in supervisor.leases.values():
                     supervisor.pool.give_reason(lease.vm.id, "its session did not keep it in time")
+
+
+def _can_be_made(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return path.is_absolute() and path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    except (OSError, ValueError):  # its name is too long, or none at all
+        return False
+    return False
 
 
 def _describe(one: Present, sample: Sample | None, claims: Claims | None) -> VMInfo:

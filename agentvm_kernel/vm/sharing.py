@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from agentvm_kernel.errors import AgentVMError, LinkError, VMError
+from agentvm_kernel.errors import AgentVMError, HypervisorError, LinkError, VMError
 from agentvm_kernel.vm.folder_device import TAG
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ class Sharing:
         """Share a folder, in place of another one.
 
         Raises:
-            ShareError: QEMU cannot open it, the guest cannot mount it, or something keeps the other one busy.
-            VMError: the guest does not let go of the other one.
+            ShareError: QEMU cannot open it, the guest cannot mount it, or does not let go of the other one.
         """
         async with self._turn:
             await self._end()
@@ -86,8 +85,7 @@ class Sharing:
         """Share nothing any more.
 
         Raises:
-            ShareError: something in the guest keeps it busy.
-            VMError: the guest does not let go of it.
+            ShareError: something in the guest keeps it busy, or the guest does not let go of it.
         """
         async with self._turn:
             await self._end()
@@ -97,8 +95,7 @@ class Sharing:
         """Share nothing within this context: what is saved can be loaded only into a machine with the same devices.
 
         Raises:
-            ShareError: something in the guest keeps the folder busy.
-            VMError: the guest does not let go of it.
+            ShareError: something in the guest keeps the folder busy, or the guest does not let go of it.
         """
         async with self._turn:
             share = self.share
@@ -141,7 +138,10 @@ class Sharing:
                 f"The shared folder is in use in the VM: by {users}, as the VM says.",
                 f"Close what is open there and leave it (os.chdir); %workspace shows what {PLACE} is.",
             )
-        await self._vm.machine.unplug_folder()
+        try:
+            await self._vm.machine.unplug_folder()
+        except HypervisorError as error:
+            raise ShareError(error.message, error.hint) from error
         self.share = None
 
     async def _ask(self, op: str, **fields: object) -> _Answer:

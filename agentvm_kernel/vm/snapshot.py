@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentvm_kernel.durable import Disk, sync
-from agentvm_kernel.errors import VMError
+from agentvm_kernel.errors import SnapshotError, VMError
 from agentvm_kernel.vm.domain import layout
 from agentvm_kernel.vm.spec import Hardware, Transport
 
@@ -214,13 +214,13 @@ class Snapshot:
         """The guest-visible machine.
 
         Raises:
-            VMError: its devices are not those that a VM has today.
+            SnapshotError: its devices are not those that a VM has today.
         """
         values = dict(self.manifest.hardware)
         devices = values.pop("layout", "")
         hardware = Hardware(**values | {"transport": Transport(values["transport"])})  # type: ignore[arg-type]
         if devices != layout(hardware):
-            raise VMError(
+            raise SnapshotError(
                 f"Snapshot {self.id[:12]} was made by another version of AgentVM, whose VMs have other devices.",
                 "Use it with that version, or begin with a fresh VM.",
             )

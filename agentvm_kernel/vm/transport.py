@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.errors import HostError
 from agentvm_kernel.vm.spec import Transport
 
 VHOST_VSOCK: Final = Path("/dev/vhost-vsock")
@@ -19,11 +19,11 @@ def choose_transport(wanted: str, device: Path = VHOST_VSOCK) -> Transport:
         device: The vhost-vsock device.
 
     Raises:
-        AgentVMError: vsock is wanted and not there.
+        HostError: vsock is wanted and not there.
     """
     usable = _can_open(device)
     if wanted == "vsock" and not usable:
-        raise AgentVMError(
+        raise HostError(
             f"vsock is configured, but {device} cannot be opened.",
             "Load the module (`modprobe vhost_vsock`) and join the group kvm, or set transport to auto.",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -49,14 +50,20 @@ while part := s.recv(65536):
 """
 
 
+def cassette(folder: str) -> bytes:
+    return json.dumps({"action": "replay", "name": "calls", "folder": folder}).encode()
+
+
 class Raw:
     """Asks without the client's help."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
-    async def __call__(self, method: str, path: str, body: str | bytes | None = None) -> Answer:
-        async with self._session.request(method, f"http://supervisor{path}", data=body) as response:
+    async def __call__(
+        self, method: str, path: str, body: str | bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        async with self._session.request(method, f"http://supervisor{path}", data=body, headers=headers) as response:
             assert response.content_type == "application/json", await response.text()
             return response.status, await response.json()
 
@@ -137,19 +144,43 @@ async def test_the_description_is_served_and_every_route_answers_as_described(as
         ("POST", "/v1/leases/{lease}/forks/9/adopt", None, 404, "no_fork", "fork 9"),
         ("POST", "/v1/leases/{lease}/forks/x/adopt", None, 404, "no_route", "nothing at"),
         ("PUT", "/v1/leases/{lease}/limits", b'{"changes": {"cpus": 1}}', 400, "limit", "cpus"),
+        ("PUT", "/v1/leases/{lease}/cassette", cassette("/nowhere"), 409, "cassette", "'/nowhere'"),
+        ("PUT", "/v1/leases/{lease}/cassette", cassette("here"), 409, "cassette", "'here'"),
+        ("PUT", "/v1/leases/{lease}/cassette", cassette("/a\0b"), 409, "cassette", "\\x00b'"),
+        ("PUT", "/v1/leases/{lease}/cassette", cassette("/" + "x" * 300), 409, "cassette", "'/xxx"),
+        ("POST", "/v1/vms/{vm}/disk", b'{"file": "here"}', 400, "request", "'here'"),
+        ("POST", "/v1/vms/{vm}/disk", b'{"file": "/nowhere/disk"}', 400, "request", "'/nowhere/disk'"),
+        ("POST", "/v1/vms/{vm}/disk", b'{"file": "/etc/passwd/disk"}', 400, "request", "'/etc/passwd/disk'"),
+        ("POST", "/v1/vms/{vm}/disk", b'{"file": "/tmp"}', 400, "request", "'/tmp'"),
+        ("POST", "/v1/vms/{vm}/disk", b'{"file": "/a\\u0000b"}', 400, "request", "\\x00b'"),
+        ("POST", "/v1/vms/{vm}/disk", b'{"file": "/%s"}' % (b"x" * 300), 400, "request", "'/xxx"),
         ("DELETE", "/v1/vms/vm-0", None, 404, "no_vm", "vm-0"),
         ("DELETE", "/v1/vms/%5Bred%5D%1B", None, 404, "no_vm", "\\x1b"),
     ],
 )
 async def test_a_refusal_has_a_code_one_line_and_a_status(
-    ask: Raw, lease: str, method: str, path: str, body: bytes | None, status: int, code: str, says: str
+    ask: Raw,
+    lease: str,
+    supervisor: Supervisor,
+    method: str,
+    path: str,
+    body: bytes | None,
+    status: int,
+    code: str,
+    says: str,
 ) -> None:
-    answered, refusal = await ask(method, path.format(lease=lease), body)
+    answered, refusal = await ask(method, path.format(lease=lease, vm=supervisor.leases[lease].vm.id), body)
     assert (answered, refusal["code"]) == (status, code)
     assert says in refusal["message"]
     assert refusal["hint"]
     assert "\n" not in refusal["message"] + refusal["hint"]
     assert set(refusal) == {"code", "message", "hint"}
+
+
+async def test_what_is_not_encoded_as_it_says_is_refused(ask: Raw, lease: str) -> None:
+    path = f"/v1/leases/{lease}/snapshots"
+    answered, refusal = await ask("POST", path, b"no gzip", {"Content-Encoding": "gzip"})
+    assert (answered, refusal["code"]) == (400, "request")
 
 
 @pytest.mark.parametrize(("error", "status"), [(LabelTakenError, 409), (DiskFullError, 507), (AgentVMError, 500)])

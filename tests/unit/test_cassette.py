@@ -117,8 +117,10 @@ def test_names_are_plain(tmp_path: Path, name: str) -> None:
 def test_a_missing_recording_or_folder_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(CassetteError, match="There is no recording"):
         Cassette.replay(tmp_path, "demo")
-    with pytest.raises(HostError):
+    with pytest.raises(CassetteError, match="no absolute path of a folder that is there"):
         Cassette.record(tmp_path / "gone", "demo")
+    with pytest.raises(HostError):  # where nothing can be made
+        Cassette.record(Path("/proc"), "demo")
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from fake_hypervisor import FakeHypervisor
 
 from agentvm_kernel import settings
-from agentvm_kernel.errors import HostError, HypervisorError, IdentityError, VMError
+from agentvm_kernel.errors import HostError, HypervisorError, IdentityError, SnapshotError, VMError
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.budget import Budget
 from agentvm_kernel.supervisor.pool import Pool
@@ -78,7 +78,7 @@ async def test_a_snapshot_of_other_devices_is_told_from_one_that_can_be_loaded(s
     before = {key: value for key, value in snapshot.manifest.hardware.items() if key != "layout"}
     for hardware in (before, before | {"layout": "0" * 16}):
         old = replace(snapshot, manifest=snapshot.manifest.model_copy(update={"hardware": hardware}))
-        with pytest.raises(VMError, match="made by another version of AgentVM, whose VMs have other devices"):
+        with pytest.raises(SnapshotError, match="made by another version of AgentVM, whose VMs have other devices"):
             _ = old.hardware
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from agentvm_kernel.errors import ApiError
 from agentvm_kernel.kernel.answers import OF_HOST
 from agentvm_kernel.server import typist
+from agentvm_kernel.server.errors import status_of
 from agentvm_kernel.server.typist import _done, _Heard
 from agentvm_kernel.server.views import MOST_TEXT
 
@@ -50,3 +52,4 @@ def test_status_error_and_snapshot_are_the_replys_and_not_what_was_put_out() -> 
     bare = _done({"content": {"status": "error", "evalue": "gone"}, "metadata": {}}, heard())
     assert bare.error is not None
     assert (bare.error.code, bare.error.message) == ("failed", "gone")
+    assert status_of(ApiError(bare.error.code, bare.error.message)) == 409, "as where it was interrupted"

@@ -132,8 +132,9 @@ async def test_a_folder_in_use_is_told_and_stays(bed: Bed) -> None:
 async def test_a_guest_that_clings_to_the_device_is_told_of(bed: Bed) -> None:
     await bed.share(bed.folder)
     bed.machine.clings = True
-    with pytest.raises(ApiError, match="does not let go"):
+    with pytest.raises(ApiError, match="does not let go") as refused:
         await bed.share("")
+    assert refused.value.code == "share"
     with pytest.raises(ApiError, match="does not let go"):
         await bed.client.snapshot(bed.lease, SnapshotRequest())
     assert "pause" not in bed.machine.calls
