@@ -6,26 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from agentvm_kernel.kernel.called import Called
 from agentvm_kernel.kernel.chronicle import Chronicle
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.machine import Machine
 
 
-class Magic(Protocol):
-    """A host magic as it was called in a cell."""
-
-    @property
-    def at_once(self) -> bool:
-        """Whether it is carried out while a cell runs, instead of behind it."""
-
-    @property
-    def discards(self) -> bool:
-        """Whether it throws the VM away, so that it does not wait long for one that hangs."""
-
-    @property
-    def ends_waiting(self) -> bool:
-        """Whether it does not wait for a VM that is on its way, but ends the waiting for one."""
+class Magic(Called, Protocol):
+    """A host magic that can be carried out."""
 
     async def run(self, host: Host) -> Mapping[str, object]:
         """Carry it out.

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from agentvm_kernel.firewall.reasons import Reason
+from agentvm_kernel.kernel.called import Called
 from agentvm_kernel.kernel.jsoncheck import parse_object
 from agentvm_kernel.kernel.wire import ClientMessage
 from agentvm_kernel.observe.outputs import Shown
@@ -19,7 +20,6 @@ from agentvm_kernel.supervisor.messages import Blocked
 
 if TYPE_CHECKING:
     from agentvm_kernel.kernel.facts import CellFacts
-    from agentvm_kernel.kernel.magic import Magic
 
 _REMEMBERED: Final = 4096
 _INPUTS: Final = 64
@@ -80,7 +80,7 @@ class Request:
     code: str = ""
     cell: str = ""
     target: str = ""
-    magic: Magic | None = None
+    magic: Called | None = None
     silent: bool = False
     allow_stdin: bool = False
     stop_on_error: bool = True

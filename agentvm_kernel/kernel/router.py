@@ -134,8 +134,7 @@ class Router:
         if (content := self._host_comms.owned(request)) is not None:
             self._spawn(self._host_comms.take(request, content))
             return
-        if request.is_execute:
-            request.magic = self._magics.find(request.code)
+        magic = request.magic = self._magics.find(request.code) if request.is_execute else None
         match request.message.msg_type:
             case "kernel_info_request" if self._machine.state is not State.READY:
                 await self._answers.answer(request, kernel_info())
@@ -150,8 +149,8 @@ class Router:
             case "connect_request":
                 ports = {f"{name}_port": port for name, port in self._sockets.addresses.ports.items()}
                 await self._answers.answer(request, {"status": "ok", **ports})
-            case "execute_request" if request.magic and self._is_at_once(request, request.magic):
-                self._spawn(self._perform_at_once(request, request.magic))
+            case "execute_request" if magic and self._is_at_once(request, magic):
+                self._spawn(self._perform_at_once(request, magic))
             case _:
                 await self._lane(request).submit(request)
 
@@ -338,8 +337,9 @@ class Router:
 
     async def perform(self, request: Request) -> bool:
         """Carry out a host magic."""
-        assert request.magic is not None
-        return await self._host_side.perform(request, request.magic)
+        magic = self._magics.find(request.code)
+        assert magic is not None
+        return await self._host_side.perform(request, magic)
 
     async def _perform_at_once(self, request: Request, magic: Magic) -> None:
         await self._host_side.perform_at_once(request, magic)

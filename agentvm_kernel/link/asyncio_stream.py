@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from agentvm_kernel.errors import LinkClosedError
 from agentvm_kernel.link.stream import SessionStream
 
-if TYPE_CHECKING:
-    from agentvm_kernel.link.connection import Link
+
+class Line(Protocol):
+    """What a stream goes over: a `Link`."""
+
+    def check(self) -> None:
+        """Raise the link's error if it ended."""
+
+    def read(self, core: SessionStream) -> list[bytes] | None:
+        """Take a message from a stream."""
+
+    def pump(self) -> None:
+        """Hand what is due to the transport while it takes it."""
 
 
 class Stream:
     """One stream of a `Link`. Made by `Link.open`, or by the guest where the link's owner takes streams."""
 
-    def __init__(self, link: Link, core: SessionStream) -> None:
+    def __init__(self, link: Line, core: SessionStream) -> None:
         self._link = link
         self._core = core
         self._lock = asyncio.Lock()

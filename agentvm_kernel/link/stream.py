@@ -4,13 +4,42 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from agentvm_kernel.errors import LinkClosedError, ProtocolError
+from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.message import MessageReader, encode_head, message_size
+from agentvm_kernel.link.proof import Terms
 
-if TYPE_CHECKING:
-    from agentvm_kernel.link.session import Session
+
+class Carrier(Protocol):
+    """What carries the frames of a stream: a `Session`.
+
+    Attributes:
+        limits: This end's bounds.
+        terms: The other end's bounds.
+        chunk: Bytes of content that a frame has at most.
+    """
+
+    limits: Limits
+    terms: Terms
+    chunk: int
+
+    @property
+    def roomy(self) -> bool:
+        """Whether frames may be added to those that wait for the transport."""
+
+    def put(self, number: int, head: bytes, parts: Sequence[bytes], size: int) -> None:
+        """Queue a short message as one frame."""
+
+    def grant(self, stream: SessionStream, amount: int) -> None:
+        """Give credit back with the next bytes sent."""
+
+    def activate(self, stream: SessionStream) -> None:
+        """Give a stream with data and credit its turn."""
+
+    def finish(self, stream: SessionStream) -> None:
+        """Send CLOSE for a stream."""
 
 
 class SessionStream:
@@ -23,7 +52,7 @@ class SessionStream:
         closed: This end has closed it.
     """
 
-    def __init__(self, session: Session, number: int, service: str) -> None:
+    def __init__(self, session: Carrier, number: int, service: str) -> None:
         self.id = number
         self.service = service
         self.ended = False

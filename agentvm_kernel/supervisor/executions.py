@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from agentvm_kernel.observe.events import (
     ExecutionCompleted,
@@ -22,9 +22,6 @@ from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.supervisor.execution_messages import MEASURED, Copied, Execution, Report
 from agentvm_kernel.supervisor.network_messages import CellRequest
 
-if TYPE_CHECKING:
-    from agentvm_kernel.supervisor.lease import Lease
-
 _End = type[ExecutionCompleted | ExecutionFailed | ExecutionTimeout]
 _ENDS: Final[dict[str, _End]] = {
     "completed": ExecutionCompleted,
@@ -39,13 +36,13 @@ class Executions:
     """Takes what a session tells of its executions.
 
     Args:
-        lease: The session's.
+        subject: Returns which VM, lease and notebook events are about, as long as reports name no other VM.
         record: Takes an event into the audit log.
         metrics: Count.
     """
 
-    def __init__(self, lease: Lease, record: Callable[[Event], None], metrics: Metrics) -> None:
-        self._lease = lease
+    def __init__(self, subject: Callable[[], Subject], record: Callable[[Event], None], metrics: Metrics) -> None:
+        self._about = subject
         self._record = record
         self._metrics = metrics
         self._open: OrderedDict[tuple[str, int, int, str], Execution] = OrderedDict()
@@ -64,7 +61,7 @@ class Executions:
             else:
                 self._take(one)
         if request.unsaid:
-            self._record(ReportsMissing(**self._lease.subject, count=request.unsaid))
+            self._record(ReportsMissing(**self._about(), count=request.unsaid))
 
     def close(self) -> None:
         """Note that of what runs no end will be told: the session is over."""
@@ -112,7 +109,7 @@ class Executions:
         )  # fmt: skip
 
     def _subject(self, one: Report) -> Subject:
-        subject = self._lease.subject
+        subject = self._about()
         if one.vm:
             subject["vm"] = one.vm
         return subject

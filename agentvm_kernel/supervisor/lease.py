@@ -78,7 +78,7 @@ class Lease:
         self.terms = terms
         self.network = network
         self.share: Share | None = None
-        self.executions = Executions(self, audit.record, metrics)
+        self.executions = Executions(lambda: self.subject, audit.record, metrics)
         self.slot = slot
         self.tell = tell
         self.limits = granted.limits

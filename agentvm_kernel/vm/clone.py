@@ -118,7 +118,7 @@ class VM:
         self.created = time.time()
         self.on_event: OnEvent = lambda _event: None
         self.card: Card | None = None
-        self.sharing = Sharing(self)
+        self.sharing = Sharing(self.machine, self.request)
         self.tally: Tally | None = None
         self._plugging = asyncio.Lock()
         self._control: ControlChannel | None = None

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from agentvm_kernel.errors import AgentVMError, HypervisorError, LinkError, VMError
 from agentvm_kernel.vm.folder_device import TAG
-
-if TYPE_CHECKING:
-    from agentvm_kernel.vm.clone import VM
+from agentvm_kernel.vm.hypervisor import Machine
 
 _log = logging.getLogger(__name__)
 
@@ -60,15 +58,17 @@ class Sharing:
     """What one VM shares.
 
     Args:
-        vm: The VM.
+        machine: Its QEMU.
+        request: Asks its guest agent; see `VM.request`.
 
     Attributes:
         share: What the guest has; ``None`` for nothing.
     """
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, machine: Machine, request: Callable[..., Awaitable[dict[str, object]]]) -> None:
         self.share: Share | None = None
-        self._vm = vm
+        self._machine = machine
+        self._request = request
         self._turn = asyncio.Lock()
 
     async def begin(self, share: Share) -> None:
@@ -103,17 +103,17 @@ class Sharing:
             try:
                 yield
             finally:
-                if share is not None and not self._vm.ended.done():
+                if share is not None and not self._machine.ended.done():
                     await self._begin_again(share)
 
     async def _begin_again(self, share: Share) -> None:
         try:
             await self._begin(share)
         except AgentVMError as error:  # what was saved is good all the same
-            _log.warning("%s does not share %s any more: %s", self._vm.id, share.folder, error)
+            _log.warning("%s does not share %s any more: %s", self._machine.spec.name, share.folder, error)
 
     async def _begin(self, share: Share) -> None:
-        machine = self._vm.machine
+        machine = self._machine
         try:
             await machine.plug_folder(share.folder, writable=share.writable)
         except VMError as error:
@@ -139,14 +139,14 @@ class Sharing:
                 f"Close what is open there and leave it (os.chdir); %workspace shows what {PLACE} is.",
             )
         try:
-            await self._vm.machine.unplug_folder()
+            await self._machine.unplug_folder()
         except HypervisorError as error:
             raise ShareError(error.message, error.hint) from error
         self.share = None
 
     async def _ask(self, op: str, **fields: object) -> _Answer:
         try:
-            return _Answer.model_validate(await self._vm.request(op, _SECONDS, **fields))
+            return _Answer.model_validate(await self._request(op, _SECONDS, **fields))
         except LinkError as error:
             raise ShareError(f"The VM did not {op} the shared folder: {error.message}") from error
         except ValidationError as error:
