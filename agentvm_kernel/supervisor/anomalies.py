@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from agentvm_kernel.anomalies import Action, AnomalySettings
 from agentvm_kernel.egress.record import Connection
@@ -12,17 +13,17 @@ from agentvm_kernel.observe.anomaly.detector import Anomaly, Detector
 from agentvm_kernel.observe.anomaly.reading import UNTOLD, Contact, Reading
 from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.observe.events import AnomalyDetected
-from agentvm_kernel.observe.fields import claimed
+from agentvm_kernel.observe.fields import Event, claimed
 from agentvm_kernel.observe.sample import Sample
+from agentvm_kernel.observe.sampler import Sampler
 from agentvm_kernel.supervisor.claims import GuestClaims
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import Noticed
-from agentvm_kernel.supervisor.present import Present, present
+from agentvm_kernel.supervisor.networks import Networks
+from agentvm_kernel.supervisor.present import Present, Roster
 from agentvm_kernel.supervisor.responses import Responses
+from agentvm_kernel.supervisor.turns import Turns
 from agentvm_kernel.vm.hypervisor import Machine
-
-if TYPE_CHECKING:
-    from agentvm_kernel.supervisor.core import Supervisor
 
 _WAITING: Final = 4096
 """Connections of a VM that are kept until the next look."""
@@ -36,18 +37,37 @@ class Anomalies:
     """Looks at a supervisor's VMs, whenever they have been measured.
 
     Args:
-        supervisor: It.
+        roster: The VMs.
+        sampler: Measures them.
+        networks: Tell what they connect to.
+        turns: Tell what they want of CPUs.
+        responses: What is done to VMs.
+        record: Takes an event into the audit log.
+        settings: By which rules.
 
     Attributes:
-        responses: What is done to VMs.
+        responses: The same.
         claims: What guests say of themselves.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.responses = Responses(supervisor)
-        self.claims = GuestClaims(supervisor)
-        self._supervisor = supervisor
-        self._settings = supervisor.settings.anomalies
+    def __init__(
+        self,
+        roster: Roster,
+        sampler: Sampler,
+        networks: Networks,
+        turns: Turns,
+        responses: Responses,
+        record: Callable[[Event], None],
+        settings: AnomalySettings,
+    ) -> None:
+        self.responses = responses
+        self.claims = GuestClaims(roster, sampler, responses.is_paused)
+        self._roster = roster
+        self._sampler = sampler
+        self._networks = networks
+        self._turns = turns
+        self._record = record
+        self._settings = settings
         self._detectors: dict[Machine, Detector] = {}
         self._contacts: defaultdict[str, deque[Contact]] = defaultdict(_waiting)
         self._tasks: list[asyncio.Task[None]] = []
@@ -73,16 +93,16 @@ class Anomalies:
         if settings != self._settings:
             self._settings = settings
             self._detectors = {}
+            self.responses.slow_cpu = settings.slow_cpu
 
     async def _run(self) -> None:
-        sampler = self._supervisor.stats.sampler
         while True:
-            await sampler.next_look()
+            await self._sampler.next_look()
             self.claims.look()
             self.look()
 
     async def _listen(self) -> None:
-        with self._supervisor.networks.subscribe() as events:
+        with self._networks.subscribe() as events:
             async for connection in events:
                 # Of whatever VM: the first cell may begin before a VM is looked at for the first time.
                 self._contacts[connection.vm].append(_contact(connection))
@@ -91,8 +111,8 @@ class Anomalies:
         """Look once at all VMs that are out and run."""
         known, self._detectors = self._detectors, {}
         contacts, self._contacts = self._contacts, defaultdict(_waiting)
-        latest = self._supervisor.stats.sampler.latest
-        for one in present(self._supervisor):
+        latest = self._sampler.latest
+        for one in self._roster:
             if one.lease is None or one.state == "resting":
                 continue
             detector = self._detectors[one.machine] = known.get(one.machine) or Detector(self._settings)
@@ -102,7 +122,7 @@ class Anomalies:
             else:
                 reading = _reading(sample)._replace(
                     output=one.lease.output if one.state == "leased" else 0.0,
-                    cpu_wanted=100 * self._supervisor.turns.wanted(one.vm) if one.vm is not None else 0.0,
+                    cpu_wanted=100 * self._turns.wanted(one.vm) if one.vm is not None else 0.0,
                     processes=_started(self.claims.of(one.machine)),
                 )
                 for anomaly in detector.look(reading, contacts[one.id]):
@@ -111,7 +131,7 @@ class Anomalies:
     def _found(self, one: Present, lease: Lease, anomaly: Anomaly) -> None:
         rule = anomaly.rule
         action = self._settings.action(rule.severity)
-        self._supervisor.audit.record(
+        self._record(
             AnomalyDetected(
                 **lease.subject | {"vm": one.id}, kind=rule.name, severity=rule.severity, value=round(anomaly.value, 3),
                 threshold=rule.threshold, is_claimed=rule.is_claimed, about=claimed(anomaly.about), response=action,

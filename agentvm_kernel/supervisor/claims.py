@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.observe.sample import Sample
-from agentvm_kernel.supervisor.present import Present, present
+from agentvm_kernel.observe.sampler import Sampler
+from agentvm_kernel.supervisor.present import Present, Roster
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.hypervisor import Machine
-
-if TYPE_CHECKING:
-    from agentvm_kernel.supervisor.core import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -49,11 +48,15 @@ class GuestClaims:
     """Asks the guests of a supervisor's leases.
 
     Args:
-        supervisor: It.
+        roster: The VMs.
+        sampler: Measures them.
+        is_paused: Whether a VM has been stopped.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, roster: Roster, sampler: Sampler, is_paused: Callable[[Machine], bool]) -> None:
+        self._roster = roster
+        self._sampler = sampler
+        self._is_paused = is_paused
         self._asked: dict[Machine, _Asked] = {}
 
     def of(self, machine: Machine) -> Claims | None:
@@ -68,8 +71,8 @@ class GuestClaims:
     def look(self) -> None:
         """Ask those of which it is time. Called whenever the VMs have been measured."""
         known, self._asked = self._asked, {}
-        latest = self._supervisor.stats.sampler.latest
-        for one in present(self._supervisor):
+        latest = self._sampler.latest
+        for one in self._roster:
             if one.vm is None or one.lease is None:
                 continue
             asked = self._asked[one.machine] = known.get(one.machine) or _Asked()
@@ -89,7 +92,7 @@ class GuestClaims:
     def _is_running(self, one: Present) -> bool:
         """Whether a guest can answer, and nobody is about to save it."""
         is_held = one.state == "resting" or (one.lease is not None and one.lease.turn.locked())
-        return not is_held and not self._supervisor.anomalies.responses.is_paused(one.machine)
+        return not is_held and not self._is_paused(one.machine)
 
 
 def _is_due(asked: _Asked, sample: Sample) -> bool:

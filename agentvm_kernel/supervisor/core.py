@@ -49,8 +49,9 @@ from agentvm_kernel.supervisor.messages import (
     Replaced,
 )
 from agentvm_kernel.supervisor.networks import Networks
-from agentvm_kernel.supervisor.operator import Operator
 from agentvm_kernel.supervisor.pool import Pool
+from agentvm_kernel.supervisor.present import Roster
+from agentvm_kernel.supervisor.responses import Responses
 from agentvm_kernel.supervisor.stats import Stats
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
 from agentvm_kernel.supervisor.terms import Terms
@@ -88,7 +89,6 @@ class Supervisor:
         self._acquiring = 0
         self.is_leaving = False
         self.released = asyncio.Condition()
-        self.operator = Operator(self)
         self.leases: dict[str, Lease] = {}
         self._releasing: dict[Lease, asyncio.Task[None]] = {}
         self.budget = Budget(settings.memory_share)
@@ -139,9 +139,15 @@ class Supervisor:
         complete = self.settings.snapshots.complete
         self.bases = Bases(self.paths.state / "memory", self.pool, self._hypervisor.owner, complete)
         self.history = History(self.store, Capturer(self._hypervisor.owner), self.bases, self.audit, self.metrics)
-        self.stats = Stats(self)
+        self.roster = Roster(self.leases, self.pool.stocks)
+        self.stats = Stats(self.roster, self.leases, self.metrics, self.paths.state, self.settings.metrics.interval)
         self.stats.start()
-        self.anomalies = Anomalies(self)
+        slow_cpu = self.settings.anomalies.slow_cpu
+        self.anomalies = Anomalies(
+            self.roster, self.stats.sampler, self.networks, self.turns,
+            Responses(self.history, self.turns, self.end_fork, self.audit.record, slow_cpu), self.audit.record,
+            self.settings.anomalies,
+        )  # fmt: skip
         self.anomalies.start()
         self.exposition = Exposition(self.metrics.exposition)
         await self.exposition.listen(self.settings.metrics.listen)

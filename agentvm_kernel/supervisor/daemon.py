@@ -21,6 +21,7 @@ from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import AgentVMError, ConfigError, SupervisorError, host_error
 from agentvm_kernel.supervisor.api import make_app
 from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.operator import Operator
 from agentvm_kernel.supervisor.systemd import notify
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 
@@ -128,7 +129,7 @@ async def serve(paths: Paths, ready_fd: int | None, foreground: bool) -> None:
     try:
         await _wait_for_end(supervisor, stop, is_staying=foreground)
         notify("STOPPING=1")
-        await supervisor.operator.leave()
+        await Operator(supervisor).leave()
     finally:
         paths.socket.unlink(missing_ok=True)
         await supervisor.close()
@@ -138,7 +139,7 @@ async def serve(paths: Paths, ready_fd: int | None, foreground: bool) -> None:
 
 def _reload(supervisor: Supervisor) -> None:
     try:
-        changed = supervisor.operator.reload()
+        changed = Operator(supervisor).reload()
     except ConfigError as error:
         _log.error("the configuration stays as it was: %s", error)
     else:

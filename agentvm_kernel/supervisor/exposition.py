@@ -38,6 +38,7 @@ class Exposition:
         self._expose = expose
         self._runner: web.AppRunner | None = None
         self._changing = asyncio.Lock()
+        self._moving: asyncio.Task[None] | None = None
 
     async def listen(self, where: str) -> None:
         """Listen there, and nowhere else. Where that is not possible the log says so, and nothing listens.
@@ -49,6 +50,15 @@ class Exposition:
             await self.close()
             if (found := parse_listen(where)) is not None:
                 await self._listen(where, *found)
+
+    def move(self, where: str) -> None:
+        """Begin to listen there, and nowhere else, in the background; see `listen`."""
+        self._moving = asyncio.create_task(self.listen(where), name="listen")
+
+    async def settled(self) -> None:
+        """Wait until what the last `move` began is done; for tests."""
+        if self._moving is not None:
+            await asyncio.wait([self._moving])
 
     async def _listen(self, where: str, address: str, port: int) -> None:
         app = web.Application()

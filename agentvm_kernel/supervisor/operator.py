@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from agentvm_kernel.config import load_settings
 from agentvm_kernel.errors import RequestError, SupervisorError
@@ -13,6 +13,7 @@ from agentvm_kernel.observe.claims import Claims
 from agentvm_kernel.observe.events import ConfigurationChanged
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.settings import Settings
+from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.messages import (
     DiskCopied,
     DiskRequest,
@@ -23,11 +24,8 @@ from agentvm_kernel.supervisor.messages import (
     VMInfo,
     VMList,
 )
-from agentvm_kernel.supervisor.present import Present, present
+from agentvm_kernel.supervisor.present import Present
 from agentvm_kernel.vm.disk_copy import copy_disk
-
-if TYPE_CHECKING:
-    from agentvm_kernel.supervisor.core import Supervisor
 
 # What is made with these when the supervisor starts stays as it is.
 _FROM_THE_NEXT_START: Final = frozenset({"uri", "accelerator", "transport"})
@@ -49,14 +47,13 @@ class Operator:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._listening: asyncio.Task[None] | None = None
 
     async def vms(self) -> VMList:
         """Return all VMs, with what they use."""
         samples = await self._supervisor.stats.now()
         claims = self._supervisor.anomalies.claims
         return VMList(
-            vms=tuple(_describe(one, samples.get(one.id), claims.of(one.machine)) for one in present(self._supervisor))
+            vms=tuple(_describe(one, samples.get(one.id), claims.of(one.machine)) for one in self._supervisor.roster)
         )
 
     def pool_info(self) -> PoolInfo:
@@ -130,7 +127,7 @@ class Operator:
         return DiskCopied(size=target.stat().st_size, unfrozen=reason)
 
     def _find(self, vm: str) -> Present:
-        found = next((one for one in present(self._supervisor) if one.id == vm), None)
+        found = next((one for one in self._supervisor.roster if one.id == vm), None)
         if found is None:
             raise NoVMError(f"There is no VM {vm!r:.40}.", "`agentvm vm list` shows those that there are.")
         return found
@@ -165,18 +162,13 @@ class Operator:
         supervisor.stats.sampler.every = new.metrics.interval
         supervisor.anomalies.configure(new.anomalies)
         if new.metrics.listen != old.metrics.listen:
-            self._listening = asyncio.create_task(supervisor.exposition.listen(new.metrics.listen), name="listen")
+            supervisor.exposition.move(new.metrics.listen)
         supervisor.admission.look()
         supervisor.pool.refill()
         names = [name for name in Settings.model_fields if getattr(old, name) != getattr(new, name)]
         if names:
             supervisor.audit.record(ConfigurationChanged(what=", ".join(names)))
         return [f"{name} (from the next start)" if name in _FROM_THE_NEXT_START else name for name in names]
-
-    async def settled(self) -> None:
-        """Wait until what the last ``reload`` began is done; for tests."""
-        if self._listening is not None:
-            await asyncio.wait([self._listening])
 
     async def leave(self) -> None:
         """Get ready to end: let sessions keep their VMs, if that is configured, and give them time for it."""

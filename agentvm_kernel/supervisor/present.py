@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import VMState
+from agentvm_kernel.supervisor.stocks import Stocks
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.hypervisor import Machine
-
-if TYPE_CHECKING:
-    from agentvm_kernel.supervisor.core import Supervisor
 
 
 @dataclass(frozen=True)
@@ -42,17 +39,24 @@ class Present:
         return "" if self.lease is None else self.lease.terms.id
 
 
-def present(supervisor: Supervisor) -> Iterator[Present]:
-    """Yield all VMs, those that are out first.
+class Roster:
+    """All of them, whenever it is looked at; those that are out come first.
 
     Args:
-        supervisor: Whose.
+        leases: The leases, by their ids.
+        stocks: What is kept ready.
     """
-    for lease in supervisor.leases.values():
-        yield Present("leased", lease.vm.machine, lease.vm, lease)
-        for fork in lease.forks.values():
-            yield Present("resting" if fork.is_resting else "fork", fork.vm.machine, fork.vm, lease)
-    for vm in supervisor.pool.stocks.warm:
-        yield Present("warm", vm.machine, vm)
-    for blank in supervisor.pool.stocks.blanks:
-        yield Present("blank", blank.machine)
+
+    def __init__(self, leases: Mapping[str, Lease], stocks: Stocks) -> None:
+        self._leases = leases
+        self._stocks = stocks
+
+    def __iter__(self) -> Iterator[Present]:
+        for lease in self._leases.values():
+            yield Present("leased", lease.vm.machine, lease.vm, lease)
+            for fork in lease.forks.values():
+                yield Present("resting" if fork.is_resting else "fork", fork.vm.machine, fork.vm, lease)
+        for vm in self._stocks.warm:
+            yield Present("warm", vm.machine, vm)
+        for blank in self._stocks.blanks:
+            yield Present("blank", blank.machine)

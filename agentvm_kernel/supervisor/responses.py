@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 from weakref import WeakSet
 
 from agentvm_kernel.anomalies import Action
 from agentvm_kernel.errors import AgentVMError, VMEndedError
 from agentvm_kernel.observe.events import AnomalyResponse
+from agentvm_kernel.observe.fields import Event
+from agentvm_kernel.supervisor.history import History
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import Ended, Resumed, SnapshotRequest
+from agentvm_kernel.supervisor.turns import Turns
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.hypervisor import Machine
 from agentvm_kernel.vm.limits import enforce
-
-if TYPE_CHECKING:
-    from agentvm_kernel.supervisor.core import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +31,29 @@ class Responses:
     """Does it, one thing after the other for each lease.
 
     Args:
-        supervisor: Whose VMs they are.
+        history: Keeps VMs.
+        turns: Has others give way to them.
+        end_fork: Ends a lease's fork of some number.
+        record: Takes an event into the audit log.
+        slow_cpu: Cores that one gets which is slowed down.
+
+    Attributes:
+        slow_cpu: The same; may change.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(
+        self,
+        history: History,
+        turns: Turns,
+        end_fork: Callable[[Lease, int], None],
+        record: Callable[[Event], None],
+        slow_cpu: float,
+    ) -> None:
+        self.slow_cpu = slow_cpu
+        self._history = history
+        self._turns = turns
+        self._end_fork = end_fork
+        self._record = record
         self._slowed: WeakSet[Machine] = WeakSet()
         self._paused: WeakSet[Machine] = WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,14 +104,13 @@ class Responses:
             self._note(action, lease, vm, rule, detail)
 
     def _note(self, response: str, lease: Lease, vm: VM, rule: str, detail: str) -> None:
-        event = AnomalyResponse(**lease.subject | {"vm": vm.id}, kind=rule, response=response, detail=detail)
-        self._supervisor.audit.record(event)
+        self._record(AnomalyResponse(**lease.subject | {"vm": vm.id}, kind=rule, response=response, detail=detail))
 
     async def _slow(self, vm: VM, lease: Lease) -> str:
-        cores = self._supervisor.settings.anomalies.slow_cpu
+        cores = self.slow_cpu
         async with lease.turn:
             self._slowed.add(vm.machine)
-            self._supervisor.turns.hold(vm)
+            self._turns.hold(vm)
             await vm.machine.give_way(True)
             await enforce(vm.machine, lease.limits.model_copy(update={"cpu": cores}))
         return f"goes behind all others, with {cores:g} of a core where the host can limit it"
@@ -117,7 +135,7 @@ class Responses:
             cell=lease.network.cell,
         )
         try:
-            info = await self._supervisor.history.take(lease, request)
+            info = await self._history.take(lease, request)
         except (AgentVMError, OSError) as error:  # to stop it matters more
             return f"stopped, and could not be kept: {error}"
         return f"kept as the snapshot {info.id} ({label}), and stopped"
@@ -127,7 +145,7 @@ class Responses:
             async with lease.turn:
                 numbers = [number for number, fork in lease.forks.items() if fork.vm is vm]
                 for number in numbers:
-                    self._supervisor.end_fork(lease, number)
+                    self._end_fork(lease, number)
             return "the fork was ended"
         hint = "Restart the kernel, or run %vm restart, for a fresh VM; `agentvm audit` tells more."
         await lease.end(Ended(code="anomaly", reason=f"The VM was ended because of the anomaly {rule}.", hint=hint))
@@ -148,7 +166,7 @@ class Responses:
             if was_slowed:
                 await enforce(vm.machine, lease.limits)
                 await vm.machine.give_way(False)
-                self._supervisor.turns.let_go(vm)
+                self._turns.let_go(vm)
                 self._slowed.discard(vm.machine)
             if was_paused:
                 await vm.wake()

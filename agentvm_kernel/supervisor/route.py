@@ -15,6 +15,7 @@ from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import Message
+from agentvm_kernel.supervisor.operator import Operator
 
 PARAMETERS: Final = {
     "lease": ("[^/]+", "Id of the lease, from its grant."),
@@ -92,6 +93,11 @@ class Call:
             NoLeaseError: there is none of that id.
         """
         return self.supervisor.lease(self.parameters["lease"])
+
+    @property
+    def operator(self) -> Operator:
+        """What an administrator can see and do."""
+        return Operator(self.supervisor)
 
     @property
     def fork(self) -> int:

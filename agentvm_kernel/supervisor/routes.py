@@ -94,43 +94,43 @@ async def shut_down(call: Call) -> None:
 
 async def reload(call: Call) -> Reloaded:
     """Read the configuration again; if it is not valid, the old one stays in force."""
-    return Reloaded(changed=tuple(call.supervisor.operator.reload()))
+    return Reloaded(changed=tuple(call.operator.reload()))
 
 
 async def list_vms(call: Call) -> VMList:
     """List all VMs, with what they use."""
-    return await call.supervisor.operator.vms()
+    return await call.operator.vms()
 
 
 async def kill_vm(call: Call) -> None:
     """End a VM; its session is told."""
-    await call.supervisor.operator.kill(call.parameters["vm"])
+    await call.operator.kill(call.parameters["vm"])
 
 
 async def resume_vm(call: Call) -> Resumed:
     """Let a VM run on that was slowed down or stopped because of an anomaly."""
-    return await asyncio.shield(call.supervisor.operator.resume(call.parameters["vm"]))
+    return await asyncio.shield(call.operator.resume(call.parameters["vm"]))
 
 
 async def copy_disk(call: Call, wanted: DiskRequest) -> DiskCopied:
     """Copy the disk of a session's VM into a file, with its file systems frozen for a moment."""
     # A client that goes away must not stop it half-way.
-    return await asyncio.shield(call.supervisor.operator.copy_disk(call.parameters["vm"], wanted))
+    return await asyncio.shield(call.operator.copy_disk(call.parameters["vm"], wanted))
 
 
 async def get_pool(call: Call) -> PoolInfo:
     """Tell what is kept ready, and who waits."""
-    return call.supervisor.operator.pool_info()
+    return call.operator.pool_info()
 
 
 async def drain_pool(call: Call) -> None:
     """End what is kept ready, and keep nothing ready until it is filled."""
-    await call.supervisor.operator.drain()
+    await call.operator.drain()
 
 
 async def fill_pool(call: Call) -> None:
     """Keep VMs ready again."""
-    call.supervisor.operator.fill()
+    call.operator.fill()
 
 
 async def lease_vm(call: Call, wanted: LeaseRequest, emit: Emit) -> None:

@@ -6,23 +6,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.curves import FOLDER, Curves, Moment
-from agentvm_kernel.observe.metrics import Labelled
+from agentvm_kernel.observe.metrics import Labelled, Metrics
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.observe.sampler import Sampler
 from agentvm_kernel.observe.watch import Known
 from agentvm_kernel.snapshots.tree import Tree
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.present import Present, present
+from agentvm_kernel.supervisor.present import Present, Roster
 from agentvm_kernel.supervisor.stats_messages import MOST_HOSTS, Moved, VMStats
 from agentvm_kernel.vm.hypervisor import Machine
-
-if TYPE_CHECKING:
-    from agentvm_kernel.supervisor.core import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -33,16 +31,23 @@ class Stats:
     """Measures a supervisor's VMs.
 
     Args:
-        supervisor: It.
+        roster: The VMs.
+        leases: The leases, by their ids.
+        metrics: Show them.
+        state: The user's folder for what stays.
+        interval: Seconds between two looks.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(
+        self, roster: Roster, leases: Mapping[str, Lease], metrics: Metrics, state: Path, interval: float
+    ) -> None:
+        self._roster = roster
+        self._leases = leases
         self._sizes: dict[str, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._curves = Curves(supervisor.paths.state / FOLDER)
-        self.sampler = Sampler(self.subjects, supervisor.settings.metrics.interval)
-        supervisor.metrics.observe(self._labelled, self._pool)
+        self._curves = Curves(state / FOLDER)
+        self.sampler = Sampler(self.subjects, interval)
+        metrics.observe(self._labelled, self._pool)
 
     def start(self) -> None:
         """Begin."""
@@ -76,7 +81,7 @@ class Stats:
             samples = self.sampler.history(one.id) if lease is not None else self._newest(one)
             for sample in samples:
                 emit(_stats(one, sample))
-        while follow and (lease is None or lease in self._supervisor.leases):
+        while follow and (lease is None or lease in self._leases):
             await emit.sent()
             await self.sampler.next_look()
             for one in self._present(lease):
@@ -109,7 +114,7 @@ class Stats:
         while True:
             await self.sampler.next_look()
             latest = self.sampler.latest
-            for one in present(self._supervisor):
+            for one in self._roster:
                 if one.vm is not None and one.vm.tally is not None and (sample := latest.get(one.id)) is not None:
                     one.vm.tally.disk(int(sample.disk_read), int(sample.disk_written))
 
@@ -120,13 +125,13 @@ class Stats:
             latest = self.sampler.latest
             moments = [
                 Moment.of(sample, one.lease_id, one.id)
-                for one in present(self._supervisor)
+                for one in self._roster
                 if one.state == "leased" and (sample := latest.get(one.id)) is not None
             ]
             await asyncio.to_thread(self._curves.take, moments)
 
     def _present(self, lease: str | None) -> Iterator[Present]:
-        return (one for one in present(self._supervisor) if lease is None or one.lease_id == lease)
+        return (one for one in self._roster if lease is None or one.lease_id == lease)
 
     def _newest(self, one: Present) -> list[Sample]:
         sample = self.sampler.latest.get(one.id)
@@ -134,7 +139,7 @@ class Stats:
 
     def subjects(self) -> Iterator[tuple[Machine, Known]]:
         """Return all VMs for the sampler, with what is known of them without measuring."""
-        for one in present(self._supervisor):
+        for one in self._roster:
             if one.vm is None or one.lease is None:
                 yield one.machine, Known()
                 continue
@@ -150,7 +155,7 @@ class Stats:
     async def _size_trees(self) -> None:
         """Look now and then how much the snapshots of each notebook take that has a VM."""
         while True:
-            trees = {lease.terms.tree.id: lease.terms.tree for lease in self._supervisor.leases.values()}
+            trees = {lease.terms.tree.id: lease.terms.tree for lease in self._leases.values()}
             self._sizes = await asyncio.to_thread(_sizes, list(trees.values()))
             began = time.monotonic()
             while time.monotonic() - began < _SIZE_SECONDS:
@@ -159,7 +164,7 @@ class Stats:
     def _labelled(self) -> Iterator[Labelled]:
         """Return the VMs for Prometheus."""
         latest = self.sampler.latest
-        for one in present(self._supervisor):
+        for one in self._roster:
             if (sample := latest.get(one.id)) is not None:
                 terms = one.lease.terms if one.lease is not None else None
                 yield Labelled(one.id, terms.profile if terms else "", terms.flavour if terms else "", sample)
@@ -167,7 +172,7 @@ class Stats:
     def _pool(self) -> dict[str, int]:
         """Return how many VMs and blanks there are, by kind."""
         counts = dict.fromkeys(("leased", "fork", "resting", "warm", "blank"), 0)
-        for one in present(self._supervisor):
+        for one in self._roster:
             counts[one.state] += 1
         return counts
 

@@ -35,6 +35,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotRequest,
 )
 from agentvm_kernel.supervisor.network_messages import CellRequest
+from agentvm_kernel.supervisor.operator import Operator
 
 OWN = RuleChange(
     kind="sum", metric="network_sent", threshold=100, window=60, severity="critical", description="sends a lot"
@@ -139,7 +140,7 @@ async def test_what_is_only_audited_is_not_told(short_tmp: Path) -> None:
     async with bed(short_tmp, "audit") as ours:
         await ours.send(101)
         assert [entry["response"] for entry in ours.audited("anomaly_detected")] == ["audit"]
-        await ours.supervisor.operator.kill(ours.lease.vm.id)
+        await Operator(ours.supervisor).kill(ours.lease.vm.id)
         assert isinstance(await ours.told(), Ended)
 
 

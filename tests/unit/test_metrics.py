@@ -322,12 +322,12 @@ async def test_the_port_changes_when_the_configuration_is_read_again(short_tmp: 
         config = 'image = "minimal"\nprofile = "tiny"\n[profiles.tiny]\nvcpus = 1\nmemory_mib = 256\ndisk_gb = 4\n'
         supervisor.paths.config.write_text(f'{config}[metrics]\ninterval = 0.5\nlisten = "127.0.0.1:{port}"\n')
         assert "metrics" in (await client.reload()).changed
-        await supervisor.operator.settled()
+        await supervisor.exposition.settled()
         assert (await fetch(port))[0] == 200
         assert supervisor.stats.sampler.every == 0.5
         supervisor.paths.config.write_text(config)
         await client.reload()
-        await supervisor.operator.settled()
+        await supervisor.exposition.settled()
         with pytest.raises(aiohttp.ClientConnectorError):
             await fetch(port)
 

@@ -31,6 +31,7 @@ from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.messages import Blocked, Ended, LeaseRequest, SnapshotRequest
 from agentvm_kernel.supervisor.net_command import net_app
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkRequest
+from agentvm_kernel.supervisor.operator import Operator
 from agentvm_kernel.supervisor.witness import Witness
 
 OFFLINE = Profile(vcpus=1, memory_mib=256, disk_gb=4, network="none")
@@ -321,16 +322,16 @@ async def test_the_configuration_holds_for_all_and_a_reload_for_those_that_are_t
     info = await bed.client.network(bed.id)
     assert (info.max_connections, info.max_bytes) == (7, 9)
     bed.supervisor.paths.config.write_text('[network]\ndeny = ["a.example"]\nallow = ["c.example"]\n')
-    bed.supervisor.operator.reload()
+    Operator(bed.supervisor).reload()
     assert bed.decides("pypi.org")
     assert bed.decides("c.example")
     assert not bed.decides("a.example")
     bed.supervisor.paths.config.write_text('[network]\nallow = ["a_b"]\n')
     with pytest.raises(ConfigError, match="network"):
-        bed.supervisor.operator.reload()
+        Operator(bed.supervisor).reload()
     bed.supervisor.paths.config.write_text('[network]\nreachable = ["nowhere"]\n')
     with pytest.raises(ConfigError, match="reachable"):
-        bed.supervisor.operator.reload()
+        Operator(bed.supervisor).reload()
     assert bed.decides("c.example")
 
 
