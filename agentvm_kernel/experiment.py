@@ -40,15 +40,9 @@ from agentvm_kernel.run.unpack import OnProgress as OnCopied
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.execution_messages import Execution
-from agentvm_kernel.supervisor.messages import (
-    ForkRequest,
-    LeaseRequest,
-    LimitsRequest,
-    RollbackPlan,
-    SnapshotInfo,
-    SnapshotRequest,
-    SnapshotTree,
-)
+from agentvm_kernel.supervisor.fork_messages import ForkRequest
+from agentvm_kernel.supervisor.messages import LeaseRequest, LimitsRequest
+from agentvm_kernel.supervisor.snapshot_messages import RollbackPlan, SnapshotInfo, SnapshotRequest, SnapshotTree
 from agentvm_kernel.validation import checked
 
 __all__ = ["AsyncSession", "Bounds", "CellResult", "ExecResult", "ForkResult", "Received", "Sent"]

@@ -28,7 +28,7 @@ from agentvm_kernel.run.collect import ExecResult, OnOutput
 from agentvm_kernel.run.files import Bounds, Received, Sent
 from agentvm_kernel.run.unpack import USUAL, no_progress
 from agentvm_kernel.run.unpack import OnProgress as OnCopied
-from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo, SnapshotTree
+from agentvm_kernel.supervisor.snapshot_messages import RollbackPlan, SnapshotInfo, SnapshotTree
 
 __all__ = ["Bounds", "CellResult", "ExecResult", "ForkResult", "Received", "Sent", "Session"]
 

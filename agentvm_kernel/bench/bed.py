@@ -21,7 +21,8 @@ from agentvm_kernel.errors import ApiError, SupervisorError
 from agentvm_kernel.profiles import Profile
 from agentvm_kernel.settings import Pool, Settings
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, PoolInfo, Progress
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
+from agentvm_kernel.supervisor.operator_messages import PoolInfo
 
 PROFILE = "bench"
 DEFAULT_PROFILE = Profile(vcpus=1, memory_mib=512, disk_gb=4)

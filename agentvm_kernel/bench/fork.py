@@ -20,8 +20,9 @@ from agentvm_kernel.kernel.forks import run_forks
 from agentvm_kernel.link.connection import connect
 from agentvm_kernel.settings import Pool
 from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, ForkRequest
 from agentvm_kernel.supervisor.forks import Forks, rest
-from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Message, Progress
+from agentvm_kernel.supervisor.messages import Message, Progress
 
 _COUNT: Final = 8
 _REPEAT: Final = 5

@@ -19,7 +19,8 @@ from agentvm_kernel.settings import Pool
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.daemon import prepare_folders
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import LeaseRequest, Message, Progress, Replaced, SnapshotInfo, SnapshotRequest
+from agentvm_kernel.supervisor.messages import LeaseRequest, Message, Progress
+from agentvm_kernel.supervisor.snapshot_messages import Replaced, SnapshotInfo, SnapshotRequest
 from agentvm_kernel.vm.libvirt_hypervisor import LibvirtHypervisor
 from agentvm_kernel.vm.libvirt_machine import LibvirtMachine
 

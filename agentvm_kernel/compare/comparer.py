@@ -17,7 +17,9 @@ from agentvm_kernel.kernel.execution import LINK_LIMITS, CellResult, OutputLimit
 from agentvm_kernel.kernel.forkpoint import ForkEvent
 from agentvm_kernel.kernel.guest import Connect
 from agentvm_kernel.link.connection import connect
-from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, Granted, SnapshotInfo, SnapshotTree
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted
+from agentvm_kernel.supervisor.messages import Granted
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo, SnapshotTree
 from agentvm_kernel.terminal import plain
 
 _SECONDS: Final = 300.0

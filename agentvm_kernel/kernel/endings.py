@@ -9,7 +9,8 @@ from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, ProofError, ProtocolError, SupervisorError, VMEndedError
 from agentvm_kernel.supervisor.client import Lease
-from agentvm_kernel.supervisor.messages import Blocked, Ended, Leaving, Noticed, SnapshotInfo
+from agentvm_kernel.supervisor.messages import Blocked, Ended, Leaving, Noticed
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo
 
 _BETTER_REASON: Final = 2.0
 """Seconds to wait, after the link broke, for the supervisor to say why."""

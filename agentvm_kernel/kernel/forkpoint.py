@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
-from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Progress
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, ForkRequest
+from agentvm_kernel.supervisor.messages import Progress
 
 ForkEvent = Progress | ForkGranted | ForkEnded
 

@@ -17,7 +17,8 @@ from agentvm_kernel.kernel.guest import Connect
 from agentvm_kernel.kernel.outputs import Outputs
 from agentvm_kernel.observe.process import read_usage
 from agentvm_kernel.supervisor.execution_messages import Execution
-from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Granted
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, ForkRequest
+from agentvm_kernel.supervisor.messages import Granted
 
 log = logging.getLogger("agentvm.forks")
 

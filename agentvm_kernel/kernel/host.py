@@ -15,7 +15,7 @@ from agentvm_kernel.kernel.machine import Machine, State
 from agentvm_kernel.kernel.requests import Request, RequestTable
 from agentvm_kernel.kernel.timeline import Timeline, beginning
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor.messages import Replaced, SnapshotInfo, SnapshotKind, SnapshotRequest
+from agentvm_kernel.supervisor.snapshot_messages import Replaced, SnapshotInfo, SnapshotKind, SnapshotRequest
 
 _T = TypeVar("_T")
 _PATH: Final = 300

@@ -19,15 +19,10 @@ from agentvm_kernel.kernel.limits import Changes, HeldLimits
 from agentvm_kernel.kernel.network import NotebookNetwork
 from agentvm_kernel.kernel.roles import Supervisor, Tenure, Watcher
 from agentvm_kernel.supervisor.client import Lease
-from agentvm_kernel.supervisor.messages import (
-    Ended,
-    Granted,
-    LeaseRequest,
-    LimitsRequest,
-    Noticed,
-    Progress,
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, LimitsRequest, Noticed, Progress
+from agentvm_kernel.supervisor.operator_messages import Resumed
+from agentvm_kernel.supervisor.snapshot_messages import (
     Replaced,
-    Resumed,
     RollbackPlan,
     SnapshotInfo,
     SnapshotRequest,

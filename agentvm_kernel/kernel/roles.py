@@ -15,17 +15,16 @@ from agentvm_kernel.kernel.guest import Guest, Link
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.audit_messages import AuditRecords
 from agentvm_kernel.supervisor.client import Lease
-from agentvm_kernel.supervisor.messages import (
-    LeaseRequest,
-    LimitsRequest,
+from agentvm_kernel.supervisor.messages import LeaseRequest, LimitsRequest
+from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.operator_messages import Resumed
+from agentvm_kernel.supervisor.snapshot_messages import (
     Replaced,
-    Resumed,
     RollbackPlan,
     SnapshotInfo,
     SnapshotRequest,
     SnapshotTree,
 )
-from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
 from agentvm_kernel.supervisor.stats_messages import Moved, VMStats
 from agentvm_kernel.supervisor.status import Status
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest

@@ -34,7 +34,8 @@ from agentvm_kernel.kernel.requests import NO_REPLY, Request, RequestTable
 from agentvm_kernel.kernel.sockets import Sockets
 from agentvm_kernel.kernel.timeline import Timeline
 from agentvm_kernel.kernel.wire import ClientMessage, encode
-from agentvm_kernel.supervisor.messages import Blocked, Noticed, SnapshotInfo, SnapshotRequest
+from agentvm_kernel.supervisor.messages import Blocked, Noticed
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo, SnapshotRequest
 
 log = logging.getLogger("agentvm.router")
 

@@ -16,7 +16,7 @@ from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics import columns
 from agentvm_kernel.magics.call import Call, UsageError
 from agentvm_kernel.magics.outcome import draw
-from agentvm_kernel.supervisor.messages import ForkRequest
+from agentvm_kernel.supervisor.fork_messages import ForkRequest
 
 HELP = """%%fork N [--randomness diverge|common] [--seed HEX] [--timeout S]
 

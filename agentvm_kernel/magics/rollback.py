@@ -13,7 +13,7 @@ from agentvm_kernel.magics import show
 from agentvm_kernel.magics.call import Call, UsageError
 from agentvm_kernel.snapshots.label import RULE, check_label
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo
+from agentvm_kernel.supervisor.snapshot_messages import RollbackPlan, SnapshotInfo
 
 HELP = """%rollback [LABEL | ID | ~N] [--dry-run]
 

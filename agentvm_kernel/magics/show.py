@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor.messages import SnapshotInfo
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo
 
 _CODE: Final = 60
 _MIB: Final = 1 << 20

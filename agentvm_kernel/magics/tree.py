@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agentvm_kernel.magics import show
-from agentvm_kernel.supervisor.messages import SnapshotInfo, SnapshotTree
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo, SnapshotTree
 
 _HEAD = ("snapshot", "age", "size", "cell", "")
 

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from agentvm_kernel.errors import SupervisorError, TransferError
 from agentvm_kernel.kernel.answers import OF_HOST, OF_PROGRESS
-from agentvm_kernel.supervisor.messages import VMInfo
+from agentvm_kernel.supervisor.operator_messages import VMInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 from agentvm_kernel.terminal import plain
 

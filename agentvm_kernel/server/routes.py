@@ -35,7 +35,7 @@ from agentvm_kernel.server.errors import ForeignKernelError, NotRunningError
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.services import Services
 from agentvm_kernel.server.views import Blocked, Connections, Done, Freed, Host, Machine, Plan, View
-from agentvm_kernel.supervisor.messages import Removed, SnapshotInfo, SnapshotTree
+from agentvm_kernel.supervisor.snapshot_messages import Removed, SnapshotInfo, SnapshotTree
 
 _NEWEST: Final = 200
 _PRESENT: Final = "present"

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.profiles import Limits
-from agentvm_kernel.supervisor.messages import RollbackPlan, SnapshotInfo
 from agentvm_kernel.supervisor.network_messages import NetworkInfo
+from agentvm_kernel.supervisor.snapshot_messages import RollbackPlan, SnapshotInfo
 from agentvm_kernel.supervisor.stats_messages import VMStats
 
 MOST_TEXT: Final = 10_000

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from agentvm_kernel.supervisor.messages import WaitingInfo
+from agentvm_kernel.supervisor.operator_messages import WaitingInfo
 
 # The host's memory changes without telling anybody.
 _LOOK_SECONDS: Final = 1.0

@@ -14,14 +14,8 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import ApiError, SupervisorError
 from agentvm_kernel.observe.chain import MAX_LINE
 from agentvm_kernel.supervisor.audit_messages import AuditNews, news_adapter
-from agentvm_kernel.supervisor.messages import (
-    ForkEnded,
-    ForkGranted,
-    LeaseEvent,
-    Progress,
-    fork_event_adapter,
-    lease_event_adapter,
-)
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, fork_event_adapter
+from agentvm_kernel.supervisor.messages import LeaseEvent, Progress, lease_event_adapter
 from agentvm_kernel.supervisor.network_messages import connection_adapter
 from agentvm_kernel.supervisor.stats_messages import VMStats, stats_adapter
 

@@ -18,28 +18,22 @@ from agentvm_kernel.errors import NoLeaseError, SupervisorError
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.answers import AuditEvents, Connections, Forks, Lease, Stats, read_body, read_refusal
 from agentvm_kernel.supervisor.audit_messages import AuditRecords
+from agentvm_kernel.supervisor.fork_messages import ForkRequest
 from agentvm_kernel.supervisor.launch import start_supervisor
-from agentvm_kernel.supervisor.messages import (
-    DiskCopied,
-    DiskRequest,
-    ForkRequest,
+from agentvm_kernel.supervisor.messages import LeaseRequest, LimitsRequest, Message
+from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest, PoolInfo, Resumed, VMList
+from agentvm_kernel.supervisor.snapshot_messages import (
     LabelRequest,
-    LeaseRequest,
-    LimitsRequest,
-    Message,
-    PoolInfo,
     PruneRequest,
     Removed,
     Replaced,
-    Resumed,
     RollbackPlan,
     RollbackRequest,
     SnapshotInfo,
     SnapshotRequest,
     SnapshotTree,
-    VMList,
 )
-from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkInfo, NetworkRequest
 from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.supervisor.status import Reloaded, Status
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest

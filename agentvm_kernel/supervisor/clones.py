@@ -8,9 +8,10 @@ from typing import Final
 
 from agentvm_kernel.errors import AgentVMError, VMEndedError
 from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted
 from agentvm_kernel.supervisor.history import unpin
 from agentvm_kernel.supervisor.lease import Fork, Lease
-from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, Message, Progress
+from agentvm_kernel.supervisor.messages import Message, Progress
 from agentvm_kernel.vm.clone import VM, Randomness
 
 _FIRST: Final = 1000

@@ -15,7 +15,7 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, SupervisorError
 from agentvm_kernel.snapshots.quota import readable_size
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import DiskRequest, PoolInfo, VMInfo
+from agentvm_kernel.supervisor.operator_messages import DiskRequest, PoolInfo, VMInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 from agentvm_kernel.supervisor.top import pool_line, vm_table, watch
 from agentvm_kernel.terminal import add_row, console, plain, readable_time, table

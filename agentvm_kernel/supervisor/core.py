@@ -39,19 +39,12 @@ from agentvm_kernel.supervisor.catalogue import Catalogue
 from agentvm_kernel.supervisor.exposition import Exposition
 from agentvm_kernel.supervisor.history import History, describe, unpin
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import (
-    Ended,
-    Granted,
-    LeaseRequest,
-    LimitsRequest,
-    Message,
-    Progress,
-    Replaced,
-)
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, LimitsRequest, Message, Progress
 from agentvm_kernel.supervisor.networks import Networks
 from agentvm_kernel.supervisor.pool import Pool
 from agentvm_kernel.supervisor.present import Roster
 from agentvm_kernel.supervisor.responses import Responses
+from agentvm_kernel.supervisor.snapshot_messages import Replaced
 from agentvm_kernel.supervisor.stats import Stats
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
 from agentvm_kernel.supervisor.terms import Terms

@@ -12,16 +12,11 @@ from contextlib import contextmanager
 from agentvm_kernel.errors import AgentVMError, NoForkError, SnapshotError
 from agentvm_kernel.observe.events import ForksMade
 from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, ForkRequest
 from agentvm_kernel.supervisor.history import unpin
 from agentvm_kernel.supervisor.lease import Fork, Lease
-from agentvm_kernel.supervisor.messages import (
-    ForkEnded,
-    ForkGranted,
-    ForkRequest,
-    Message,
-    Progress,
-    SnapshotRequest,
-)
+from agentvm_kernel.supervisor.messages import Message, Progress
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.vm.clone import VM, Randomness
 from agentvm_kernel.vm.snapshot import Snapshot
 

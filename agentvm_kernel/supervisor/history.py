@@ -23,7 +23,7 @@ from agentvm_kernel.snapshots.store import SnapshotStore
 from agentvm_kernel.snapshots.tree import Tree, check_free, new_id
 from agentvm_kernel.supervisor.bases import Bases
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import (
+from agentvm_kernel.supervisor.snapshot_messages import (
     LabelRequest,
     Removed,
     RollbackPlan,

@@ -38,8 +38,9 @@ from agentvm_kernel.supervisor.card_reports import CardReports
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import LeaseNetwork, configured, run_of
-from agentvm_kernel.supervisor.messages import Blocked, Message, RollbackPlan
+from agentvm_kernel.supervisor.messages import Blocked, Message
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.snapshot_messages import RollbackPlan
 from agentvm_kernel.supervisor.terms import Terms
 
 Verdict = Literal["allowed", "blocked"]

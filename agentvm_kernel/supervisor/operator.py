@@ -14,16 +14,8 @@ from agentvm_kernel.observe.events import ConfigurationChanged
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.settings import Settings
 from agentvm_kernel.supervisor.core import Supervisor
-from agentvm_kernel.supervisor.messages import (
-    DiskCopied,
-    DiskRequest,
-    Ended,
-    Leaving,
-    PoolInfo,
-    Resumed,
-    VMInfo,
-    VMList,
-)
+from agentvm_kernel.supervisor.messages import Ended, Leaving
+from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest, PoolInfo, Resumed, VMInfo, VMList
 from agentvm_kernel.supervisor.present import Present
 from agentvm_kernel.vm.disk_copy import copy_disk
 

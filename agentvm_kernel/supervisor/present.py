@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import VMState
+from agentvm_kernel.supervisor.operator_messages import VMState
 from agentvm_kernel.supervisor.stocks import Stocks
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.hypervisor import Machine

@@ -15,7 +15,9 @@ from agentvm_kernel.observe.events import AnomalyResponse
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.supervisor.history import History
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import Ended, Resumed, SnapshotRequest
+from agentvm_kernel.supervisor.messages import Ended
+from agentvm_kernel.supervisor.operator_messages import Resumed
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.turns import Turns
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.hypervisor import Machine

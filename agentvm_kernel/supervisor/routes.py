@@ -31,31 +31,11 @@ from agentvm_kernel.supervisor import openapi
 from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords, news_adapter
 from agentvm_kernel.supervisor.clones import lend
 from agentvm_kernel.supervisor.emit import Emit
+from agentvm_kernel.supervisor.fork_messages import ForkRequest, fork_event_adapter
 from agentvm_kernel.supervisor.forks import Forks, rest
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.lease_network import NetworkLockedError, NoNetworkError
-from agentvm_kernel.supervisor.messages import (
-    DiskCopied,
-    DiskRequest,
-    Ended,
-    ForkRequest,
-    LabelRequest,
-    LeaseRequest,
-    LimitsRequest,
-    PoolInfo,
-    PruneRequest,
-    Removed,
-    Replaced,
-    Resumed,
-    RollbackPlan,
-    RollbackRequest,
-    SnapshotInfo,
-    SnapshotRequest,
-    SnapshotTree,
-    VMList,
-    fork_event_adapter,
-    lease_event_adapter,
-)
+from agentvm_kernel.supervisor.messages import Ended, LeaseRequest, LimitsRequest, lease_event_adapter
 from agentvm_kernel.supervisor.network_messages import (
     CassetteRequest,
     CellRequest,
@@ -64,7 +44,19 @@ from agentvm_kernel.supervisor.network_messages import (
     connection_adapter,
 )
 from agentvm_kernel.supervisor.operator import NoVMError
+from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest, PoolInfo, Resumed, VMList
 from agentvm_kernel.supervisor.route import QUERY, Call, Route
+from agentvm_kernel.supervisor.snapshot_messages import (
+    LabelRequest,
+    PruneRequest,
+    Removed,
+    Replaced,
+    RollbackPlan,
+    RollbackRequest,
+    SnapshotInfo,
+    SnapshotRequest,
+    SnapshotTree,
+)
 from agentvm_kernel.supervisor.stats_messages import Moved, stats_adapter
 from agentvm_kernel.supervisor.status import Reloaded, Status
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest

@@ -7,7 +7,8 @@ from typing import Annotated, Final
 from pydantic import Field, TypeAdapter
 
 from agentvm_kernel.observe.sample import Sample
-from agentvm_kernel.supervisor.messages import Message, VMState
+from agentvm_kernel.supervisor.messages import Message
+from agentvm_kernel.supervisor.operator_messages import VMState
 
 MOST_HOSTS: Final = 20
 

@@ -13,7 +13,7 @@ from typing import Final, Generic, TypeVar
 from agentvm_kernel import settings
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.demand import Demand
-from agentvm_kernel.supervisor.messages import StockInfo
+from agentvm_kernel.supervisor.operator_messages import StockInfo
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.snapshot import Snapshot

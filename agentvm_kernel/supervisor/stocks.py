@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from agentvm_kernel import settings
-from agentvm_kernel.supervisor.messages import StockInfo
+from agentvm_kernel.supervisor.operator_messages import StockInfo
 from agentvm_kernel.supervisor.stock import Stock
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.clone import VM

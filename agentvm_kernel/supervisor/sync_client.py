@@ -13,23 +13,17 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import (
-    DiskCopied,
-    DiskRequest,
-    LeaseEvent,
-    LeaseRequest,
-    LimitsRequest,
-    PoolInfo,
+from agentvm_kernel.supervisor.messages import LeaseEvent, LeaseRequest, LimitsRequest
+from agentvm_kernel.supervisor.network_messages import NetworkInfo, NetworkRequest
+from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest, PoolInfo, Resumed, VMList
+from agentvm_kernel.supervisor.snapshot_messages import (
     Removed,
     Replaced,
-    Resumed,
     RollbackPlan,
     SnapshotInfo,
     SnapshotRequest,
     SnapshotTree,
-    VMList,
 )
-from agentvm_kernel.supervisor.network_messages import NetworkInfo, NetworkRequest
 from agentvm_kernel.supervisor.stats_messages import VMStats
 from agentvm_kernel.supervisor.status import Reloaded, Status
 

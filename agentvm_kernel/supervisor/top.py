@@ -18,7 +18,7 @@ from rich.text import Text
 
 from agentvm_kernel.snapshots.quota import readable_size
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import PoolInfo, VMInfo
+from agentvm_kernel.supervisor.operator_messages import PoolInfo, VMInfo
 from agentvm_kernel.terminal import add_row, plain, readable_time, table
 
 _QUIT = {b"q", b"Q"}

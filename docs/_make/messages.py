@@ -13,7 +13,8 @@ from typing import Final
 
 import agentvm_kernel
 from agentvm_kernel.errors import AgentVMError
-from agentvm_kernel.supervisor.messages import Ended, ForkEnded
+from agentvm_kernel.supervisor.fork_messages import ForkEnded
+from agentvm_kernel.supervisor.messages import Ended
 from agentvm_kernel.supervisor.route import STATUS
 from agentvm_kernel.supervisor.status import Refusal
 

@@ -24,7 +24,7 @@ from panel_bed import PATIENCE
 from playwright.sync_api import Locator, expect
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.supervisor.messages import SnapshotTree
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotTree
 
 pytestmark = [
     pytest.mark.vm,

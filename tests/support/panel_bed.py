@@ -15,7 +15,8 @@ from lab_bed import Jupyter, Lab
 from playwright.sync_api import Locator, Page, expect
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.supervisor.messages import SnapshotInfo, VMInfo
+from agentvm_kernel.supervisor.operator_messages import VMInfo
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 PATIENCE = 60_000

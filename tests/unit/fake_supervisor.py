@@ -37,16 +37,12 @@ from agentvm_kernel.observe.events import (
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords
-from agentvm_kernel.supervisor.messages import (
-    Ended,
-    ForkGranted,
-    ForkRequest,
-    Granted,
+from agentvm_kernel.supervisor.fork_messages import ForkGranted, ForkRequest
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, LimitsRequest, Message, Progress
+from agentvm_kernel.supervisor.network_messages import CellRequest, NetworkInfo, NetworkRequest, RuleInfo
+from agentvm_kernel.supervisor.operator_messages import VMInfo, VMList
+from agentvm_kernel.supervisor.snapshot_messages import (
     LabelRequest,
-    LeaseRequest,
-    LimitsRequest,
-    Message,
-    Progress,
     PruneRequest,
     Removed,
     Replaced,
@@ -55,10 +51,7 @@ from agentvm_kernel.supervisor.messages import (
     SnapshotInfo,
     SnapshotRequest,
     SnapshotTree,
-    VMInfo,
-    VMList,
 )
-from agentvm_kernel.supervisor.network_messages import CellRequest, NetworkInfo, NetworkRequest, RuleInfo
 from agentvm_kernel.supervisor.stats_messages import VMStats
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo

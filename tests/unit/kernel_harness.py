@@ -26,25 +26,22 @@ from agentvm_kernel.magics import Registry
 from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.profiles import Limits, changed
 from agentvm_kernel.supervisor.audit_messages import AuditRecords
-from agentvm_kernel.supervisor.messages import (
-    ForkRequest,
-    Granted,
-    LeaseEvent,
-    LeaseRequest,
-    LimitsRequest,
-    Replaced,
-    Resumed,
-    RollbackPlan,
-    SnapshotInfo,
-    SnapshotRequest,
-    SnapshotTree,
-)
+from agentvm_kernel.supervisor.fork_messages import ForkRequest
+from agentvm_kernel.supervisor.messages import Granted, LeaseEvent, LeaseRequest, LimitsRequest
 from agentvm_kernel.supervisor.network_messages import (
     CassetteRequest,
     CellRequest,
     NetworkInfo,
     NetworkRequest,
     RuleInfo,
+)
+from agentvm_kernel.supervisor.operator_messages import Resumed
+from agentvm_kernel.supervisor.snapshot_messages import (
+    Replaced,
+    RollbackPlan,
+    SnapshotInfo,
+    SnapshotRequest,
+    SnapshotTree,
 )
 from agentvm_kernel.supervisor.stats_messages import Moved, VMStats
 from agentvm_kernel.supervisor.status import Status

@@ -26,16 +26,11 @@ from agentvm_kernel.supervisor.anomalies import Anomalies
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import (
-    Ended,
-    LeaseRequest,
-    LimitsRequest,
-    Noticed,
-    Resumed,
-    SnapshotRequest,
-)
+from agentvm_kernel.supervisor.messages import Ended, LeaseRequest, LimitsRequest, Noticed
 from agentvm_kernel.supervisor.network_messages import CellRequest
 from agentvm_kernel.supervisor.operator import Operator
+from agentvm_kernel.supervisor.operator_messages import Resumed
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 
 OWN = RuleChange(
     kind="sum", metric="network_sent", threshold=100, window=60, severity="critical", description="sends a lot"

@@ -26,7 +26,7 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ApiError, ConfigError, SupervisorError
 from agentvm_kernel.profiles import Profile
 from agentvm_kernel.settings import Pool, Settings
-from agentvm_kernel.supervisor.messages import PoolInfo, StockInfo
+from agentvm_kernel.supervisor.operator_messages import PoolInfo, StockInfo
 
 GUEST = Path(__file__).parents[2] / "guest"
 

@@ -30,7 +30,9 @@ from agentvm_kernel.compare.inventory import Inventory, cell, read
 from agentvm_kernel.errors import ApiError, CompareError, NoSnapshotError
 from agentvm_kernel.kernel.forkpoint import ForkEvent
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, Granted, SnapshotInfo, SnapshotTree
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted
+from agentvm_kernel.supervisor.messages import Granted
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo, SnapshotTree
 
 MARK = "0011:"
 EMPTY: dict[str, Any] = {"packages": [], "processes": [], "variables": [], "cut": []}

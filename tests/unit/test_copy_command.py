@@ -17,7 +17,7 @@ from kernel_fixtures import kernel_environment  # noqa: F401
 from agentvm_kernel.errors import SupervisorError, TransferError
 from agentvm_kernel.magics.call import find_call
 from agentvm_kernel.run.copy_command import Place, _ended, _magic, find
-from agentvm_kernel.supervisor.messages import VMInfo
+from agentvm_kernel.supervisor.operator_messages import VMInfo
 
 pytestmark = pytest.mark.timeout(120)
 

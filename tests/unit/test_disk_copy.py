@@ -14,7 +14,8 @@ from supervisor_bed import FakeStore, first_grant, make_paths, serving
 from agentvm_kernel.errors import ApiError, HypervisorError
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import DiskCopied, DiskRequest, LeaseRequest
+from agentvm_kernel.supervisor.messages import LeaseRequest
+from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest
 
 
 class Bed:

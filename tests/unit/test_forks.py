@@ -20,7 +20,8 @@ from agentvm_kernel.kernel.forks import ForkProgress, ForkResult, run_forks
 from agentvm_kernel.link.connection import Link, connect
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
 from agentvm_kernel.supervisor.execution_messages import Execution
-from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, ForkRequest, Granted, Progress
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, ForkRequest
+from agentvm_kernel.supervisor.messages import Granted, Progress
 
 CONNECT = partial(connect, limits=LINK_LIMITS)
 NUMBER = "import os; n = int(open(os.environ['HOME'] + '/number').read())\n"

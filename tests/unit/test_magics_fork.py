@@ -31,7 +31,9 @@ from kernel_harness import (
 from agentvm_kernel.kernel.execution import CellError, CellResult
 from agentvm_kernel.kernel.forks import ForkResult
 from agentvm_kernel.magics.outcome import draw
-from agentvm_kernel.supervisor.messages import ForkEnded, ForkGranted, Progress, SnapshotRequest
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted
+from agentvm_kernel.supervisor.messages import Progress
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 
 POINT = "00000000f0f0"
 SNAPSHOT = SnapshotRequest(kind="fork")

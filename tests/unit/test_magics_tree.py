@@ -10,7 +10,7 @@ import pytest
 from agentvm_kernel.magics import show
 from agentvm_kernel.magics.tree import draw, rows
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor.messages import SnapshotInfo, SnapshotTree
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo, SnapshotTree
 
 
 def info(name: str, parent: str, created: float, **changes: object) -> SnapshotInfo:

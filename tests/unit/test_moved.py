@@ -19,7 +19,8 @@ from agentvm_kernel.observe import sampler
 from agentvm_kernel.observe.watch import Watch
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.answers import Forks
-from agentvm_kernel.supervisor.messages import ForkGranted, ForkRequest, SnapshotRequest
+from agentvm_kernel.supervisor.fork_messages import ForkGranted, ForkRequest
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.tally import Tally, TallyReader
 from agentvm_kernel.vm.hypervisor import DiskTraffic

@@ -28,10 +28,11 @@ from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor import catalogue, lease_network
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
-from agentvm_kernel.supervisor.messages import Blocked, Ended, LeaseRequest, SnapshotRequest
+from agentvm_kernel.supervisor.messages import Blocked, Ended, LeaseRequest
 from agentvm_kernel.supervisor.net_command import net_app
 from agentvm_kernel.supervisor.network_messages import CassetteRequest, CellRequest, NetworkRequest
 from agentvm_kernel.supervisor.operator import Operator
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.witness import Witness
 
 OFFLINE = Profile(vcpus=1, memory_mib=256, disk_gb=4, network="none")

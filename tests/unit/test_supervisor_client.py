@@ -19,8 +19,9 @@ from agentvm_kernel.errors import ApiError, NoLeaseError, SupervisorError
 from agentvm_kernel.supervisor import answers, launch
 from agentvm_kernel.supervisor import client as module
 from agentvm_kernel.supervisor.client import SupervisorClient
+from agentvm_kernel.supervisor.fork_messages import ForkRequest
 from agentvm_kernel.supervisor.launch import start_supervisor
-from agentvm_kernel.supervisor.messages import Ended, ForkRequest, Granted, LeaseRequest, Progress
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, Progress
 
 REQUEST = LeaseRequest(image="minimal", owner="test")
 

@@ -17,13 +17,9 @@ from agentvm_kernel.link.endpoint import UnixEndpoint
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor import client as module
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import (
-    ForkEnded,
-    ForkGranted,
-    ForkRequest,
-    Granted,
-    Message,
-    Progress,
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, ForkRequest
+from agentvm_kernel.supervisor.messages import Granted, Message, Progress
+from agentvm_kernel.supervisor.snapshot_messages import (
     Removed,
     Replaced,
     RollbackPlan,

@@ -25,7 +25,8 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, SupervisorError
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.core import Supervisor
-from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, VMInfo
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest
+from agentvm_kernel.supervisor.operator_messages import VMInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 from agentvm_kernel.supervisor.top import _Seen, vm_table
 

@@ -25,18 +25,11 @@ from agentvm_kernel.supervisor.answers import Forks
 from agentvm_kernel.supervisor.budget import Budget
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
+from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, ForkRequest
 from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import (
-    Ended,
-    ForkEnded,
-    ForkGranted,
-    ForkRequest,
-    LeaseRequest,
-    Progress,
-    SnapshotInfo,
-    SnapshotRequest,
-)
+from agentvm_kernel.supervisor.messages import Ended, LeaseRequest, Progress
 from agentvm_kernel.supervisor.network_messages import NetworkRequest
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo, SnapshotRequest
 from agentvm_kernel.vm.chain import LONG, LONGEST
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.delta import PAGE

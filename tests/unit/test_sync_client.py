@@ -13,7 +13,8 @@ from agentvm_kernel.blocking import LoopThread
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, ApiError
 from agentvm_kernel.supervisor import catalogue
-from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, LimitsRequest, SnapshotRequest
+from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, LimitsRequest
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 

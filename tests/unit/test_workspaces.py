@@ -20,7 +20,8 @@ from agentvm_kernel.magics.registry import Registry
 from agentvm_kernel.reproduce.permits import Permits, PermittedMagics, RefusedError
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import LeaseRequest, SnapshotRequest
+from agentvm_kernel.supervisor.messages import LeaseRequest
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
 
 

@@ -17,7 +17,7 @@ from vms import environment_of, own_supervisor
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.observe.claims import Claims
-from agentvm_kernel.supervisor.messages import VMInfo
+from agentvm_kernel.supervisor.operator_messages import VMInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 pytestmark = pytest.mark.timeout(400)

@@ -17,7 +17,7 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import CompareError
 from agentvm_kernel.experiment import AsyncSession
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import SnapshotRequest
+from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 
 pytestmark = pytest.mark.timeout(900)
 
