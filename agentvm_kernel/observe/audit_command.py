@@ -21,7 +21,7 @@ from agentvm_kernel.durable import Disk
 from agentvm_kernel.errors import AuditError
 from agentvm_kernel.observe.chain import Record, look
 from agentvm_kernel.observe.describe import describe
-from agentvm_kernel.observe.events import EVENTS
+from agentvm_kernel.observe.events.known import EVENTS
 from agentvm_kernel.observe.reading import Place, Wanted, follow, newest, records
 from agentvm_kernel.observe.verify import Problem, Verdict
 from agentvm_kernel.observe.verify import verify as examine

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agentvm_kernel.observe.events import AnyEvent, event_adapter
+from agentvm_kernel.observe.events.known import AnyEvent, event_adapter
 from agentvm_kernel.observe.fields import Digest, Event
 
 GENESIS: Final = "0" * 64

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agentvm_kernel.durable import Disk, sync
 from agentvm_kernel.observe.chain import HEAD, Head, day_files, day_of, digest_of, last_line, line_of, locked, read_line
-from agentvm_kernel.observe.events import DayBegan, LogPruned
+from agentvm_kernel.observe.events.log import DayBegan, LogPruned
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.observe.recovery import recover
 

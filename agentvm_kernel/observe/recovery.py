@@ -23,7 +23,7 @@ from agentvm_kernel.observe.chain import (
     read_head,
     read_line,
 )
-from agentvm_kernel.observe.events import LogDamaged, LogRepaired
+from agentvm_kernel.observe.events.log import LogDamaged, LogRepaired
 from agentvm_kernel.observe.fields import Event
 
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from agentvm_kernel.observe.chain import (
     parse_head,
     read_line,
 )
-from agentvm_kernel.observe.events import DayBegan, LogDamaged, LogPruned, LogRepaired
+from agentvm_kernel.observe.events.log import DayBegan, LogDamaged, LogPruned, LogRepaired
 
 _TRIES: Final = 5
 _MOST: Final = 1000

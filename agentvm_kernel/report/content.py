@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from agentvm_kernel import __version__
 from agentvm_kernel.observe.curves import Moment
-from agentvm_kernel.observe.events import FilesCopied, NetworkConnectionBlocked
+from agentvm_kernel.observe.events.execution import FilesCopied
+from agentvm_kernel.observe.events.network import NetworkConnectionBlocked
 from agentvm_kernel.observe.verify import Verdict
 from agentvm_kernel.report.cleaning import Cleaner, Shown, plain, safe
 from agentvm_kernel.report.curves import draw_curves

@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from agentvm_kernel.egress.record import Connection
-from agentvm_kernel.observe.events import NetworkConnectionAllowed
+from agentvm_kernel.observe.events.network import NetworkConnectionAllowed
 from agentvm_kernel.report.record import Session, said
 
 MOST: Final = 500

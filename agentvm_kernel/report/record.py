@@ -10,8 +10,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeGuard, TypeVar
 
-from agentvm_kernel.observe import events
 from agentvm_kernel.observe.chain import MAX_LINE, Record, look, read_line
+from agentvm_kernel.observe.events.anomaly import AnomalyDetected
+from agentvm_kernel.observe.events.execution import (
+    Execution,
+    ExecutionCompleted,
+    ExecutionEnded,
+    ExecutionFailed,
+    ExecutionStarted,
+    ExecutionTimeout,
+    FilesCopied,
+    OutputBlocked,
+    OutputShown,
+    ReportsMissing,
+    ResourceLimitExceeded,
+)
+from agentvm_kernel.observe.events.network import ConnectionsLeftOut, NetworkConnection
+from agentvm_kernel.observe.events.snapshot import (
+    ForksMade,
+    SnapshotCreated,
+    SnapshotRelabelled,
+    SnapshotRestored,
+    SnapshotsRemoved,
+)
+from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
+from agentvm_kernel.observe.events.vm import LeaseAcquired, LeaseReleased, VMStarted
 from agentvm_kernel.observe.fields import Claimed, Event
 
 MOST: Final = 20_000
@@ -26,9 +49,9 @@ REPRODUCTION: Final = "reproduce-"
 _T = TypeVar("_T")
 
 _OUTCOMES: Final[dict[type[Event], str]] = {
-    events.ExecutionCompleted: "completed",
-    events.ExecutionFailed: "failed",
-    events.ExecutionTimeout: "timeout",
+    ExecutionCompleted: "completed",
+    ExecutionFailed: "failed",
+    ExecutionTimeout: "timeout",
 }
 
 
@@ -59,7 +82,7 @@ class Run:
     cell: str = ""
     ended: float | None = None
     outcome: str = ""
-    end: events.ExecutionEnded | None = None
+    end: ExecutionEnded | None = None
     outputs: str = ""
 
     @property
@@ -136,7 +159,7 @@ class Session:
     """
 
     lease: str
-    acquired: events.LeaseAcquired
+    acquired: LeaseAcquired
     began: float
     ended: float | None = None
     runs: list[Run] = field(default_factory=list)
@@ -144,13 +167,13 @@ class Session:
     returns: list[Return] = field(default_factory=list)
     relabelled: list[tuple[float, str, str]] = field(default_factory=list)
     removed: list[tuple[float, tuple[str, ...], int]] = field(default_factory=list)
-    forks: list[tuple[float, events.ForksMade]] = field(default_factory=list)
-    copies: list[tuple[float, events.FilesCopied]] = field(default_factory=list)
-    connections: list[tuple[float, events.NetworkConnection]] = field(default_factory=list)
+    forks: list[tuple[float, ForksMade]] = field(default_factory=list)
+    copies: list[tuple[float, FilesCopied]] = field(default_factory=list)
+    connections: list[tuple[float, NetworkConnection]] = field(default_factory=list)
     blocked: Counter[tuple[int, str]] = field(default_factory=Counter)
     changes: list[tuple[float, str]] = field(default_factory=list)
-    exceeded: list[events.ResourceLimitExceeded] = field(default_factory=list)
-    anomalies: list[tuple[float, events.AnomalyDetected]] = field(default_factory=list)
+    exceeded: list[ResourceLimitExceeded] = field(default_factory=list)
+    anomalies: list[tuple[float, AnomalyDetected]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     here: str = ""
 
@@ -223,9 +246,9 @@ def find_sessions(log: Path, names: Collection[str], codes: Collection[str]) -> 
     others: set[str] = set()
     for record in _records(log, _FINDING):
         event = record.event
-        if isinstance(event, events.LeaseAcquired) and event.owner.startswith(REPRODUCTION):
+        if isinstance(event, LeaseAcquired) and event.owner.startswith(REPRODUCTION):
             others.add(event.lease)
-        elif isinstance(event, events.LeaseAcquired) and event.notebook in names:
+        elif isinstance(event, LeaseAcquired) and event.notebook in names:
             named[event.lease] = None
         elif _is_cell(event, codes) and event.lease not in others:
             ran.setdefault(event.lease, set()).add(event.digest)
@@ -236,8 +259,8 @@ def find_sessions(log: Path, names: Collection[str], codes: Collection[str]) -> 
     return Found(_read(log, [best[1]] if best else []), "code")
 
 
-def _is_cell(event: Event, codes: Collection[str]) -> TypeGuard[events.ExecutionStarted]:
-    return isinstance(event, events.ExecutionStarted) and event.kind == "cell" and event.digest in codes
+def _is_cell(event: Event, codes: Collection[str]) -> TypeGuard[ExecutionStarted]:
+    return isinstance(event, ExecutionStarted) and event.kind == "cell" and event.digest in codes
 
 
 def _read(log: Path, leases: Collection[str]) -> tuple[Session, ...]:
@@ -277,10 +300,10 @@ class _Reader:
     def take(self, record: Record) -> None:
         """Take a record."""
         event = record.event
-        if isinstance(event, events.VMStarted):
+        if isinstance(event, VMStarted):
             self._bases[event.vm] = event.snapshot
         lease = getattr(event, "lease", "")
-        if isinstance(event, events.LeaseAcquired) and lease in self._leases:
+        if isinstance(event, LeaseAcquired) and lease in self._leases:
             self._golden.add(self._bases.get(event.vm, ""))
             self.sessions[lease] = Session(lease, event, record.time)
         session = self.sessions.get(lease)
@@ -289,39 +312,39 @@ class _Reader:
 
     def _take(self, session: Session, time: float, event: Event) -> None:
         match event:
-            case events.ExecutionStarted() | events.ExecutionEnded() | events.OutputShown():
+            case ExecutionStarted() | ExecutionEnded() | OutputShown():
                 self._take_execution(session, time, event)
-            case events.SnapshotCreated():
+            case SnapshotCreated():
                 parent = self._base(event.vm)
                 saved = Saved(event.snapshot, parent, event.label, event.kind, time, event.vm, session.last_run)
                 _add(session.snapshots, saved)
                 self._bases[event.vm] = session.here = event.snapshot
-            case events.SnapshotRestored():
+            case SnapshotRestored():
                 source = self._base(event.before)
                 _add(session.returns, Return(time, source, event.snapshot, session.last_run, event.vm))
                 self._bases[event.vm] = session.here = event.snapshot
-            case events.NetworkConnection():
+            case NetworkConnection():
                 _add(session.connections, (time, event))
-            case events.OutputBlocked():
+            case OutputBlocked():
                 if len(session.blocked) < MOST:
                     session.blocked[event.run, str(event.reason)] += event.count
-            case events.LeaseReleased():
+            case LeaseReleased():
                 session.ended = time
             case _:
                 _take_other(session, time, event)
 
-    def _take_execution(self, session: Session, time: float, event: events.Execution) -> None:
+    def _take_execution(self, session: Session, time: float, event: Execution) -> None:
         key = (session.lease, event.run, event.fork, event.digest)
-        if isinstance(event, events.ExecutionStarted):
+        if isinstance(event, ExecutionStarted):
             if len(session.runs) < MOST and event.kind == "cell":
                 self._open[key] = len(session.runs)
                 run = Run(event.vm, event.run, event.fork, event.digest, time, self._base(event.vm), event.cell)
                 session.runs.append(run)
         elif key in self._open:
             place = self._open[key]
-            if isinstance(event, events.OutputShown):
+            if isinstance(event, OutputShown):
                 session.runs[place] = replace(session.runs[place], outputs=event.outputs)
-            elif isinstance(event, events.ExecutionEnded):
+            elif isinstance(event, ExecutionEnded):
                 outcome = _OUTCOMES[type(event)]
                 session.runs[place] = replace(session.runs[place], ended=time, outcome=outcome, end=event)
 
@@ -332,26 +355,26 @@ class _Reader:
 
 def _take_other(session: Session, time: float, event: Event) -> None:
     match event:
-        case events.ConfigurationChanged():
+        case ConfigurationChanged():
             _add(session.changes, (time, event.what))
-        case events.SnapshotRelabelled():
+        case SnapshotRelabelled():
             _add(session.relabelled, (time, event.snapshot, event.label))
             session.snapshots = [
                 replace(one, label=event.label) if one.id == event.snapshot else one for one in session.snapshots
             ]
-        case events.SnapshotsRemoved():
+        case SnapshotsRemoved():
             _add(session.removed, (time, tuple(event.snapshots), event.count))
-        case events.ForksMade():
+        case ForksMade():
             _add(session.forks, (time, event))
-        case events.FilesCopied():
+        case FilesCopied():
             _add(session.copies, (time, event))
-        case events.ResourceLimitExceeded():
+        case ResourceLimitExceeded():
             _add(session.exceeded, event)
-        case events.AnomalyDetected():
+        case AnomalyDetected():
             _add(session.anomalies, (time, event))
-        case events.ConnectionsLeftOut():
+        case ConnectionsLeftOut():
             _add(session.missing, f"{event.count} {event.verdict} connections are not written down")
-        case events.ReportsMissing():
+        case ReportsMissing():
             _add(session.missing, f"{event.count} reports of executions are missing")
 
 

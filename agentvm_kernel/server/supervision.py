@@ -13,7 +13,7 @@ from agentvm_kernel.compare.comparison import Comparison
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import HostError, NoLeaseError, SupervisorError
-from agentvm_kernel.observe.events import OutputBlocked
+from agentvm_kernel.observe.events.execution import OutputBlocked
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.reasons import WORDS
 from agentvm_kernel.server.views import Blocked, BlockedOutput, Finding, Host, Machine, Network, Stats

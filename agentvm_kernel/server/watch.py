@@ -8,22 +8,17 @@ from collections.abc import Iterable
 from typing import Final
 
 from agentvm_kernel.errors import AgentVMError
-from agentvm_kernel.observe.events import (
-    AnomalyDetected,
-    AnomalyResponse,
-    ConfigurationChanged,
-    LeaseAcquired,
-    LeaseReleased,
-    LinkRefused,
-    NetworkConnection,
-    OfLease,
-    OutputBlocked,
-    ResourceLimitExceeded,
+from agentvm_kernel.observe.events.anomaly import AnomalyDetected, AnomalyResponse
+from agentvm_kernel.observe.events.execution import OutputBlocked, ResourceLimitExceeded
+from agentvm_kernel.observe.events.network import LinkRefused, NetworkConnection
+from agentvm_kernel.observe.events.snapshot import (
     SnapshotCreated,
     SnapshotRelabelled,
     SnapshotRestored,
     SnapshotsRemoved,
 )
+from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
+from agentvm_kernel.observe.events.vm import LeaseAcquired, LeaseReleased, OfLease
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.news import Herald, What

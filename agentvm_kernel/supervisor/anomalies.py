@@ -12,7 +12,7 @@ from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.observe.anomaly.detector import Anomaly, Detector
 from agentvm_kernel.observe.anomaly.reading import UNTOLD, Contact, Reading
 from agentvm_kernel.observe.claims import Claims
-from agentvm_kernel.observe.events import AnomalyDetected
+from agentvm_kernel.observe.events.anomaly import AnomalyDetected
 from agentvm_kernel.observe.fields import Event, claimed
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.observe.sampler import Sampler

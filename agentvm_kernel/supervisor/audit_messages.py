@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from agentvm_kernel.observe.chain import Record
-from agentvm_kernel.observe.events import AnyEvent
+from agentvm_kernel.observe.events.known import AnyEvent
 from agentvm_kernel.supervisor.messages import Message
 
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agentvm_kernel.image.store import Image, ImageStore
-from agentvm_kernel.observe.events import ImageUpdated
+from agentvm_kernel.observe.events.supervisor import ImageUpdated
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.profiles import Profile
 from agentvm_kernel.supervisor.messages import Progress

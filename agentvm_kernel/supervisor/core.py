@@ -16,16 +16,9 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, LeavingError, NoForkError, NoLeaseError
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import (
-    ConfigurationChanged,
-    LeaseAcquired,
-    LeaseReleased,
-    SnapshotRestored,
-    SnapshotsRepaired,
-    SupervisorStarted,
-    SupervisorStopped,
-    VMDestroyed,
-)
+from agentvm_kernel.observe.events.snapshot import SnapshotRestored, SnapshotsRepaired
+from agentvm_kernel.observe.events.supervisor import ConfigurationChanged, SupervisorStarted, SupervisorStopped
+from agentvm_kernel.observe.events.vm import LeaseAcquired, LeaseReleased, VMDestroyed
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.profiles import Limits, changed
 from agentvm_kernel.settings import Settings

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from agentvm_kernel.observe.events import (
+from agentvm_kernel.observe.events.execution import (
     ExecutionCompleted,
     ExecutionFailed,
     ExecutionStarted,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from agentvm_kernel.errors import AgentVMError, NoForkError, SnapshotError
-from agentvm_kernel.observe.events import ForksMade
+from agentvm_kernel.observe.events.snapshot import ForksMade
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, ForkRequest
 from agentvm_kernel.supervisor.history import unpin

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from agentvm_kernel.errors import AgentVMError, SnapshotError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import SnapshotCreated, SnapshotRelabelled, SnapshotsRemoved
+from agentvm_kernel.observe.events.snapshot import SnapshotCreated, SnapshotRelabelled, SnapshotsRemoved
 from agentvm_kernel.observe.fields import MOST
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.snapshots.notes import LONGEST_WAY, Leg, Notes, Way

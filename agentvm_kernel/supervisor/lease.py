@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import LinkRefused, ResourceLimitExceeded
+from agentvm_kernel.observe.events.execution import ResourceLimitExceeded
+from agentvm_kernel.observe.events.network import LinkRefused
 from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.snapshots.notes import Way

@@ -24,12 +24,8 @@ from agentvm_kernel.egress.resolver import Resolver
 from agentvm_kernel.egress.secrets import SecretStore
 from agentvm_kernel.egress.tunnel import NetworkSettings
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import (
-    ConfigurationChanged,
-    ConnectionsLeftOut,
-    NetworkConnectionAllowed,
-    NetworkConnectionBlocked,
-)
+from agentvm_kernel.observe.events.network import ConnectionsLeftOut, NetworkConnectionAllowed, NetworkConnectionBlocked
+from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
 from agentvm_kernel.observe.fields import Subject, claimed
 from agentvm_kernel.observe.metrics import Metrics
 from agentvm_kernel.observe.restraint import Restraint

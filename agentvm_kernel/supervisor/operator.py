@@ -10,7 +10,7 @@ from typing import Final
 from agentvm_kernel.config import load_settings
 from agentvm_kernel.errors import RequestError, SupervisorError
 from agentvm_kernel.observe.claims import Claims
-from agentvm_kernel.observe.events import ConfigurationChanged
+from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.settings import Settings
 from agentvm_kernel.supervisor.core import Supervisor

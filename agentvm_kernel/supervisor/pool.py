@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agentvm_kernel import settings
 from agentvm_kernel.errors import AgentVMError
-from agentvm_kernel.observe.events import VMDestroyed, VMStarted
+from agentvm_kernel.observe.events.vm import VMDestroyed, VMStarted
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.budget import Budget, cores

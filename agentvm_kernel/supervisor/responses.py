@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from agentvm_kernel.anomalies import Action
 from agentvm_kernel.errors import AgentVMError, VMEndedError
-from agentvm_kernel.observe.events import AnomalyResponse
+from agentvm_kernel.observe.events.anomaly import AnomalyResponse
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.supervisor.history import History
 from agentvm_kernel.supervisor.lease import Lease

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from agentvm_kernel.observe.events import VMDestroyed
+from agentvm_kernel.observe.events.vm import VMDestroyed
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.supervisor.heap import Heap
 from agentvm_kernel.vm.blank import Blank

@@ -25,7 +25,7 @@ from agentvm_kernel.errors import (
     VMEndedError,
     host_error,
 )
-from agentvm_kernel.observe.events import LeaseReleased
+from agentvm_kernel.observe.events.vm import LeaseReleased
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor import openapi
 from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords, news_adapter

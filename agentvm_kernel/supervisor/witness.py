@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from agentvm_kernel.observe.events import VMCreated, VMStopped
+from agentvm_kernel.observe.events.vm import VMCreated, VMStopped
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
 from agentvm_kernel.vm.spec import DomainSpec

@@ -10,7 +10,7 @@ from typing import Final
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, SnapshotError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import ConfigurationChanged
+from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
 from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
 from agentvm_kernel.vm.sharing import PLACE, Share, ShareError

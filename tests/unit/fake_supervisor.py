@@ -26,14 +26,13 @@ from local_guest import LocalGuest, local_guest
 from agentvm_kernel.config import Paths
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.observe.chain import Record
-from agentvm_kernel.observe.events import (
-    LeaseAcquired,
-    LeaseReleased,
+from agentvm_kernel.observe.events.snapshot import (
     SnapshotCreated,
     SnapshotRelabelled,
     SnapshotRestored,
     SnapshotsRemoved,
 )
+from agentvm_kernel.observe.events.vm import LeaseAcquired, LeaseReleased
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.profiles import Limits
 from agentvm_kernel.supervisor.audit_messages import AuditNews, AuditRecords

@@ -9,8 +9,18 @@ from typing import Any, Literal
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.firewall.reasons import Reason
-from agentvm_kernel.observe import events
 from agentvm_kernel.observe.audit import AuditLog
+from agentvm_kernel.observe.events.execution import (
+    ExecutionCompleted,
+    ExecutionFailed,
+    ExecutionStarted,
+    FilesCopied,
+    OutputBlocked,
+    OutputShown,
+)
+from agentvm_kernel.observe.events.network import NetworkConnectionAllowed, NetworkConnectionBlocked
+from agentvm_kernel.observe.events.snapshot import ForksMade, SnapshotCreated, SnapshotRestored
+from agentvm_kernel.observe.events.vm import LeaseAcquired, LeaseReleased, VMStarted
 from agentvm_kernel.observe.fields import Event, claimed
 from agentvm_kernel.observe.outputs import digest_of_outputs
 from agentvm_kernel.supervisor.execution_messages import digest_of
@@ -67,9 +77,9 @@ class Bed:
     def begin(self, lease: str = "lease-1", notebook: str = "", vm: str = "vm-1", **more: Any) -> None:
         """Lease a VM."""
         self.lease, self.vm, self.notebook, self._runs = lease, vm, notebook, 0
-        self.record(events.VMStarted(vm=vm, snapshot="golden", image=IMAGE))
+        self.record(VMStarted(vm=vm, snapshot="golden", image=IMAGE))
         given = {"image": IMAGE, "profile": "standard", "accelerator": "tcg", "hypervisor": "qemu 10, libvirt 11"}
-        self.record(events.LeaseAcquired(**self.subject, **(given | {"vcpus": 2, "memory_mib": 2048} | more)))
+        self.record(LeaseAcquired(**self.subject, **(given | {"vcpus": 2, "memory_mib": 2048} | more)))
 
     def run(
         self, source: str, *shown: Output, count: int | None = None, cell: str = "", error: str = "", fork: int = 0,
@@ -79,10 +89,10 @@ class Bed:
         self._runs += 1
         subject = self.subject | ({"vm": vm} if vm else {})
         about: dict[str, Any] = {**subject, "run": self._runs, "digest": digest_of(source), "fork": fork}
-        self.record(events.ExecutionStarted(**about, cell=cell))
+        self.record(ExecutionStarted(**about, cell=cell))
         if tells_outputs:
-            self.record(events.OutputShown(**about, outputs=digest_of_outputs(shown)))
-        ended = events.ExecutionFailed if error else events.ExecutionCompleted
+            self.record(OutputShown(**about, outputs=digest_of_outputs(shown)))
+        ended = ExecutionFailed if error else ExecutionCompleted
         self.record(
             ended(
                 **about, seconds=0.5, cpu_seconds=0.25, memory_grown=2_000_000, network_sent=0, network_received=0,
@@ -92,37 +102,35 @@ class Bed:
         return self._runs
 
     def snapshot(self, name: str, label: str = "") -> None:
-        self.record(events.SnapshotCreated(**self.subject, snapshot=name, label=label))
+        self.record(SnapshotCreated(**self.subject, snapshot=name, label=label))
 
     def back(self, name: str, vm: str) -> None:
         """Go back to a snapshot."""
-        self.record(events.VMStarted(vm=vm, snapshot=name, image=IMAGE))
+        self.record(VMStarted(vm=vm, snapshot=name, image=IMAGE))
         before, self.vm = self.vm, vm
-        self.record(events.SnapshotRestored(**self.subject, snapshot=name, before=before))
+        self.record(SnapshotRestored(**self.subject, snapshot=name, before=before))
 
     def forks(self, count: int, seed: str = "", randomness: Literal["diverge", "common"] = "diverge") -> None:
-        made = events.ForksMade(**self.subject, count=count, seed=seed, randomness=randomness, run=self._runs)
+        made = ForksMade(**self.subject, count=count, seed=seed, randomness=randomness, run=self._runs)
         self.record(made)
 
     def copied(self, way: Literal["push", "pull"], path: str, digest: str = "c" * 64) -> None:
-        self.record(events.FilesCopied(**self.subject, way=way, path=path, digest=digest, size=1234, run=self._runs))
+        self.record(FilesCopied(**self.subject, way=way, path=path, digest=digest, size=1234, run=self._runs))
 
     def refused(self, name: str, run: int = 0) -> None:
         self.record(
-            events.NetworkConnectionBlocked(**self.subject, run=run, name=claimed(name), port=443, reason=claimed("no"))
+            NetworkConnectionBlocked(**self.subject, run=run, name=claimed(name), port=443, reason=claimed("no"))
         )
 
     def allowed(self, name: str, run: int = 0) -> None:
-        self.record(
-            events.NetworkConnectionAllowed(**self.subject, run=run, name=claimed(name), port=443, rule="a.example")
-        )
+        self.record(NetworkConnectionAllowed(**self.subject, run=run, name=claimed(name), port=443, rule="a.example"))
 
     def blocked(self, run: int, count: int = 1) -> None:
-        self.record(events.OutputBlocked(**self.subject, reason=Reason.SCRIPT, count=count, run=run))
+        self.record(OutputBlocked(**self.subject, reason=Reason.SCRIPT, count=count, run=run))
 
     def record_release(self) -> None:
         """Give the VM back."""
-        self.record(events.LeaseReleased(**self.subject))
+        self.record(LeaseReleased(**self.subject))
 
     def end(self) -> None:
         """Give the VM back, and close the log."""

@@ -16,7 +16,7 @@ from agentvm_kernel.durable import Disk
 from agentvm_kernel.observe import audit as module
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.chain import HEAD
-from agentvm_kernel.observe.events import LeaseAcquired, LeaseReleased, VMStopped
+from agentvm_kernel.observe.events.vm import LeaseAcquired, LeaseReleased, VMStopped
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.observe.verify import verify
 

@@ -15,7 +15,9 @@ from agentvm_kernel.errors import AuditError
 from agentvm_kernel.observe import audit_command
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.chain import digest_of
-from agentvm_kernel.observe.events import ExecutionStarted, LeaseAcquired, SnapshotRestored, VMStopped
+from agentvm_kernel.observe.events.execution import ExecutionStarted
+from agentvm_kernel.observe.events.snapshot import SnapshotRestored
+from agentvm_kernel.observe.events.vm import LeaseAcquired, VMStopped
 from agentvm_kernel.observe.reading import Place, Wanted, follow, newest, records
 
 NOON = 1_767_268_800.0  # 2026-01-01T12:00:00Z

@@ -12,15 +12,10 @@ from pydantic import ValidationError
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.chain import MAX_LINE, Record, line_of, read_line
 from agentvm_kernel.observe.describe import describe
-from agentvm_kernel.observe.events import (
-    EVENTS,
-    MODELS,
-    ExecutionFailed,
-    ExecutionStarted,
-    NetworkConnectionBlocked,
-    OutputBlocked,
-    VMStopped,
-)
+from agentvm_kernel.observe.events.execution import ExecutionFailed, ExecutionStarted, OutputBlocked
+from agentvm_kernel.observe.events.known import EVENTS, MODELS
+from agentvm_kernel.observe.events.network import NetworkConnectionBlocked
+from agentvm_kernel.observe.events.vm import VMStopped
 from agentvm_kernel.observe.fields import Claimed, Event, claimed, hosts
 
 PROMISED = """vm_created, vm_started, vm_stopped, vm_destroyed, snapshot_created, snapshot_restored, execution_started,

@@ -14,7 +14,8 @@ from supervisor_bed import FakeStore, first_grant, make_paths, serving
 
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.observe.audit import AuditLog
-from agentvm_kernel.observe.events import ExecutionStarted, LeaseAcquired, LeaseReleased, VMStopped
+from agentvm_kernel.observe.events.execution import ExecutionStarted
+from agentvm_kernel.observe.events.vm import LeaseAcquired, LeaseReleased, VMStopped
 from agentvm_kernel.observe.listener import WAITING, News
 from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.audit_messages import AuditNews

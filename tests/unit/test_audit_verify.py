@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.chain import HEAD, digest_of
-from agentvm_kernel.observe.events import LeaseAcquired
+from agentvm_kernel.observe.events.vm import LeaseAcquired
 from agentvm_kernel.observe.verify import Verdict, verify
 
 Files = dict[str, bytes]

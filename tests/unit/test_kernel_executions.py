@@ -13,7 +13,7 @@ from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.kernel import deadline, executions, network
 from agentvm_kernel.kernel.executions import cell_begins
 from agentvm_kernel.observe.chain import Record
-from agentvm_kernel.observe.events import ExecutionFailed
+from agentvm_kernel.observe.events.execution import ExecutionFailed
 from agentvm_kernel.observe.fields import claimed
 from agentvm_kernel.observe.outputs import digest_of_outputs
 from agentvm_kernel.profiles import Limits

@@ -123,12 +123,12 @@ def test_a_snapshots_id_is_another_each_time_and_becomes_a_label(bed: Bed, tmp_p
 
 
 def test_a_snapshot_that_was_renamed_has_its_newest_label(bed: Bed, tmp_path: Path) -> None:
-    from agentvm_kernel.observe import events
+    from agentvm_kernel.observe.events.snapshot import SnapshotRelabelled, SnapshotsRemoved
 
     bed.run("a")
     bed.snapshot("5a5a5a", "first")
-    bed.record(events.SnapshotRelabelled(**bed.subject, snapshot="5a5a5a", label="best"))
-    bed.record(events.SnapshotsRemoved(**bed.subject, snapshots=("5a5a5b",), count=3))
+    bed.record(SnapshotRelabelled(**bed.subject, snapshot="5a5a5a", label="best"))
+    bed.record(SnapshotsRemoved(**bed.subject, snapshots=("5a5a5b",), count=3))
     _, record = record_of(bed, tmp_path, code("a"))
     assert [one.label for one in record.sessions[0].snapshots] == ["best"]
     (session,) = gather(tmp_path / "n.ipynb", bed.paths).found.sessions

@@ -17,7 +17,8 @@ from server_bed import ServerBed, server_bed
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.chain import Record
-from agentvm_kernel.observe.events import NetworkConnectionBlocked, OutputBlocked
+from agentvm_kernel.observe.events.execution import OutputBlocked
+from agentvm_kernel.observe.events.network import NetworkConnectionBlocked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

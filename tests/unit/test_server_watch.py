@@ -16,7 +16,8 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import SupervisorError
 from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.chain import Record
-from agentvm_kernel.observe.events import ConfigurationChanged, OutputBlocked
+from agentvm_kernel.observe.events.execution import OutputBlocked
+from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
 from agentvm_kernel.server import watch as module
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.news import Herald

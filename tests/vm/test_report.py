@@ -21,7 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from vms import environment_of, own_supervisor
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.observe.events import LeaseReleased
+from agentvm_kernel.observe.events.vm import LeaseReleased
 from agentvm_kernel.observe.reading import Wanted, records
 from agentvm_kernel.report.make import make_report
 

@@ -1,0 +1,1 @@
+"""What can stand in the audit log: a model for each event."""
