@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import platform
 import signal
 import socket
 import sys
@@ -20,22 +18,20 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from agentvm_guest import qga
-from agentvm_guest.card import Arrival, parse_card
-from agentvm_guest.claims import claims
 from agentvm_guest.control import ControlPort, Reply
-from agentvm_guest.errand import Errand
 from agentvm_guest.forwarding import Forwarding
-from agentvm_guest.identity import Identity, RequestError, parse_identity, read_integer, read_network
-from agentvm_guest.kernel import Death, KernelProcess, KernelState
-from agentvm_guest.limits import REHEARSED, START, parse_limits
+from agentvm_guest.identity import Identity
+from agentvm_guest.kernel import Death, KernelProcess
+from agentvm_guest.limits import REHEARSED, START
 from agentvm_guest.link import LinkServer
 from agentvm_guest.loop import Loop
+from agentvm_guest.operations import Operations
 from agentvm_guest.ports import Port, accept, listen_unix, listen_vsock, open_virtio_port
 from agentvm_guest.processes import SERVICE as EXEC
 from agentvm_guest.processes import Processes
+from agentvm_guest.questions import SERVICE as ASK
+from agentvm_guest.questions import Questions
 from agentvm_guest.relay import SERVICES, Relay
-from agentvm_guest.share import Share, parse_wanted
 from agentvm_guest.system import RecordingSystem, System
 from agentvm_kernel.errors import ProtocolError
 from agentvm_kernel.link.limits import Limits
@@ -44,15 +40,11 @@ from agentvm_kernel.link.stream import SessionStream
 
 CONTROL_PORT = "agentvm.control"
 LINK_PORT = "agentvm.link"
-SHARED = "shared"
 KERNEL_PYTHON = "/opt/agentvm/venv/bin/python"
 # A busy cell, which a snapshot may have frozen, can hold the interpreter's lock for long.
 _CONFIRM_SECONDS = 20.0
 _SETTLE_SECONDS = 60.0
 _REFUSAL_PAUSE = 1.0
-_CARD_SECONDS = 20.0
-_SHARE_SECONDS = 20.0
-_DESCRIBE_SECONDS = 10.0
 
 
 class Agent:
@@ -94,11 +86,9 @@ class Agent:
         self._relay = Relay(self.loop.set_writing, self._on_broken)
         self._processes = Processes(self.loop, system, python=python, then_pump=self._then_pump)
         self._forwarding = None if forwarder is None else Forwarding(self.loop, forwarder, self._set_environment)
-        self._freezer = qga.Freezer(_DESCRIBE_SECONDS)
+        self._operations = Operations(self.loop, system, self.kernel, self.link, self._forwarding, confirm_seconds)
+        self._questions = Questions(self.loop, self.kernel, system, self.link.pump)
         self._control: ControlPort | None = None
-        self._agent_stream: SessionStream | None = None
-        self._waiting: list[Reply] = []
-        self._is_ready = self._is_describing = False
         self._refusals = 0
         self._last_refusal = ""
         self.kernel.on_ready = self._on_ready
@@ -108,7 +98,7 @@ class Agent:
         """Take the control port; a later connection replaces an earlier one."""
         if self._control is not None:
             self._control.close()
-        self._control = ControlPort(self.loop, port, self._on_request, self._forget_control)
+        self._control = ControlPort(self.loop, port, self._operations.take, self._forget_control)
 
     def run(self) -> None:
         """Start ipykernel and serve until SIGTERM."""
@@ -131,7 +121,7 @@ class Agent:
 
     def accept(self, service: str) -> bool:
         """Return whether there is such a service."""
-        return service in SERVICES or service in ("agent", EXEC)
+        return service in SERVICES or service in (ASK, EXEC)
 
     def changed(self, stream: SessionStream) -> None:
         """Take a stream on which something happened."""
@@ -143,9 +133,8 @@ class Agent:
             return
         elif stream.service == EXEC:
             self._processes.from_host(stream)
-        elif stream.service == "agent":
-            self._agent_stream = stream
-            self._serve_agent(stream)
+        elif stream.service == ASK:
+            self._questions.serve(stream)
         elif self._relay.attach(stream):
             self._relay.from_host(stream)
         else:
@@ -160,7 +149,7 @@ class Agent:
         """Forget all streams."""
         self._relay.detach()
         self._processes.detach()
-        self._agent_stream = None
+        self._questions.detach()
 
     def refused(self, reason: str) -> None:
         """Report refused connections to the owner, at most one report a second: anybody on the host may dial."""
@@ -194,8 +183,8 @@ class Agent:
         guest.feed(host.hello())
         guest.feed(host.feed(guest.take()) or b"")
         for limits in (REHEARSED, START):
-            self._set_limits(limits._asdict())
-        self._take_identity(identity, self._settle)
+            self._operations.set_limits(limits._asdict())
+        self._operations.take_identity(identity, self._settle)
 
     def _settle(self, answer: dict[str, object]) -> None:
         self.link.rekey(None, 0)
@@ -218,10 +207,7 @@ class Agent:
             return
         gc.collect()
         gc.freeze()
-        self._is_ready = True
-        for reply in self._waiting:
-            reply({"ok": True})
-        self._waiting.clear()
+        self._operations.become_ready()
         self._send_event({"event": "ready"})
 
     def _then_pump(self, handler: Callable[[], None]) -> Callable[[], None]:
@@ -238,93 +224,13 @@ class Agent:
         # What it said last is still in its sockets.
         self.link.pump()
         self._relay.disconnect()
-        for reply in self._waiting:
-            reply({"ok": False, "error": "ipykernel is dead"})
-        self._waiting.clear()
+        self._operations.give_up()
         self._send_event(death.describe())
-        if self._agent_stream is not None:
-            self._agent_stream.send([json.dumps(death.describe()).encode()])
-            self.link.pump()
+        self._questions.tell(death)
 
     def _on_broken(self, reason: str) -> None:
         print(f"agentvm: ipykernel is of no use any more: {reason}", file=sys.stderr)
         self.kernel.kill()
-
-    # Requests.
-
-    def _on_request(self, request: dict[str, object], reply: Reply) -> None:
-        operation = self._operations().get(str(request.get("op")))
-        if operation is None:
-            reply({"ok": False, "error": f"there is no operation {str(request.get('op'))[:40]!r}"})
-            return
-        try:
-            operation(request, reply)
-        except (RequestError, OSError) as error:
-            reply({"ok": False, "error": str(error)})
-
-    def _operations(self) -> dict[str, Callable[[dict[str, object], Reply], None]]:
-        return {
-            "ping": lambda _, reply: reply({"ok": True}),
-            "ready": self._ready,
-            "facts": lambda _, reply: reply({"ok": True, **self._facts()}),
-            "quiesce": self._quiesce,
-            "identity": self._identity,
-            "clock": self._clock,
-            "limits": self._limits,
-            "network": self._network,
-            "card": self._card,
-            "mount": self._mount,
-            "unmount": self._unmount,
-            "freeze": lambda _, reply: self._do(self._freezer.freeze, reply),
-            "thaw": lambda _, reply: self._do(self._freezer.thaw, reply),
-        }
-
-    def _ready(self, _request: dict[str, object], reply: Reply) -> None:
-        if self.kernel.state is KernelState.DEAD:
-            reply({"ok": False, "error": "ipykernel is dead"})
-        elif self._is_ready:
-            reply({"ok": True})
-        else:
-            self._waiting.append(reply)
-
-    def _quiesce(self, _request: dict[str, object], reply: Reply) -> None:
-        self.link.goodbye("the VM is about to be saved")
-        self._system.sync()
-        reply({"ok": True})
-
-    def _clock(self, request: dict[str, object], reply: Reply) -> None:
-        network = read_network(request)
-        self._system.set_clock(read_integer(request, "time_ns", 1 << 63))
-        self._set_limits(request.get("limits"))
-        self._set_network(network)
-        reply({"ok": True})
-
-    def _network(self, request: dict[str, object], reply: Reply) -> None:
-        self._set_network(read_network(request))
-        reply({"ok": True})
-
-    def _card(self, request: dict[str, object], reply: Reply) -> None:
-        Arrival(self.loop, parse_card(request), self._system.set_up_card, reply, _CARD_SECONDS)
-
-    def _do(self, work: Callable[[], dict[str, object]], reply: Reply) -> None:
-        Errand(self.loop, work, reply)
-
-    def _mount(self, request: dict[str, object], reply: Reply) -> None:
-        wanted = parse_wanted(request)
-        Errand(self.loop, lambda: self._share().mount(wanted, _SHARE_SECONDS), reply)
-
-    def _unmount(self, _request: dict[str, object], reply: Reply) -> None:
-        Errand(self.loop, self._share().unmount, reply)
-
-    def _share(self) -> Share:
-        account = self._system.account()
-        if account is None:
-            raise RequestError("nothing is mounted without privileges")
-        return Share(Path(account.home, SHARED), (account.uid, account.gid))
-
-    def _set_network(self, network: str | None) -> None:
-        if self._forwarding is not None:
-            self._forwarding.set_network(network)
 
     def _set_environment(self, environment: dict[str, str], reply: Reply) -> None:
         """Put variables into the environment of ipykernel and of what the host starts; earlier ones go."""
@@ -335,98 +241,6 @@ class Agent:
             self.kernel.set_environment(changes | dict.fromkeys(gone), self._confirm_seconds, reply)
         else:
             reply({"ok": True})
-
-    def _limits(self, request: dict[str, object], reply: Reply) -> None:
-        self._set_limits(request)
-        reply({"ok": True})
-
-    def _set_limits(self, limits: object) -> None:
-        if limits is not None:
-            self._system.set_limits(parse_limits(limits))
-
-    def _identity(self, request: dict[str, object], reply: Reply) -> None:
-        if not self._is_ready:
-            raise RequestError("the guest is not ready")
-        identity, network = parse_identity(request), read_network(request)
-        self._set_limits(request.get("limits"))
-        self._set_network(network)
-        self._take_identity(identity, reply)
-
-    def _take_identity(self, identity: Identity, reply: Reply) -> None:
-        self._system.set_clock(identity.time_ns)
-        self._system.add_entropy(identity.entropy)
-        self._system.set_names(identity.hostname, identity.machine_id)
-        # Last: its generators draw from the kernel's.
-        self.kernel.renew(identity, self._confirm_seconds, self._confirm(identity, reply))
-
-    def _confirm(self, identity: Identity, reply: Reply) -> Reply:
-        def done(answer: dict[str, object]) -> None:
-            if answer.get("ok") is True:
-                # Only now can the host prove itself, so nothing of the user's comes before this.
-                self.link.rekey(identity.key, identity.epoch)
-                if self._forwarding is not None:
-                    self._forwarding.identify(identity.key, identity.epoch)
-                answer = {
-                    "ok": True,
-                    "epoch": identity.epoch,
-                    "hostname": identity.hostname,
-                    "seeded": answer.get("seeded"),
-                }
-            reply(answer)
-
-        return done
-
-    def _facts(self) -> dict[str, object]:
-        facts: dict[str, object] = {
-            "kernel": platform.release(),
-            "machine": platform.machine(),
-            "hostname": socket.gethostname(),
-            "cpus": os.cpu_count(),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "ipykernel_state": self.kernel.state.value,
-            "ipykernel_pid": self.kernel.pid,
-            **self.kernel.versions,
-            **claims(),
-        }
-        if self._system.recorded is not None:
-            facts["recorded"] = self._system.recorded
-        return facts
-
-    def _serve_agent(self, stream: SessionStream) -> None:
-        # One that asks without reading the answers waits.
-        while not stream.queued and not stream.closed and (parts := stream.receive()) is not None:
-            try:
-                request = json.loads(parts[0])
-            except ValueError:
-                request = None
-            if isinstance(request, dict) and request.get("op") == "describe":
-                self._describe(stream, request.get("id"))
-            elif isinstance(request, dict):
-                number = request.get("id")
-                stream.send([json.dumps({"id": number, **self._answer(request.get("op"))}).encode()])
-
-    def _describe(self, stream: SessionStream, number: object) -> None:
-        """Let QEMU's agent describe the guest; who asks again meanwhile is not answered."""
-        if self._is_describing:
-            return
-        self._is_describing = True
-
-        def reply(answer: dict[str, object]) -> None:
-            self._is_describing = False
-            if not stream.closed:
-                stream.send([json.dumps({"id": number, **answer}).encode()])
-                self.link.pump()
-
-        Errand(self.loop, lambda: qga.facts(_DESCRIBE_SECONDS), reply)
-
-    def _answer(self, operation: object) -> dict[str, object]:
-        if operation == "interrupt":
-            return {"ok": True} if self.kernel.interrupt() else {"ok": False, "error": "ipykernel is dead"}
-        if operation == "facts":
-            return {"ok": True, **self._facts()}
-        if operation == "ping":
-            return {"ok": True}
-        return {"ok": False, "error": f"there is no operation {str(operation)[:40]!r}"}
 
     def _send_event(self, event: dict[str, object]) -> None:
         if self._control is not None:
