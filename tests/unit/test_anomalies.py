@@ -3,115 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from audited import audited
-from guest_process import MemoryHypervisor, MemoryMachine
+from anomaly_bed import bed
 from kernel_harness import ScriptedSupervisor, outputs, running, types, within
-from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
 
-from agentvm_kernel.anomalies import Action, AnomalySettings, RuleChange
+from agentvm_kernel.anomalies import AnomalySettings
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.kernel.anomaly import noticed
-from agentvm_kernel.settings import MetricsSettings, Pool
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor import catalogue
-from agentvm_kernel.supervisor.anomalies import Anomalies
-from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.core import Supervisor
-from agentvm_kernel.supervisor.lease import Lease
-from agentvm_kernel.supervisor.messages import Ended, LeaseRequest, LimitsRequest, Noticed
+from agentvm_kernel.supervisor.messages import Ended, LimitsRequest, Noticed
 from agentvm_kernel.supervisor.network_messages import CellRequest
 from agentvm_kernel.supervisor.operator import Operator
 from agentvm_kernel.supervisor.operator_messages import Resumed
 from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 
-OWN = RuleChange(
-    kind="sum", metric="network_sent", threshold=100, window=60, severity="critical", description="sends a lot"
-)
 SEEN = Noticed(
     vm="vm-1", run=1, rule="own", severity="critical", text="sends a lot", value=123.456, threshold=100,
     response="note",
 )  # fmt: skip
-
-
-@dataclass
-class Bed:
-    """A supervisor with a lease, which is only looked at when it is told to."""
-
-    supervisor: Supervisor
-    hypervisor: MemoryHypervisor
-    client: SupervisorClient
-    id: str
-    events: AsyncIterator[object]
-
-    @property
-    def lease(self) -> Lease:
-        return self.supervisor.lease(self.id)
-
-    @property
-    def machine(self) -> MemoryMachine:
-        return self.hypervisor.of(self.lease.vm.pid)
-
-    async def look(self) -> None:
-        await self.supervisor.stats.sampler.look()
-        self.supervisor.anomalies.look()
-        await self.supervisor.anomalies.responses.settled()
-
-    def account(self, amount: int) -> None:
-        """Let the guest have sent something."""
-        self.lease.network._accesses[self.lease.vm].account(None, amount, 0)
-
-    async def send(self, amount: int) -> None:
-        """Let the guest send something between two looks."""
-        await self.look()
-        self.account(amount)
-        await self.look()
-
-    def audited(self, event: str) -> list[dict[str, Any]]:
-        self.supervisor.audit.flush()
-        return audited(self.supervisor.paths.state, event)
-
-    async def told(self) -> object:
-        return await anext(self.events)
-
-
-@asynccontextmanager
-async def bed(folder: Path, action: Action = "note") -> AsyncIterator[Bed]:
-    hypervisor = MemoryHypervisor()
-    settings = SETTINGS.model_copy(
-        update={
-            "pool": Pool(warm=0, blanks=1),
-            "metrics": MetricsSettings(interval=60),
-            "anomalies": AnomalySettings(critical=action, rules={"own": OWN}),
-        }
-    )
-    paths = make_paths(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Anomalies, "_run", _only_when_told)
-        async with (
-            serving(paths, hypervisor, settings) as supervisor,
-            SupervisorClient(paths, start=False) as client,
-            client.lease(LeaseRequest(notebook="n.ipynb")) as events,
-        ):
-            granted = await first_grant(events)
-            await supervisor.pool.filled()
-            yield Bed(supervisor, hypervisor, client, granted.lease, events)
-
-
-async def _only_when_told(_: Anomalies) -> None:
-    """A look of the supervisor's own, between two of a test, would ask and count once more."""
-
-
-@pytest.fixture(autouse=True)
-def _store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
 
 
 async def test_an_anomaly_is_audited_and_told_once(short_tmp: Path) -> None:

@@ -19,11 +19,10 @@ from aiohttp import web
 from fake_hypervisor import FakeHypervisor
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
-from supervisor_bed import FakeStore, first_grant, make_paths, serving
+from supervisor_bed import first_grant, make_paths, serving
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, DiskFullError, LabelTakenError
-from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.daemon import _private_socket
@@ -74,8 +73,7 @@ def paths(short_tmp: Path) -> Paths:
 
 
 @pytest.fixture
-async def supervisor(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Supervisor]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
+async def supervisor(paths: Paths) -> AsyncIterator[Supervisor]:
     async with serving(paths, FakeHypervisor()) as supervisor:
         yield supervisor
 

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 from fake_hypervisor import FakeHypervisor
-from supervisor_bed import FakeStore, first_grant, make_paths, serving
+from supervisor_bed import first_grant, make_paths, serving
 
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events.execution import ExecutionStarted
 from agentvm_kernel.observe.events.vm import LeaseAcquired, LeaseReleased, VMStopped
 from agentvm_kernel.observe.listener import WAITING, News
-from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.audit_messages import AuditNews
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
@@ -36,8 +35,7 @@ def stopped(number: int) -> VMStopped:
 
 
 @asynccontextmanager
-async def supervised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Supervisor, Path]]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
+async def supervised(folder: Path) -> AsyncIterator[tuple[Supervisor, Path]]:
     async with serving(make_paths(folder), FakeHypervisor()) as supervisor:
         yield supervisor, folder
 
@@ -103,11 +101,9 @@ async def test_who_does_not_listen_any_more_costs_nothing(log: AuditLog) -> None
     assert not listener._waiting
 
 
-async def test_clients_are_told_of_all_leases_or_of_one_until_it_is_over(
-    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_clients_are_told_of_all_leases_or_of_one_until_it_is_over(short_tmp: Path) -> None:
     async with (
-        supervised(short_tmp, monkeypatch),
+        supervised(short_tmp),
         SupervisorClient(make_paths(short_tmp), start=False) as client,
         client.events() as everything,
     ):
@@ -131,9 +127,9 @@ async def test_clients_are_told_of_all_leases_or_of_one_until_it_is_over(
         assert {one.event.lease for one in seen if isinstance(one.event, LeaseAcquired)} == {lease, others}
 
 
-async def test_to_follow_ends_when_the_supervisor_leaves(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_to_follow_ends_when_the_supervisor_leaves(short_tmp: Path) -> None:
     async with SupervisorClient(make_paths(short_tmp), start=False) as client:
-        served = supervised(short_tmp, monkeypatch)
+        served = supervised(short_tmp)
         await served.__aenter__()
         async with client.events() as events:
             leaving = asyncio.create_task(served.__aexit__(None, None, None))
@@ -144,10 +140,10 @@ async def test_to_follow_ends_when_the_supervisor_leaves(short_tmp: Path, monkey
 
 
 async def test_the_longest_event_arrives_and_a_client_that_reads_nothing_is_told_what_it_missed(
-    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+    short_tmp: Path,
 ) -> None:
     long = ExecutionStarted(vm="v", digest="d" * 64, notebook="\x01" * 5000, code="\x02" * 9000, allow=("\x03" * 600,))
-    async with supervised(short_tmp, monkeypatch) as (supervisor, _):
+    async with supervised(short_tmp) as (supervisor, _):
         paths = make_paths(short_tmp)
         async with SupervisorClient(paths, start=False) as client, client.events() as events:
             supervisor.audit.record(long)
@@ -162,10 +158,8 @@ async def test_the_longest_event_arrives_and_a_client_that_reads_nothing_is_told
             assert missed < WAITING * 4
 
 
-async def test_there_are_no_events_of_a_lease_that_is_not_there(
-    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with supervised(short_tmp, monkeypatch), SupervisorClient(make_paths(short_tmp), start=False) as client:
+async def test_there_are_no_events_of_a_lease_that_is_not_there(short_tmp: Path) -> None:
+    async with supervised(short_tmp), SupervisorClient(make_paths(short_tmp), start=False) as client:
         with pytest.raises(ApiError) as caught:
             async with client.events("none"):
                 pass

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 from agentvm_guest.claims import claims
+from anomaly_bed import Bed, bed
 from kernel_harness import within
-from supervisor_bed import FakeStore
-from test_anomalies import Bed, bed
 
 from agentvm_kernel.observe.claims import Claims
-from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor import claims as feed
 
 
@@ -50,8 +48,8 @@ def test_a_claim_goes_through_json_unharmed() -> None:
 
 
 @pytest.fixture
-def _store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
+def _curious(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests are asked at every look."""
     monkeypatch.setattr(feed, "_SECONDS", 0.0)
     monkeypatch.setattr(feed, "_WORK_SECONDS", 0.0)
 
@@ -70,7 +68,7 @@ def times_asked(ours: Bed) -> int:
     return sum(request["op"] == "facts" for request in ours.machine.ops)
 
 
-@pytest.mark.usefixtures("_store")
+@pytest.mark.usefixtures("_curious")
 async def test_a_claimed_process_storm_is_an_anomaly_that_is_marked_as_claimed(short_tmp: Path) -> None:
     async with bed(short_tmp) as ours:
         for started in (500, 700, 1300):
@@ -81,7 +79,7 @@ async def test_a_claimed_process_storm_is_an_anomaly_that_is_marked_as_claimed(s
         assert (entry["kind"], entry["is_claimed"], entry["vm"]) == ("process-storm", True, ours.lease.vm.id)
 
 
-@pytest.mark.usefixtures("_store")
+@pytest.mark.usefixtures("_curious")
 async def test_a_claim_stands_beside_what_is_measured_and_changes_nothing_of_it(short_tmp: Path) -> None:
     async with bed(short_tmp) as ours:
         (before,) = [vm for vm in (await ours.client.vms()).vms if vm.state == "leased"]
@@ -95,7 +93,7 @@ async def test_a_claim_stands_beside_what_is_measured_and_changes_nothing_of_it(
         assert after.model_dump(include=same) == before.model_dump(include=same)
 
 
-@pytest.mark.usefixtures("_store")
+@pytest.mark.usefixtures("_curious")
 async def test_guests_that_have_hardly_worked_or_are_held_are_not_asked(
     short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +112,7 @@ async def test_guests_that_have_hardly_worked_or_are_held_are_not_asked(
         assert times_asked(ours) == count + 1
 
 
-@pytest.mark.usefixtures("_store")
+@pytest.mark.usefixtures("_curious")
 async def test_a_guest_that_does_not_answer_is_asked_once_and_keeps_what_it_said(short_tmp: Path) -> None:
     async with bed(short_tmp) as ours:
         await look(ours, 5)

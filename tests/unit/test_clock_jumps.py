@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from fake_hypervisor import FakeHypervisor
-from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
+from supervisor_bed import SETTINGS, first_grant, make_paths, serving
 
 from agentvm_kernel.settings import Pool
-from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import LeaseRequest, LimitsRequest
 
@@ -28,10 +27,7 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("jumping")
-async def test_a_clock_that_jumps_ends_no_vm_no_lease_and_no_supervisor(
-    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
+async def test_a_clock_that_jumps_ends_no_vm_no_lease_and_no_supervisor(short_tmp: Path) -> None:
     hypervisor, paths = FakeHypervisor(), make_paths(short_tmp)
     settings = SETTINGS.model_copy(update={"pool": Pool(check_every=0.1), "max_vms": 1, "idle_exit": 3600})
     async with serving(paths, hypervisor, settings) as supervisor, SupervisorClient(paths, start=False) as client:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from audited import audited
 from fake_hypervisor import FakeHypervisor
-from supervisor_bed import FakeStore, first_grant, make_paths, serving
+from supervisor_bed import first_grant, make_paths, serving
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, ApiError, SupervisorError
-from agentvm_kernel.supervisor import api, catalogue
+from agentvm_kernel.supervisor import api
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.daemon import AlreadyRunningError, only_one, prepare_folders
@@ -36,10 +36,7 @@ def hypervisor() -> FakeHypervisor:
 
 
 @pytest.fixture
-async def supervisor(
-    paths: Paths, hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Supervisor]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
+async def supervisor(paths: Paths, hypervisor: FakeHypervisor) -> AsyncIterator[Supervisor]:
     async with serving(paths, hypervisor) as supervisor:
         yield supervisor
     assert not hypervisor.running

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from audited import audited_soon
-from fake_hypervisor import FakeHypervisor, FakeMachine
-from supervisor_bed import FakeStore, first_grant, make_paths, serving
+from fake_hypervisor import FakeHypervisor
+from supervisor_bed import Leased, leased
 
 from agentvm_kernel.errors import ApiError, HypervisorError
-from agentvm_kernel.supervisor import catalogue
-from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import LeaseRequest
 from agentvm_kernel.supervisor.operator_messages import DiskCopied, DiskRequest
 
 
-class Bed:
-    """A lease's VM, and where its disk is copied to."""
+@dataclass
+class Bed(Leased):
+    """A lease, and where its VM's disk is copied to."""
 
-    def __init__(self, client: SupervisorClient, machine: FakeMachine, folder: Path) -> None:
-        self.client, self.machine, self.folder = client, machine, folder
-        self.target = folder / "disk.qcow2"
+    folder: Path
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "disk.qcow2"
 
     async def copy(self, vm: str = "", target: Path | str = "") -> DiskCopied:
         vm = vm or self.machine.spec.folder.name
@@ -35,18 +36,9 @@ class Bed:
 
 
 @pytest.fixture
-async def bed(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bed]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
-    paths, hypervisor = make_paths(short_tmp), FakeHypervisor()
-    async with (
-        serving(paths, hypervisor),
-        SupervisorClient(paths, start=False) as client,
-        client.lease(LeaseRequest(notebook="a.ipynb")) as lease,
-    ):
-        granted = await first_grant(lease)
-        machine = next(one for one in hypervisor.machines if one.pid == granted.pid)
-        machine.calls.clear()
-        yield Bed(client, machine, short_tmp)
+async def bed(short_tmp: Path) -> AsyncIterator[Bed]:
+    async with leased(short_tmp, FakeHypervisor()) as ours:
+        yield Bed(**vars(ours), folder=short_tmp)
 
 
 async def test_the_file_systems_are_frozen_only_while_it_begins(bed: Bed) -> None:

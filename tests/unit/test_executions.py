@@ -11,12 +11,11 @@ from audited import audited
 from fake_hypervisor import FakeHypervisor
 from kernel_harness import within
 from pydantic import ValidationError
-from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
+from supervisor_bed import SETTINGS, first_grant, make_paths, serving
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.settings import Audit
-from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.execution_messages import Copied, Execution, Report, digest_of
@@ -46,8 +45,7 @@ def paths(short_tmp: Path) -> Paths:
 
 
 @pytest.fixture
-async def bed(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bed]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
+async def bed(paths: Paths) -> AsyncIterator[Bed]:
     settings = SETTINGS.model_copy(update={"audit": Audit(code=True)})
     async with (
         serving(paths, FakeHypervisor(), settings) as supervisor,

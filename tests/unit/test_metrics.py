@@ -20,7 +20,7 @@ from fake_hypervisor import FakeHypervisor, FakeMachine
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
-from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
+from supervisor_bed import SETTINGS, first_grant, make_paths, serving
 from typer.testing import CliRunner
 
 from agentvm_kernel import cli
@@ -29,7 +29,6 @@ from agentvm_kernel.firewall.reasons import Reason
 from agentvm_kernel.observe.metrics import Labelled, Metrics
 from agentvm_kernel.observe.sample import Sample
 from agentvm_kernel.settings import MetricsSettings, Settings, parse_listen
-from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.execution_messages import Execution, digest_of
@@ -90,11 +89,6 @@ async def supervised(folder: Path, settings: Settings = SETTINGS) -> AsyncIterat
     paths = make_paths(folder)
     async with serving(paths, OwnHypervisor(), settings) as supervisor, SupervisorClient(paths, start=False) as client:
         yield supervisor, client
-
-
-@pytest.fixture(autouse=True)
-def _store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
 
 
 @pytest.fixture

@@ -7,28 +7,21 @@ import time
 from pathlib import Path
 
 import pytest
+from anomaly_bed import Bed
+from anomaly_bed import bed as lease_bed
 from gateway_bed import NAME, bed
 from kernel_harness import within
-from supervisor_bed import FakeStore
-from test_anomalies import Bed
-from test_anomalies import bed as lease_bed
 from test_egress_gateway import HELLO, echo, refused
 
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.observe import sampler
 from agentvm_kernel.observe.watch import Watch
-from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.answers import Forks
 from agentvm_kernel.supervisor.fork_messages import ForkGranted, ForkRequest
 from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.stats_messages import Moved
 from agentvm_kernel.tally import Tally, TallyReader
 from agentvm_kernel.vm.hypervisor import DiskTraffic
-
-
-@pytest.fixture(autouse=True)
-def _store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
 
 
 def granted_tally(ours: Bed) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from audited import audited
 from fake_hypervisor import FakeHypervisor, FakeMachine
 from kernel_harness import within
-from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
+from supervisor_bed import SETTINGS, first_grant, make_paths, serving
 from typer.testing import CliRunner
 
 from agentvm_kernel.config import Paths
@@ -25,7 +25,7 @@ from agentvm_kernel.observe import restraint
 from agentvm_kernel.profiles import Profile
 from agentvm_kernel.settings import Network, Settings
 from agentvm_kernel.snapshots.notes import Cell
-from agentvm_kernel.supervisor import catalogue, lease_network
+from agentvm_kernel.supervisor import lease_network
 from agentvm_kernel.supervisor.client import Lease, SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.messages import Blocked, Ended, LeaseRequest
@@ -142,7 +142,6 @@ def settings() -> Settings:
 async def bed(
     paths: Paths, settings: Settings, wanted: LeaseRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bed]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
     monkeypatch.setattr(lease_network, "Tunnel", FakeTunnel)
     FakeTunnel.made, FakeTunnel.refuse = [], 0
     async with (

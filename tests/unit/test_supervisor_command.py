@@ -16,14 +16,13 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from fake_hypervisor import FakeHypervisor
-from supervisor_bed import FakeStore, make_paths, serving
+from supervisor_bed import make_paths, serving
 from typer.testing import CliRunner
 
 from agentvm_kernel import cli
 from agentvm_kernel.blocking import LoopThread
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, SupervisorError
-from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest
 from agentvm_kernel.supervisor.operator_messages import VMInfo
@@ -44,7 +43,6 @@ class Bed:
 
 @pytest.fixture
 def bed(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
     paths = make_paths(short_tmp)
     monkeypatch.setenv("AGENTVM_CACHE_DIR", str(paths.cache))
     monkeypatch.setenv("AGENTVM_STATE_DIR", str(paths.state))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,17 @@ import pytest
 from audited import audited
 from guest_process import MemoryHypervisor, MemoryMachine
 from kernel_harness import within
-from supervisor_bed import SETTINGS, FakeStore, first_grant, make_paths, serving
+from supervisor_bed import COLD, Leased, first_grant, leased, make_paths, serving
 
-from agentvm_kernel import settings
 from agentvm_kernel.errors import ApiError, DiskFullError, RequestError, SupervisorError
 from agentvm_kernel.settings import Settings, SnapshotSettings
 from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.snapshots.pins import is_used
-from agentvm_kernel.supervisor import bases, catalogue, forks, history
+from agentvm_kernel.supervisor import bases, forks, history
 from agentvm_kernel.supervisor.answers import Forks
 from agentvm_kernel.supervisor.budget import Budget
 from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted, ForkRequest
-from agentvm_kernel.supervisor.lease import Lease
 from agentvm_kernel.supervisor.messages import Ended, LeaseRequest, Progress
 from agentvm_kernel.supervisor.network_messages import NetworkRequest
 from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo, SnapshotRequest
@@ -35,26 +31,9 @@ from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.delta import PAGE
 from agentvm_kernel.vm.memory import Buffer, GuestMemory
 
-COLD = SETTINGS.model_copy(update={"pool": settings.Pool(warm=0, blanks=1)})
 
-
-@dataclass
-class Session:
-    """A client with a lease."""
-
-    supervisor: Supervisor
-    hypervisor: MemoryHypervisor
-    client: SupervisorClient
-    id: str
-    events: AsyncIterator[object]
-
-    @property
-    def lease(self) -> Lease:
-        return self.supervisor.lease(self.id)
-
-    @property
-    def machine(self) -> MemoryMachine:
-        return self.hypervisor.of(self.lease.vm.pid)
+class Session(Leased):
+    """A client with a lease, whose machine has a memory."""
 
     async def snapshot(self, label: str = "", **fields: bool) -> SnapshotInfo:
         return await self.client.snapshot(self.id, SnapshotRequest(label=label, **fields))
@@ -69,28 +48,14 @@ class Session:
 
 
 @asynccontextmanager
-async def leased(folder: Path, hypervisor: MemoryHypervisor, settings: Settings = COLD) -> AsyncIterator[Session]:
-    paths = make_paths(folder)
-    async with (
-        serving(paths, hypervisor, settings) as supervisor,
-        SupervisorClient(paths, start=False) as client,
-        client.lease(LeaseRequest(notebook="n.ipynb")) as events,
-    ):
-        granted = await first_grant(events)
-        await supervisor.pool.filled()
-        yield Session(supervisor, hypervisor, client, granted.lease, events)
-    assert not hypervisor.running
+async def sessions(folder: Path, settings: Settings = COLD) -> AsyncIterator[Session]:
+    async with leased(folder, MemoryHypervisor(), settings) as ours:
+        yield Session(**vars(ours))
 
 
 @pytest.fixture
-def hypervisor(monkeypatch: pytest.MonkeyPatch) -> MemoryHypervisor:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
-    return MemoryHypervisor()
-
-
-@pytest.fixture
-async def session(short_tmp: Path, hypervisor: MemoryHypervisor) -> AsyncIterator[Session]:
-    async with leased(short_tmp, hypervisor) as session:
+async def session(short_tmp: Path) -> AsyncIterator[Session]:
+    async with sessions(short_tmp) as session:
         yield session
 
 
@@ -304,11 +269,9 @@ async def test_failure_to_store_in_the_background_is_told_to_who_asks_next(
     assert session.used() == {info.id}
 
 
-async def test_snapshot_over_the_quota_is_refused_and_what_it_held_is_not_lost(
-    short_tmp: Path, hypervisor: MemoryHypervisor
-) -> None:
+async def test_snapshot_over_the_quota_is_refused_and_what_it_held_is_not_lost(short_tmp: Path) -> None:
     small = COLD.model_copy(update={"snapshots": SnapshotSettings(quota_gb=1e-9)})
-    async with leased(short_tmp, hypervisor, small) as session:
+    async with sessions(short_tmp, small) as session:
         session.machine.guest.touch(1)
         session.machine.write_disk()
         with pytest.raises(ApiError) as caught:
@@ -342,12 +305,10 @@ async def test_the_chain_stays_short_for_one_who_always_goes_back(session: Sessi
     assert len(depths) == 2 * LONGEST
 
 
-async def test_layers_are_not_merged_where_the_next_snapshot_would_not_fit(
-    short_tmp: Path, hypervisor: MemoryHypervisor
-) -> None:
+async def test_layers_are_not_merged_where_the_next_snapshot_would_not_fit(short_tmp: Path) -> None:
     # Each snapshot takes more than 200 kB: there is room for them, but not for a layer as large as all together.
     small = COLD.model_copy(update={"snapshots": SnapshotSettings(quota_gb=0.0045)})
-    async with leased(short_tmp, hypervisor, small) as session:
+    async with sessions(short_tmp, small) as session:
         for _ in range(LONG + 2):
             session.machine.write_disk()
             await session.snapshot()
@@ -606,8 +567,8 @@ async def test_a_fork_that_does_not_wake_cannot_be_adopted_and_is_gone(session: 
     assert is_awake(session.machine)
 
 
-async def test_end_of_the_lease_ends_everything(short_tmp: Path, hypervisor: MemoryHypervisor) -> None:
-    paths = make_paths(short_tmp)
+async def test_end_of_the_lease_ends_everything(short_tmp: Path) -> None:
+    paths, hypervisor = make_paths(short_tmp), MemoryHypervisor()
     async with serving(paths, hypervisor, COLD) as supervisor, SupervisorClient(paths, start=False) as client:
         async with client.lease(LeaseRequest(notebook="n.ipynb")) as events:
             session = Session(supervisor, hypervisor, client, (await first_grant(events)).lease, events)
@@ -658,11 +619,11 @@ async def test_far_notebook_gets_a_complete_file_for_as_long_as_it_is_leased(
 
 
 async def test_no_complete_file_where_there_is_no_room(
-    short_tmp: Path, hypervisor: MemoryHypervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(bases, "_FAR", 1)
     small = COLD.model_copy(update={"snapshots": SnapshotSettings(complete_gb=0)})
-    async with leased(short_tmp, hypervisor, small) as session:
+    async with sessions(short_tmp, small) as session:
         session.machine.guest.touch(1)
         await session.snapshot("far")
         await session.supervisor.settled(session.lease)

@@ -7,20 +7,18 @@ from pathlib import Path
 
 import pytest
 from fake_hypervisor import FakeHypervisor
-from supervisor_bed import FakeStore, make_paths, serving
+from supervisor_bed import make_paths, serving
 
 from agentvm_kernel.blocking import LoopThread
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, ApiError
-from agentvm_kernel.supervisor import catalogue
 from agentvm_kernel.supervisor.messages import Ended, Granted, LeaseRequest, LimitsRequest
 from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 
 
 @pytest.fixture
-def paths(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paths]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
+def paths(short_tmp: Path) -> Iterator[Paths]:
     paths = make_paths(short_tmp)
     served = serving(paths, FakeHypervisor())
     with LoopThread() as thread:

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from audited import audited_soon
-from fake_hypervisor import FakeHypervisor, FakeMachine
-from supervisor_bed import FakeStore, first_grant, make_paths, serving
+from fake_hypervisor import FakeHypervisor
+from supervisor_bed import Leased, leased
 
-from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.magics import workspace
 from agentvm_kernel.magics.call import UsageError
 from agentvm_kernel.magics.registry import Registry
 from agentvm_kernel.reproduce.permits import Permits, PermittedMagics, RefusedError
-from agentvm_kernel.supervisor import catalogue
-from agentvm_kernel.supervisor.client import SupervisorClient
-from agentvm_kernel.supervisor.messages import LeaseRequest
 from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
 
 
-class Bed:
-    """A lease, its machine, and a folder to share."""
+@dataclass
+class Bed(Leased):
+    """A lease, and a folder to share."""
 
-    def __init__(self, client: SupervisorClient, lease: str, machine: FakeMachine, paths: Paths, folder: Path) -> None:
-        self.client, self.lease, self.machine, self.paths, self.folder = client, lease, machine, paths, folder
+    folder: Path
+
+    async def shared(self) -> WorkspaceInfo:
+        return await self.client.workspace(self.id)
 
     async def share(self, folder: Path | str, *, writable: bool = False) -> WorkspaceInfo:
         wanted = WorkspaceRequest(folder=str(folder), writable=writable)
-        return await self.client.set_workspace(self.lease, wanted)
+        return await self.client.set_workspace(self.id, wanted)
 
     async def refused(self, folder: Path | str) -> ApiError:
         before = list(self.machine.calls)
@@ -43,32 +43,23 @@ class Bed:
         return refused.value
 
     def audited(self, count: int) -> list[str]:
-        return [record["what"] for record in audited_soon(self.paths.state, count, "configuration_changed")]
+        return [record["what"] for record in audited_soon(self.supervisor.paths.state, count, "configuration_changed")]
 
 
 @pytest.fixture
-async def bed(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bed]:
-    monkeypatch.setattr(catalogue, "ImageStore", FakeStore)
-    paths, hypervisor = make_paths(short_tmp), FakeHypervisor()
+async def bed(short_tmp: Path) -> AsyncIterator[Bed]:
     folder = short_tmp / "mine"
     folder.mkdir()
-    async with (
-        serving(paths, hypervisor),
-        SupervisorClient(paths, start=False) as client,
-        client.lease(LeaseRequest(notebook="a.ipynb")) as lease,
-    ):
-        granted = await first_grant(lease)
-        machine = next(one for one in hypervisor.machines if one.pid == granted.pid)
-        machine.calls.clear()
-        yield Bed(client, granted.lease, machine, paths, folder)
+    async with leased(short_tmp, FakeHypervisor()) as ours:
+        yield Bed(**vars(ours), folder=folder)
 
 
 async def test_a_folder_is_shared_and_taken_back(bed: Bed) -> None:
-    assert await bed.client.workspace(bed.lease) == WorkspaceInfo()
+    assert await bed.shared() == WorkspaceInfo()
     (bed.folder.parent / "link").symlink_to("mine")
     info = await bed.share(bed.folder.parent / "link")
     assert (info.folder, info.writable, info.is_there) == (str(bed.folder.resolve()), False, True)
-    assert await bed.client.workspace(bed.lease) == info
+    assert await bed.shared() == info
     assert bed.machine.calls == ["plug mine"]
     assert bed.machine.ops[-1] == {
         "id": bed.machine.ops[-1]["id"], "op": "mount", "tag": "agentvmshared", "writable": False,
@@ -89,7 +80,7 @@ async def test_what_is_no_folder_of_the_users_own_is_not_shared(
     file = bed.folder / "file"
     file.touch()
     (bed.folder / "sub").mkdir()
-    state = bed.paths.state.resolve()
+    state = bed.supervisor.paths.state.resolve()
     for folder in ("/", "/proc", "/proc/self", "/sys/kernel", "/dev/shm", state, state / "run", state.parent):
         refusal = await bed.refused(folder)
         assert (refusal.code, " is not shared: " in refusal.message) == ("share", True), folder
@@ -108,10 +99,10 @@ async def test_what_is_no_folder_of_the_users_own_is_not_shared(
 async def test_a_snapshot_is_taken_without_the_folder(bed: Bed) -> None:
     await bed.share(bed.folder, writable=True)
     bed.machine.calls.clear()
-    await bed.client.snapshot(bed.lease, SnapshotRequest(label="with"))
+    await bed.client.snapshot(bed.id, SnapshotRequest(label="with"))
     calls = [call for call in bed.machine.calls if not call.startswith("prepare")]
     assert calls == ["unplug folder", "pause", "dump", "resume", "plug mine rw"]
-    assert (await bed.client.workspace(bed.lease)).is_there
+    assert (await bed.shared()).is_there
 
 
 async def test_a_folder_in_use_is_told_and_stays(bed: Bed) -> None:
@@ -119,7 +110,7 @@ async def test_a_folder_in_use_is_told_and_stays(bed: Bed) -> None:
     bed.machine.calls.clear()
     bed.machine.lies = {"outcome": "busy", "by": ["python3 (12)", "tail\x1b (13)"]}
     for attempt in (
-        bed.client.snapshot(bed.lease, SnapshotRequest()),
+        bed.client.snapshot(bed.id, SnapshotRequest()),
         bed.share(""),
         bed.share(bed.folder.parent / "b"),
     ):
@@ -127,7 +118,7 @@ async def test_a_folder_in_use_is_told_and_stays(bed: Bed) -> None:
         with pytest.raises(ApiError, match=r"in use in the VM: by python3 \(12\), tail\ufffd \(13\), as the VM says"):
             await attempt
     assert bed.machine.calls == []
-    assert (await bed.client.workspace(bed.lease)).folder == str(bed.folder.resolve())
+    assert (await bed.shared()).folder == str(bed.folder.resolve())
 
 
 async def test_a_guest_that_clings_to_the_device_is_told_of(bed: Bed) -> None:
@@ -137,7 +128,7 @@ async def test_a_guest_that_clings_to_the_device_is_told_of(bed: Bed) -> None:
         await bed.share("")
     assert refused.value.code == "share"
     with pytest.raises(ApiError, match="does not let go"):
-        await bed.client.snapshot(bed.lease, SnapshotRequest())
+        await bed.client.snapshot(bed.id, SnapshotRequest())
     assert "pause" not in bed.machine.calls
     bed.machine.clings = False
     assert await bed.share("") == WorkspaceInfo()
@@ -164,25 +155,25 @@ async def test_a_guest_that_does_not_mount_it_has_no_device(bed: Bed, lies: dict
     assert "\x1b" not in str(error)
     if "length" not in said:
         assert bed.machine.calls == ["plug mine", "unplug folder"]
-        assert await bed.client.workspace(bed.lease) == WorkspaceInfo()
+        assert await bed.shared() == WorkspaceInfo()
 
 
 async def test_what_qemu_cannot_open_is_told(bed: Bed) -> None:
     bed.machine.unshareable = True
     with pytest.raises(ApiError, match=r"QEMU cannot share /.*mine: QEMU: device_add: cannot open it"):
         await bed.share(bed.folder)
-    assert await bed.client.workspace(bed.lease) == WorkspaceInfo()
+    assert await bed.shared() == WorkspaceInfo()
     assert all(op["op"] != "mount" for op in bed.machine.ops)
 
 
 async def test_a_rollback_gives_the_folder_to_the_new_vm(bed: Bed) -> None:
-    await bed.client.snapshot(bed.lease, SnapshotRequest(label="base"))
+    await bed.client.snapshot(bed.id, SnapshotRequest(label="base"))
     await bed.share(bed.folder)
-    await bed.client.rollback(bed.lease, "base")
-    assert (await bed.client.workspace(bed.lease)).is_there
+    await bed.client.rollback(bed.id, "base")
+    assert (await bed.shared()).is_there
     await bed.share("")
-    await bed.client.rollback(bed.lease, "base")
-    assert await bed.client.workspace(bed.lease) == WorkspaceInfo()
+    await bed.client.rollback(bed.id, "base")
+    assert await bed.shared() == WorkspaceInfo()
 
 
 def test_it_is_said_what_is_shared() -> None:
