@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final, Protocol
 
@@ -178,3 +179,38 @@ class Lane:
         await self._host.interrupted(request)
         if request.stop_on_error:
             await self.fail_fast()
+
+
+class Lanes:
+    """The lanes of a notebook, by name; those that are at rest are forgotten.
+
+    Args:
+        host: The router.
+    """
+
+    def __init__(self, host: LaneHost) -> None:
+        self._host = host
+        self._lanes: dict[str, Lane] = {}
+
+    def of(self, request: Request) -> Lane:
+        """Return a request's lane."""
+        name = request.lane
+        if name not in self._lanes:
+            self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.at_rest}
+            self._lanes[name] = Lane(self._host)
+        return self._lanes[name]
+
+    async def interrupt(self) -> bool:
+        """Interrupt what the host does, or waits for; false if that is nothing."""
+        return any([await lane.interrupt() for lane in list(self._lanes.values())])
+
+    async def fail_fast(self, names: Iterable[str]) -> None:
+        """Abort the execute requests that wait in some lanes."""
+        for name in names:
+            if name in self._lanes:
+                await self._lanes[name].fail_fast()
+
+    def close(self) -> None:
+        """Carry out nothing more."""
+        for lane in self._lanes.values():
+            lane.close()

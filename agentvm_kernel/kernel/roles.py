@@ -1,4 +1,4 @@
-"""Whom a machine deals with: the supervisor that keeps its VM, the guest in it, and the router that watches it."""
+"""Whom a machine deals with: the supervisor that keeps its VM, the guest in it, and who watches it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Tenure:
 
 
 class Watcher(Protocol):
-    """Hears of a machine's ups and downs; the router is the real one."""
+    """Hears of a machine's ups and downs; `Succession` is the real one."""
 
     async def guest_ready(self, guest: Guest) -> Awaitable[AgentVMError]:
         """A new guest is up: its streams may be read. What is returned ends it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Final
 
-from agentvm_kernel.errors import AgentVMError, FreshVMError, LinkError, VMEndedError
+from agentvm_kernel.errors import AgentVMError, LinkError, VMEndedError
 from agentvm_kernel.kernel.anomaly import noticed
 from agentvm_kernel.kernel.answers import Answers
 from agentvm_kernel.kernel.chronicle import Chronicle
@@ -17,10 +17,8 @@ from agentvm_kernel.kernel.debugging import Debugging
 from agentvm_kernel.kernel.directive import is_directed
 from agentvm_kernel.kernel.executions import Executions
 from agentvm_kernel.kernel.facts import CellFacts, Facts
-from agentvm_kernel.kernel.fence import Lane, Way
+from agentvm_kernel.kernel.fence import Lane, Lanes, Way
 from agentvm_kernel.kernel.guest import Guest
-from agentvm_kernel.kernel.guestside import GuestSide
-from agentvm_kernel.kernel.host import snapshot_request
 from agentvm_kernel.kernel.hostcomms import HostComms
 from agentvm_kernel.kernel.hostside import HostSide
 from agentvm_kernel.kernel.info import Usage, condition, kernel_info
@@ -32,10 +30,10 @@ from agentvm_kernel.kernel.output import OutputGate
 from agentvm_kernel.kernel.progress import ProgressDisplay
 from agentvm_kernel.kernel.requests import NO_REPLY, Request, RequestTable
 from agentvm_kernel.kernel.sockets import Sockets
+from agentvm_kernel.kernel.succession import Succession
 from agentvm_kernel.kernel.timeline import Timeline
 from agentvm_kernel.kernel.wire import ClientMessage, encode
 from agentvm_kernel.supervisor.messages import Blocked, Noticed
-from agentvm_kernel.supervisor.snapshot_messages import SnapshotInfo, SnapshotRequest
 
 log = logging.getLogger("agentvm.router")
 
@@ -48,7 +46,7 @@ class Router:
 
     Args:
         sockets: Where the clients are.
-        machine: The VM under the notebook; the router becomes its watcher.
+        machine: The VM under the notebook.
         magics: Recognises host magics.
         shows_facts: Cells show what they cost, until `%vm facts off`.
     """
@@ -74,11 +72,13 @@ class Router:
             machine, self._answers, self._progress, self._table, self._timeline, self._chronicle, self._host_comms,
             self._usage, self._facts, self.forward,
         )  # fmt: skip
-        self._lanes: dict[str, Lane] = {}
-        self._guest_side: GuestSide | None = None
+        self._lanes = Lanes(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
-        machine.watcher = self
+        machine.watcher = Succession(
+            sockets, machine, self._table, self._answers, self._timeline, self._chronicle, self._debugging, self._gate,
+            self._host_comms, self._executions, self._watchdog, self._lanes, self._replied,
+        )  # fmt: skip
         machine.network.on_blocked = self._blocked
         machine.firewall.is_host_code = lambda code: magics.find(code) is not None or is_directed(code)
         machine.on_noticed = self._noticed
@@ -105,8 +105,7 @@ class Router:
         await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         await self._watchdog.close()
         await self._machine.close(_SHUT_DOWN)
-        for lane in self._lanes.values():
-            lane.close()
+        self._lanes.close()
         for task in (*loops, *self._tasks):
             task.cancel()
         results = await asyncio.gather(*loops, *self._tasks, return_exceptions=True)
@@ -153,13 +152,13 @@ class Router:
             case "execute_request" if magic and self._is_at_once(request, magic):
                 self._spawn(self._perform_at_once(request, magic))
             case _:
-                await self._lane(request).submit(request)
+                await self._lanes.of(request).submit(request)
 
     def _is_at_once(self, request: Request, magic: Magic) -> bool:
         """Whether a magic is carried out on arrival: in the middle of a cell, or of a wait that no cell shares."""
         if self._machine.guest:
             return magic.at_once
-        return magic.ends_waiting and not self._machine.held and self._lane(request).first_execute() is None
+        return magic.ends_waiting and not self._machine.held and self._lanes.of(request).first_execute() is None
 
     async def _serve_stdin(self) -> None:
         async for message in self._sockets.messages("stdin"):
@@ -178,13 +177,6 @@ class Router:
                 return
         log.warning("dropped an input reply that nobody waits for")
 
-    def _lane(self, request: Request) -> Lane:
-        name = request.lane
-        if name not in self._lanes:
-            self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.at_rest}
-            self._lanes[name] = Lane(self)
-        return self._lanes[name]
-
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -194,11 +186,11 @@ class Router:
         """Interrupt a host magic, a wait for the VM, or else what the guest runs."""
         content: dict[str, object] = {"status": "ok"}
         await self._answers.busy(request)
-        interrupted = [await lane.interrupt() for lane in list(self._lanes.values())]
-        if not any(interrupted):
+        interrupted = await self._lanes.interrupt()
+        if not interrupted:
             await self._machine.unheld()
         guest = self._machine.guest
-        if guest and not any(interrupted):
+        if guest and not interrupted:
             for running in self._table.current():
                 running.inputs.clear()  # it does not wait for the user any more
             try:
@@ -314,7 +306,7 @@ class Router:
             await self._answers.show_input(request)
         await self._answers.fail(request, error)
         if request.is_execute and request.stop_on_error:
-            await self._lane(request).fail_fast()
+            await self._lanes.of(request).fail_fast()
 
     async def interrupted(self, request: Request) -> None:
         """Answer a request that an interrupt ended."""
@@ -334,7 +326,7 @@ class Router:
         """Give a cell to the guest, with what its directives ask for, and take a snapshot when it is done."""
         done = await self._host_side.run_alone(request, recorded=self._is_recorded(request))
         if not done and request.stop_on_error:
-            await self._lane(request).fail_fast()
+            await self._lanes.of(request).fail_fast()
 
     async def perform(self, request: Request) -> bool:
         """Carry out a host magic."""
@@ -345,98 +337,7 @@ class Router:
     async def _perform_at_once(self, request: Request, magic: Magic) -> None:
         await self._host_side.perform_at_once(request, magic)
 
-    # Watcher
-
-    async def guest_ready(self, guest: Guest) -> Awaitable[AgentVMError]:
-        """Begin to read what a new guest says."""
-        self._timeline.snapshot = guest.granted.snapshot
-        self._chronicle.note("vm", guest.granted.vm)
-        self._debugging.begin()
-        side = GuestSide(
-            guest, self._table, self._sockets, self._answers, self._timeline, self._debugging, self._gate,
-            self._machine.firewall, self._host_comms, self._executions.blocked, self._replied, self._guest_failed,
-        )  # fmt: skip
-        self._guest_side = side
-        self._watchdog.wake()  # it may be in the middle of a cell
-        return side.broken()
-
-    async def guest_quiet(self) -> None:
-        """Return when what a dead kernel had said has arrived."""
-        if self._guest_side:
-            await self._guest_side.quiet()
-
-    async def guest_leaving(self, text: str, patience: float) -> SnapshotRequest:
-        """Wait for the running cell, for as long as there is time."""
-        if running := self._table.running():
-            await asyncio.wait([asyncio.ensure_future(running.finished.wait())], timeout=patience)
-        return snapshot_request(self._table, self._timeline, text=text)
-
-    def snapshot_begins(self) -> Callable[[str, bool], None]:
-        """Remember what is open now, for a rollback to the snapshot that is about to be taken."""
-        taken = self._timeline.begin_snapshot()
-
-        def noted(snapshot: str, busy: bool) -> None:
-            taken(snapshot, busy)
-            self._chronicle.note("snapshot", snapshot)
-
-        return noted
-
-    async def guest_ended(self, error: AgentVMError) -> None:
-        """End everything that the guest still owes an answer: the first with the reason, once."""
-        await self._forget_guest(error, remedy=not isinstance(error, FreshVMError))
-        self._chronicle.note("end", error.message)
-        self._timeline.begin()
-        await self._close_comms(0)
-        await self._host_comms.cell_over(None)
-
-    async def guest_replaced(self, snapshot: SnapshotInfo) -> None:
-        """End what the old guest has not finished, and what the new one does not know."""
-        error = VMEndedError("The notebook went back to a snapshot, in another VM, before this was finished.")
-        await self._forget_guest(error, remedy=False, frozen=snapshot.busy)
-        self._chronicle.note("rollback", snapshot.label or snapshot.id)
-        await self._close_comms(self._timeline.go_back(snapshot.id).comms)
-        if snapshot.cell.count is not None:
-            self._answers.execution_count = snapshot.cell.count
-
-    async def _forget_guest(self, error: AgentVMError, *, remedy: bool = True, frozen: bool = False) -> None:
-        side, self._guest_side = self._guest_side, None
-        if side:
-            await side.close()
-        unfinished = list(self._table.unfinished())
-        self._table.clear(frozen=frozen)
-        failed: set[str] = set()
-        for request in unfinished:
-            await self._end(request, error, failed, remedy=remedy)
-        for name in failed:
-            if name in self._lanes:
-                await self._lanes[name].fail_fast()
-
-    async def _close_comms(self, since: int) -> None:
-        """Tell the clients that the guest has not got what was opened after a moment."""
-        for comm_id in self._timeline.comms.end_since(since):
-            await self._answers.publish("comm_close", {"comm_id": comm_id, "data": {}}, None)
-
-    async def _end(self, request: Request, error: AgentVMError, failed: set[str], *, remedy: bool) -> None:
-        """End one request of a guest that is gone.
-
-        Args:
-            request: Not finished.
-            error: Why the guest is gone.
-            failed: Lanes in which an execute request has already told it, and the rest is aborted.
-            remedy: Whether to add how to get a VM back.
-        """
-        self._executions.lost(request, error)
-        self._chronicle.ends(request.run, failed=True)
-        if request.hold:
-            request.settle(replied=True, idle=True)
-        elif request.replied:
-            await self._answers.idle(request)
-        elif request.is_execute and request.lane in failed:
-            await self._answers.abort(request)
-        else:
-            await self._answers.fail(request, error, remedy=remedy)
-            if request.is_execute and request.stop_on_error:
-                failed.add(request.lane)
+    # What the guest has done
 
     async def _replied(self, request: Request, content: dict[str, object]) -> CellFacts | None:
         """Note that the guest is done with a cell, and goes on to the next; return what it cost."""
@@ -473,6 +374,3 @@ class Router:
     def _place(self) -> dict[str, str]:
         guest = self._machine.guest
         return {"vm": guest.granted.vm, "snapshot": self._timeline.snapshot} if guest else {}
-
-    async def _guest_failed(self, request: Request) -> None:
-        await self._lane(request).fail_fast()

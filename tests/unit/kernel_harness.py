@@ -17,6 +17,7 @@ from jupyter_client.session import Session
 from agentvm_kernel.egress.record import Connection
 from agentvm_kernel.errors import AgentVMError, ApiError, LinkClosedError, LinkError
 from agentvm_kernel.firewall.policy import Policy
+from agentvm_kernel.kernel.guestside import GuestSide
 from agentvm_kernel.kernel.machine import Machine
 from agentvm_kernel.kernel.router import Router
 from agentvm_kernel.kernel.sockets import Addresses, Heartbeat, Sockets
@@ -471,7 +472,6 @@ class InProcessKernel:
     def __init__(self, folder: Path, supervisor: ScriptedSupervisor) -> None:
         self.supervisor = supervisor
         self.links: list[MemoryLink] = []
-        self.greeted = False
         self.session = Session(key=b"a key of this test")
         self.addresses = Addresses(
             "ipc", str(folder / "k"), dict.fromkeys(("shell", "control", "stdin", "iopub", "hb"), 0)
@@ -497,24 +497,25 @@ class InProcessKernel:
     async def held(self, count: int) -> None:
         """Return once that many requests are held back on the main shell."""
         async with asyncio.timeout(TIMEOUT):
-            while len(self.router._lanes["shell"]._waiting if "shell" in self.router._lanes else ()) < count:  # noqa: ASYNC110
+            while self.waiting("shell") < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
+    def waiting(self, lane: str) -> int:
+        """Return how many requests are held back on a lane."""
+        lanes = self.router._lanes._lanes
+        return len(lanes[lane]._waiting) if lane in lanes else 0
+
+    @property
+    def guest_side(self) -> GuestSide:
+        """What reads the guest that is there."""
+        side: GuestSide = self.machine.watcher._guest_side  # type: ignore[union-attr]
+        return side
+
     async def _subscribed(self, client: AsyncKernelClient) -> None:
-        """Return once iopub reaches the client: the host greets only the first, the others ask it something."""
-        if not self.greeted:
-            self.greeted = True
-            assert (await client.get_iopub_msg(timeout=TIMEOUT))["msg_type"] == "iopub_welcome"
-            return
-        async with asyncio.timeout(TIMEOUT):
-            while not await client.iopub_channel.msg_ready():
-                client.shell_channel.send(client.session.msg("connect_request", {}))
-                answer = await client.get_shell_msg(timeout=TIMEOUT)
-                asked = answer["parent_header"]["msg_id"]
-                await asyncio.sleep(0.01)
-        message = await client.get_iopub_msg(timeout=TIMEOUT)
-        while message["parent_header"].get("msg_id") != asked or message["content"]["execution_state"] != "idle":
-            message = await client.get_iopub_msg(timeout=TIMEOUT)
+        """Return once iopub reaches the client, as it is told; others may be told of before it hears that."""
+        said = ""
+        while said != "iopub_welcome":
+            said = (await client.get_iopub_msg(timeout=TIMEOUT))["msg_type"]
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AsyncKernelClient]:

@@ -316,8 +316,7 @@ async def test_an_unforeseen_failure_on_a_message_ends_the_vm_with_an_error(
         async def fail(*_: object, **__: object) -> None:
             raise ZeroDivisionError
 
-        side = kernel.router._guest_side
-        assert side is not None
+        side = kernel.guest_side
         monkeypatch.setattr(side._answers, "publish", fail)
         guest.output(asked, "x")
         async with asyncio.timeout(TIMEOUT):

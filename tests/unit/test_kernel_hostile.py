@@ -127,8 +127,7 @@ async def test_a_flood_of_bad_messages_is_counted_and_its_log_bounded(
             guest.say("iopub", parts_of(f"made up {number}", {}))
         guest.say("iopub", parts_of("stream", {"name": "stdout", "text": "after"}))
         await client.get_iopub_msg(timeout=TIMEOUT)
-        side = kernel.router._guest_side
-        assert side is not None
+        side = kernel.guest_side
         assert side.dropped.total() == 1000
     assert len([record for record in caplog.records if "made up" in record.getMessage()]) <= 100
 

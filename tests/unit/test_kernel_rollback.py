@@ -389,8 +389,7 @@ async def test_a_rollback_while_comms_are_busy_and_a_debugger_is_attached(tmp_pa
             guest.finish(stub)
             await kernel.supervisor.at_work.wait()
             before = kernel.links[0].streams["shell"].to_guest.qsize()
-            lane = "shell/w"
-            await within(lambda: lane in kernel.router._lanes and kernel.router._lanes[lane]._waiting)
+            await within(lambda: kernel.waiting("shell/w"))
             assert kernel.links[0].streams["shell"].to_guest.qsize() == before
             kernel.supervisor.go_on.set()
             assert (await replied(client, msg_id))["content"]["status"] == "ok"

@@ -81,7 +81,7 @@ async def test_nothing_is_sent_to_the_guest_while_its_vm_is_saved(tmp_path: Path
         connect = await ask(client, "connect_request", {})
         await replied(client, connect)
         lanes = ("shell", "shell/s", "control")
-        await within(lambda: all(n in kernel.router._lanes and kernel.router._lanes[n]._waiting for n in lanes))
+        await within(lambda: all(map(kernel.waiting, lanes)))
         assert all(stream.to_guest.empty() and not stream.late for stream in link.streams.values())
         go_on.set()
         assert (await guest.asked("control")).header["msg_type"] == "debug_request"

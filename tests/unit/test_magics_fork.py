@@ -122,7 +122,7 @@ async def test_the_vm_is_held_until_the_first_fork_is_there_and_no_longer(tmp_pa
     async with forking(tmp_path) as (kernel, client, guest, msg_id):
         kernel.supervisor.fork_events.put_nowait(Progress(stage="saving the virtual machine"))
         await ask(client, "debug_request", {"command": "debugInfo"}, "control")
-        await within(lambda: "control" in kernel.router._lanes and kernel.router._lanes["control"]._waiting)
+        await within(lambda: kernel.waiting("control"))
         assert kernel.links[0].held
         assert guest.idle_hands("control")
         first = await grant(kernel, 1)
