@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,13 @@ from agentvm_kernel.link.endpoint import UnixEndpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENT = ROOT / "guest" / "agentvm_guest" / "agent.py"
+
+
+PARSED_VARIABLE = "AGENTVM_TEST_PARSED"
+"""Environment variable: where what ipykernels parse of their libraries for completion is kept for the next guests.
+
+To parse it takes more than half of a guest's start.
+"""
 
 
 @dataclass
@@ -101,6 +109,7 @@ async def local_guest(
         try:
             async with _connected(folder, process) as guest:
                 await guest.control.request("ready", timeout=120)
+                _keep_parsed(folder / ".cache")
                 if identify:
                     await guest.identify(1)
                 yield guest
@@ -114,11 +123,29 @@ def _environment(folder: Path) -> dict[str, str]:
     # What its programs leave in the folder for temporary files goes with it.
     (temporary := folder / "tmp").mkdir()
     environment = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "HOME": str(folder), "TMPDIR": str(temporary)}
+    if (parsed := _parsed()) is not None and parsed.is_dir():
+        shutil.copytree(parsed, folder / ".cache")
+    environment.pop("XDG_CACHE_HOME", None)
     # As in the VM, `python` is the one that has the packages.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # With it ipykernel leaves the process's own stdout alone.
     environment.pop("PYTEST_CURRENT_TEST", None)
     return environment
+
+
+def _parsed() -> Path | None:
+    place = os.environ.get(PARSED_VARIABLE)
+    return Path(place, "cache") if place else None
+
+
+def _keep_parsed(cache: Path) -> None:
+    """Keep what the first guest has parsed; each of the others has a copy of its own."""
+    parsed = _parsed()
+    if parsed is None or parsed.is_dir() or not cache.is_dir():
+        return
+    copy = shutil.copytree(cache, Path(tempfile.mkdtemp(dir=parsed.parent), "cache"))
+    with suppress(OSError):  # another one was first
+        copy.rename(parsed)
 
 
 @asynccontextmanager

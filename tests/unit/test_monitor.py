@@ -389,7 +389,9 @@ async def test_one_with_widgets_gets_one_model_for_all_views(tmp_path: Path, kin
     async with running(tmp_path) as kernel, kernel.client() as client:
         guest = await kernel.guest()
         await ask(client, kind, content)
-        guest.reply(await guest.asked(), {"status": "ok", "comms": {}})
+        first = await guest.asked()
+        guest.reply(first, {"status": "ok", "comms": {}})
+        guest.status(first, "idle")
         views = []
         for spoken in (False, False, True):
             if spoken:
