@@ -375,9 +375,11 @@ class Supervisor:
 
         Raises:
             LimitError: there is no such limit, or no such value.
+            StoppedError: the VM is stopped.
             AgentVMError: the guest did not confirm.
         """
         async with lease.turn:
+            lease.check_runs()
             limits = changed(lease.limits, request.changes)
             if self.anomalies.responses.is_slowed(lease.vm.machine):
                 await lease.vm.limit(limits)  # the host's side is put on when it is not slowed down any more

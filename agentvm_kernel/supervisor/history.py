@@ -152,8 +152,7 @@ class History:
             request: What is wanted.
             running: Gets what is known as soon as the VM runs on.
         """
-        if lease.is_stopped():
-            raise SnapshotError("The VM is stopped because of an anomaly.", "%vm resume lets it run on.")
+        lease.check_runs()
         vm, tree, began = lease.vm, lease.terms.tree, time.monotonic()
         notes = Notes(
             label=request.label, text=request.text, kind=request.kind, busy=request.busy, cell=request.cell,

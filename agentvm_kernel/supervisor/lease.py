@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agentvm_kernel.errors import AgentVMError
+from agentvm_kernel.errors import AgentVMError, VMError
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events.execution import ResourceLimitExceeded
 from agentvm_kernel.observe.events.network import LinkRefused
@@ -20,6 +20,12 @@ from agentvm_kernel.supervisor.messages import Ended, Granted, Message
 from agentvm_kernel.supervisor.terms import Terms
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.sharing import Share
+
+
+class StoppedError(VMError):
+    """The VM is stopped because of an anomaly."""
+
+    code = "stopped"
 
 
 @dataclass
@@ -99,6 +105,17 @@ class Lease:
         self._verdict: Ended | None = None
         self._refusals = 0
         self.take(vm, granted)
+
+    def check_runs(self) -> None:
+        """See to it that its guest can answer.
+
+        Raises:
+            StoppedError: the VM is stopped.
+        """
+        if self.is_stopped():
+            raise StoppedError(
+                "The VM is stopped because of an anomaly.", "%vm resume, or `agentvm vm resume ID`, lets it run on."
+            )
 
     @property
     def current(self) -> str:

@@ -115,8 +115,7 @@ class Operator:
                 "Name one that is not there, in a folder that is.",
             )
         async with lease.turn:
-            if lease.is_stopped():
-                raise RequestError("The VM is stopped because of an anomaly.", f"`agentvm vm resume {vm}` resumes it.")
+            lease.check_runs()
             reason = await copy_disk(lease.vm, target, self._supervisor.qemu_owner)
         self._supervisor.audit.record(ConfigurationChanged(**lease.subject, what=f"disk: copied to {target}"))
         return DiskCopied(size=target.stat().st_size, unfrozen=reason)

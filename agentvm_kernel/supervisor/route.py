@@ -48,6 +48,7 @@ STATUS: Final = {
     "method": 405,
     "snapshot": 409,
     "share": 409,
+    "stopped": 409,
     "label_taken": 409,
     "no_network": 409,
     "cassette": 409,

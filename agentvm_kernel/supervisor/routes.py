@@ -33,7 +33,7 @@ from agentvm_kernel.supervisor.clones import lend
 from agentvm_kernel.supervisor.emit import Emit
 from agentvm_kernel.supervisor.fork_messages import ForkRequest, fork_event_adapter
 from agentvm_kernel.supervisor.forks import Forks, rest
-from agentvm_kernel.supervisor.lease import Lease
+from agentvm_kernel.supervisor.lease import Lease, StoppedError
 from agentvm_kernel.supervisor.lease_network import NetworkLockedError, NoNetworkError
 from agentvm_kernel.supervisor.messages import Ended, LeaseRequest, LimitsRequest, lease_event_adapter
 from agentvm_kernel.supervisor.network_messages import (
@@ -319,18 +319,18 @@ ROUTES: Final = (
     Route("GET", "/v1/vms", list_vms),
     Route("DELETE", "/v1/vms/{vm}", kill_vm, (NoVMError,)),
     Route("POST", "/v1/vms/{vm}/resume", resume_vm, (NoVMError, VMEndedError)),
-    Route("POST", "/v1/vms/{vm}/disk", copy_disk, (NoVMError, RequestError, HostError, VMEndedError)),
+    Route("POST", "/v1/vms/{vm}/disk", copy_disk, (NoVMError, RequestError, HostError, VMEndedError, StoppedError)),
     Route("GET", "/v1/pool", get_pool),
     Route("POST", "/v1/pool/drain", drain_pool),
     Route("POST", "/v1/pool/fill", fill_pool),
     Route("POST", "/v1/leases", lease_vm, events=lease_event_adapter),
     Route("GET", f"{_LEASE}/limits", get_limits, (NoLeaseError,)),
-    Route("PUT", f"{_LEASE}/limits", set_limits, (*_OF_A_LEASE, LimitError)),
+    Route("PUT", f"{_LEASE}/limits", set_limits, (*_OF_A_LEASE, LimitError, StoppedError)),
     Route("GET", f"{_LEASE}/network", get_network, (NoLeaseError,)),
     Route("PUT", f"{_LEASE}/network", set_network, (*_OF_A_LEASE, *_OF_THE_NETWORK, NoNetworkError)),
     Route("PUT", f"{_LEASE}/cassette", play_cassette, (NoLeaseError, CassetteError)),
     Route("GET", f"{_LEASE}/workspace", get_workspace, (NoLeaseError, ShareError)),
-    Route("PUT", f"{_LEASE}/workspace", set_workspace, (*_OF_A_LEASE, ShareError)),
+    Route("PUT", f"{_LEASE}/workspace", set_workspace, (*_OF_A_LEASE, ShareError, StoppedError)),
     Route("PUT", f"{_LEASE}/cell", set_cell, (NoLeaseError, *_OF_THE_NETWORK)),
     Route("GET", f"{_LEASE}/audit", list_audit, (NoLeaseError,), query=("last", "events")),
     Route("GET", f"{_LEASE}/events", follow_events, (NoLeaseError,), news_adapter),
@@ -341,7 +341,7 @@ ROUTES: Final = (
     Route("GET", f"{_LEASE}/stats", list_stats, (NoLeaseError,), stats_adapter, ("follow",)),
     Route("GET", "/v1/stats", list_all_stats, (), stats_adapter, ("follow",)),
     Route("GET", f"{_LEASE}/snapshots", list_snapshots, (NoLeaseError,)),
-    Route("POST", f"{_LEASE}/snapshots", take_snapshot, (*_OF_A_LEASE, *_OF_THE_STORE, LabelTakenError)),
+    Route("POST", f"{_LEASE}/snapshots", take_snapshot, (*_OF_A_LEASE, *_OF_THE_STORE, LabelTakenError, StoppedError)),
     Route("PATCH", _SNAPSHOT, label_snapshot, (NoLeaseError, NoSnapshotError, *_OF_THE_STORE, LabelTakenError)),
     Route("DELETE", _SNAPSHOT, remove_snapshot, (NoLeaseError, NoSnapshotError, *_OF_THE_STORE)),
     Route("POST", f"{_LEASE}/snapshots/prune", prune_snapshots, (NoLeaseError, *_OF_THE_STORE)),

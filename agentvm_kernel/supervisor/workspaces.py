@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import AgentVMError, SnapshotError
+from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.observe.audit import AuditLog
 from agentvm_kernel.observe.events.supervisor import ConfigurationChanged
 from agentvm_kernel.supervisor.lease import Lease
@@ -52,12 +52,11 @@ class Workspaces:
 
         Raises:
             ShareError: the folder cannot be shared, or the VM does not let go of the one before.
-            VMError: as above.
+            StoppedError: the VM is stopped.
         """
         share = await asyncio.to_thread(self._find, wanted) if wanted.folder else None
         async with lease.turn:
-            if lease.is_stopped():
-                raise SnapshotError("The VM is stopped because of an anomaly.", "%vm resume lets it run on.")
+            lease.check_runs()
             await _give(lease, share)
         self._note(lease, "nothing" if share is None else str(share))
         return self.info(lease)

@@ -588,6 +588,15 @@ async def ask(
     return str(message["header"]["msg_id"])
 
 
+async def interrupted(guest: ScriptedGuest) -> None:
+    """Return when the host has interrupted the guest, and let its agent say so."""
+    async with asyncio.timeout(TIMEOUT):
+        (raw,) = await guest.link.streams["agent"].to_guest.get()
+    request = json.loads(raw)
+    assert request["op"] == "interrupt"
+    guest.say("agent", [json.dumps({"id": request["id"], "ok": True}).encode()])
+
+
 async def cell(client: AsyncKernelClient, guest: ScriptedGuest, code: str, status: str = "ok") -> dict[str, object]:
     """Run a cell, or the stub of a magic, in a guest; return its reply."""
     msg_id = client.execute(code)

@@ -17,8 +17,9 @@ from agentvm_kernel.snapshots.notes import Cell
 from agentvm_kernel.supervisor.messages import Ended, LimitsRequest, Noticed
 from agentvm_kernel.supervisor.network_messages import CellRequest
 from agentvm_kernel.supervisor.operator import Operator
-from agentvm_kernel.supervisor.operator_messages import Resumed
+from agentvm_kernel.supervisor.operator_messages import DiskRequest, Resumed
 from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
+from agentvm_kernel.supervisor.workspace_messages import WorkspaceRequest
 
 SEEN = Noticed(
     vm="vm-1", run=1, rule="own", severity="critical", text="sends a lot", value=123.456, threshold=100,
@@ -62,10 +63,18 @@ async def test_a_pause_keeps_the_vm_and_is_taken_back(short_tmp: Path) -> None:
         (entry,) = ours.audited("anomaly_response")
         assert (entry["response"], entry["kind"]) == ("pause", "own")
         assert kept.id in entry["detail"]
-        with pytest.raises(ApiError, match="stopped because of an anomaly"):
-            await ours.client.snapshot(ours.id, SnapshotRequest())
+        vm, asked = ours.lease.vm.id, list(ours.machine.ops)
+        for attempt in (
+            ours.client.snapshot(ours.id, SnapshotRequest()),
+            ours.client.set_limits(ours.id, LimitsRequest(changes={"processes": 99})),
+            ours.client.set_workspace(ours.id, WorkspaceRequest(folder=str(Path(__file__).parent))),
+            ours.client.copy_disk(vm, DiskRequest(file=str(short_tmp / "disk"))),
+        ):
+            with pytest.raises(ApiError, match="stopped because of an anomaly") as refused:
+                await attempt
+            assert refused.value.code == "stopped"
         assert ours.machine.calls[-1] == "pause"
-        vm = ours.lease.vm.id
+        assert ours.machine.ops == asked, "its guest could not answer"
         assert await ours.client.resume(vm) == Resumed(was_paused=True, was_slowed=False)
         assert await ours.held() == [""]
         assert ours.machine.calls[-1] == "resume"

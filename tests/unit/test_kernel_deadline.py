@@ -15,6 +15,7 @@ from kernel_harness import (
     ScriptedSupervisor,
     ask,
     cell,
+    interrupted,
     outputs,
     parts_of,
     replied,
@@ -41,15 +42,6 @@ def supervisor() -> ScriptedSupervisor:
     made = ScriptedSupervisor()
     made.given = Limits.model_construct(cell_deadline=DEADLINE)
     return made
-
-
-async def interrupted(guest: ScriptedGuest) -> None:
-    """Return when the host has interrupted the guest, and let its agent say so."""
-    async with asyncio.timeout(TIMEOUT):
-        (raw,) = await guest.link.streams["agent"].to_guest.get()
-    request = json.loads(raw)
-    assert request["op"] == "interrupt"
-    guest.say("agent", [json.dumps({"id": request["id"], "ok": True}).encode()])
 
 
 def is_left_alone(guest: ScriptedGuest) -> bool:

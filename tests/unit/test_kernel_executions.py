@@ -6,7 +6,18 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from kernel_harness import ScriptedSupervisor, cell, granted, outputs, parts_of, replied, running, told, within
+from kernel_harness import (
+    ScriptedSupervisor,
+    cell,
+    granted,
+    interrupted,
+    outputs,
+    parts_of,
+    replied,
+    running,
+    told,
+    within,
+)
 
 from agentvm_kernel.errors import ApiError
 from agentvm_kernel.firewall.reasons import Reason
@@ -141,6 +152,7 @@ async def test_a_cell_past_its_deadline_has_timed_out(tmp_path: Path, monkeypatc
         guest = await kernel.guest()
         msg_id = client.execute("while True: pass")
         guest.begin(await guest.asked())
+        await interrupted(guest)
         await replied(client, msg_id)
         await kernel.guest()
         await kernel.machine.network.told()

@@ -30,7 +30,7 @@ from kernel_harness import (
 )
 
 from agentvm_kernel.errors import ApiError, LinkClosedError
-from agentvm_kernel.kernel import facts, footer
+from agentvm_kernel.kernel import endings, facts, footer
 from agentvm_kernel.kernel.facts import CellFacts
 from agentvm_kernel.kernel.wire import Wire
 from agentvm_kernel.observe.process import read_usage
@@ -215,6 +215,13 @@ async def test_a_cell_that_did_not_run_cost_nothing(tmp_path: Path, tally: Tally
         assert kernel.router._facts._begun == {}
 
 
+@pytest.fixture
+def _no_better_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a reason why a VM has gone, which here nobody tells."""
+    monkeypatch.setattr(endings, "_BETTER_REASON", 0.05)
+
+
+@pytest.mark.usefixtures("_no_better_reason")
 async def test_nothing_is_remembered_of_a_cell_whose_vm_is_gone(tmp_path: Path, tally: Tally) -> None:
     async with bed(tmp_path, tally) as (kernel, client, guest):
         msg_id = client.execute("1")
@@ -313,6 +320,7 @@ async def test_with_time_travel_a_cell_that_fails_is_answered_before_those_that_
         assert guest.idle_hands()
 
 
+@pytest.mark.usefixtures("_no_better_reason")
 async def test_with_time_travel_a_cell_whose_vm_is_gone_before_the_snapshot_has_its_reply(
     tmp_path: Path, tally: Tally
 ) -> None:
@@ -329,6 +337,7 @@ async def test_with_time_travel_a_cell_whose_vm_is_gone_before_the_snapshot_has_
         kernel.supervisor.go_on.set()
 
 
+@pytest.mark.usefixtures("_no_better_reason")
 async def test_with_time_travel_a_cell_whose_vm_is_gone_before_idle_has_its_reply_first(
     tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from agentvm_kernel.kernel.wire import Wire, WireError
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
 )
 
 
@@ -27,7 +28,7 @@ def scanned(data: bytes) -> None:
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.text(), VALUES), st.sampled_from([None, 2]), st.booleans())
+@given(st.dictionaries(st.text(), VALUES, max_size=6), st.sampled_from([None, 2]), st.booleans())
 def test_the_scanner_accepts_every_object(value: dict[str, object], indent: int | None, ascii_only: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     try:
@@ -38,7 +39,7 @@ def test_the_scanner_accepts_every_object(value: dict[str, object], indent: int 
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.text(max_size=5), VALUES), st.data())
+@given(st.dictionaries(st.text(max_size=5), VALUES, max_size=6), st.data())
 def test_the_scanner_agrees_with_the_parser_on_damaged_documents(value: dict[str, object], data: st.DataObject) -> None:
     document = bytearray(json.dumps(value).encode())
     for _ in range(data.draw(st.integers(1, 3))):
