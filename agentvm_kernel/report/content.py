@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,9 @@ from agentvm_kernel import __version__
 from agentvm_kernel.observe.curves import Moment
 from agentvm_kernel.observe.events.execution import FilesCopied
 from agentvm_kernel.observe.events.network import NetworkConnectionBlocked
+from agentvm_kernel.observe.events.vm import LeaseAcquired
 from agentvm_kernel.observe.verify import Verdict
+from agentvm_kernel.profiles import LIMIT_WORDS
 from agentvm_kernel.report.cleaning import Cleaner, Shown, plain, safe
 from agentvm_kernel.report.curves import draw_curves
 from agentvm_kernel.report.document import Document
@@ -281,7 +284,7 @@ def _session(session: Session, matches: Sequence[Match], moments: Sequence[Momen
     facts = [
         ("until", _when(session.ended) or "not over when this was made"),
         ("image", acquired.image), ("profile", acquired.profile),
-        ("machine", f"{acquired.vcpus} CPUs, {acquired.memory_mib} MiB" if acquired.vcpus else ""),
+        ("machine", _machine(acquired)),
         ("accelerator", acquired.accelerator), ("hypervisor", acquired.hypervisor),
         ("limits", _limits(acquired.limits)), ("network", acquired.network), ("lease", session.lease),
     ]  # fmt: skip
@@ -306,10 +309,25 @@ def _copy(one: FilesCopied) -> tuple[int, str, str, str, str]:
     return one.run, way, plain(name_of(one.path)), size(one.size), one.digest
 
 
+def _machine(acquired: LeaseAcquired) -> str:
+    if not acquired.vcpus:
+        return ""
+    disk = f", {acquired.disk_gb} GB of disk" if acquired.disk_gb else ""
+    return f"{acquired.vcpus} CPU{'' if acquired.vcpus == 1 else 's'}, {acquired.memory_mib} MiB of memory{disk}"
+
+
 def _limits(text: str) -> str:
-    """Return limits, which the log has as JSON, as people read them."""
-    pairs = (pair.partition(":") for pair in text.strip("{}").replace('"', "").split(",") if pair)
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, _, value in pairs)
+    """Return limits, which the log has as JSON, by the words of `%limits`."""
+    try:
+        values = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return text
+    found = [
+        f"{word.replace('_', ' ')} {values[name]:g} {unit}".rstrip()
+        for name, (word, unit) in LIMIT_WORDS.items()
+        if isinstance(values, dict) and type(values.get(name)) in {int, float}
+    ]
+    return ", ".join(found)
 
 
 def _numbers(runs: Sequence[Run]) -> str:

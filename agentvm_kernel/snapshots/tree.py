@@ -293,7 +293,7 @@ def check_free(label: str, contents: Contents) -> None:
     if label and (holder := contents.labels.get(check_label(label))):
         raise LabelTakenError(
             f"The label {label!r} is taken by the snapshot {holder}.",
-            "Choose another, or rename that one (`agentvm snapshot label`); Session(notebook=NAME) has labels of its own.",
+            "Choose another, or rename that one (agentvm snapshot label); Session(notebook=NAME) has its own.",
         )
 
 

@@ -52,7 +52,10 @@ def written(folder: Path) -> str:
     notes = [
         {"cell_type": "markdown", "source": html, "metadata": {}, "id": f"m-{name}"} for name, html in HOSTILE.items()
     ]
-    cells = [*notes, *(cell(name, html) for name, html in HOSTILE.items())]
+    return report_of(folder, *notes, *(cell(name, html) for name, html in HOSTILE.items()))
+
+
+def report_of(folder: Path, *cells: dict[str, Any]) -> str:
     path = folder / "n.ipynb"
     path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     paths = Paths(folder / "cache", folder / "state", folder / "run", folder / "config.toml")
@@ -111,3 +114,29 @@ def test_what_a_notebook_says_is_in_a_frame_that_the_report_has_not(tmp_path: Pa
         assert len(framed) == 3 * len(HOSTILE)
         assert "0px" not in framed
         assert set(page.eval_on_selector_all("body, body > h2, body > table, body > .note", widths)) == {"0px"}
+
+
+ROWS = (
+    ("fork", "status", "time", "CPU", "memory", "result", "output"),
+    ("1", "ok", "21.24 s", "2.07 s", "119.4 MiB", "2", f"<pre>{'Sort, join what touches, keep the end. ' * 9}</pre>"),
+    ("4", "died", "4.54 s", "0.00 s", "0 KiB", "The VM powered itself off.", ""),
+)
+LINES = """all => all.map(one => {
+    const range = document.createRange();
+    range.selectNodeContents(one);
+    return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size;
+})"""
+
+
+@pytest.mark.parametrize(("medium", "width"), [("screen", 1000), ("print", 680)])
+def test_what_is_short_in_a_table_stays_on_one_line(tmp_path: Path, medium: str, width: int) -> None:
+    """As wide as A4 is between its margins, too: words of a table of forks were broken where one cell was long."""
+    table = "".join(f"<tr>{''.join(f'<td>{one}</td>' for one in row)}</tr>" for row in ROWS)
+    with opened(report_of(tmp_path, cell("forks", f"<table>{table}</table>"))) as (page, _):
+        page.emulate_media(media=medium)
+        page.set_viewport_size({"width": width, "height": 900})
+        lines = page.eval_on_selector_all(".output td", LINES)
+        assert len(lines) == 3 * len(ROWS[0])
+        *before, long = lines[len(ROWS[0]) : 2 * len(ROWS[0])]
+        assert (set(lines[: len(ROWS[0])]), set(before)) == ({1}, {1})
+        assert long > 1

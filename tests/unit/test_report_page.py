@@ -50,7 +50,8 @@ def test_the_page_says_what_the_log_has(bed: Bed) -> None:
         notebook=str(bed.paths.state.parent / "n.ipynb"),
         version="0.1.0",
         network="filtered; 7 rules",
-        limits='{"cell_deadline":300.0,"open_files":4096}',
+        limits='{"cell_deadline":300.0,"disk_mb_per_second":50,"open_files":4096,"other":5,"lifetime":"x"}',
+        disk_gb=20,
     )
     bed.run("x = 1", count=1)
     bed.snapshot("s1", "good")
@@ -69,7 +70,7 @@ def test_the_page_says_what_the_log_has(bed: Bed) -> None:
     said = words(made.page)
     for wanted in (
         f"is whole: {made.log.records} records", made.log.last.digest, "Emulated processor (TCG)", "filtered; 7 rules",
-        "cell deadline 300.0, open files 4096",
+        "timeout 300 s, open files 4096, disk rate 50 MB", "2 CPUs, 2048 MiB of memory, 20 GB of disk",
         "3, of which 1 failed", "outputs as recorded", "on a branch that was left", "ZeroDivisionError",
         "good (s1)", "gone back to 1\N{MULTIPLICATION SIGN}", "Runs on the way: 1, 3; left behind: 2",
         "connection to evil.example:443", "output: script", "agentvm reproduce 'n.ipynb'",

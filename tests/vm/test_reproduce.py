@@ -236,6 +236,7 @@ def test_a_digit_a_file_and_a_package_that_were_changed_are_the_differences(bed:
     assert [line[0] for line in verdict["cells"][0]["diff"][3:5]] == ["-", "+"]
     assert verdict["cells"][0]["diff"][3][1:] == stream["text"].rstrip("\n")
     assert "Hosts are answered for by demo.cassette.jsonl, beside the notebook." in verdict["notes"]
+    assert verdict["cells"][4]["by"] == [], "copies besides cells have no number"
     assert set(verdict["cells"][3]["by"]) == {"memory-addresses", "durations"}
     file, result = verdict["files"]
     assert (file["verdict"], file["saved"], file["now"]) == ("differs", copied["sha256"], before)
