@@ -96,12 +96,16 @@ class Services:
         except SlowError:
             return Machine(state="starting", text="The kernel's process does not answer yet.")
         state = told.get("state")
-        text = " ".join(filter(None, (str(told.get("text", "")), str(told.get("hint", "")))))[:MOST_TEXT]
+        text = " ".join(_sentence(str(told[name])) for name in ("text", "hint") if told.get(name))[:MOST_TEXT]
         if error.code != NoLeaseError.code and state != "starting":
             # Why no supervisor could be started says more than that there is none.
             return Machine(state="none", text=text or f"{error.message} {_REMEDY}")
         # It may have got one meanwhile; then pages are told, and ask again.
         return Machine(state="ended" if state == "ended" else "starting", text=text)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "\N{HORIZONTAL ELLIPSIS}")) else f"{text}."
 
 
 async def _told(kernel: Kernel) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 import panel_bed
+from axe import hindrances
 from lab_bed import CHROMIUM, Lab, chromium, jupyter, lab, write_notebook
 from panel_bed import PATIENCE
 from playwright.sync_api import Locator, expect
@@ -221,6 +222,9 @@ def test_marks_lead_back_to_before_a_cell_and_what_followed_is_stale(visit: Visi
     visit.is_left("two", "three")
     assert visit.text("three") == "x is 3\n"
     visit.picture("stale")
+    for theme in ("Dark", "Light"):
+        visit.show_in(theme)
+        assert hindrances(visit.page, ".avm-cellbar", ".avm-mark", ".avm-mod-left .jp-Cell-outputArea") == []
 
 
 def test_a_branch_that_one_goes_back_to_is_current_again(visit: Visit) -> None:
@@ -297,6 +301,9 @@ def test_forks_are_seen_side_by_side_and_one_is_adopted(visit: Visit) -> None:
     assert len(shown[0]) == len(shown[1]) == 1
     assert shown[0] != shown[1]
     visit.picture("forks")
+    for theme in ("Dark", "Light"):
+        visit.show_in(theme)
+        assert hindrances(visit.page, ".avm-column header") == []
     columns.nth(1).get_by_role("button", name="Adopt").click()
     visit.answer("Adopt")
     expect(columns.nth(1).get_by_role("button", name="Adopted")).to_be_disabled(timeout=PATIENCE)

@@ -263,7 +263,7 @@ def test_a_host_that_cannot_run_machines_is_told_with_why_and_what_to_do(visit: 
     visit.click("Start a machine")
     for place in (visit.dialogue, visit.panel):
         expect(place).to_contain_text(f"No connection to libvirt ({NOWHERE})", timeout=PATIENCE)
-        expect(place).to_contain_text("agentvm doctor")
+        expect(place).to_contain_text("No such file or directory. Run `agentvm doctor`")
         visit.close_dialogue()
     visit.picture("no_host")
     visit.click("Examine this host")

@@ -128,7 +128,11 @@ def jupyter(
             yield found
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                # Its kernels are down; a thread that one of Jupyter's libraries has not ended may hold the rest up.
+                process.kill()
 
 
 def _free_port() -> int:

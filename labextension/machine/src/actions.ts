@@ -10,7 +10,7 @@ import { PruneForm } from './dialogs/prune.tsx';
 import { SnapshotForm } from './dialogs/snapshot.tsx';
 import { ComparisonView } from './dialogs/comparison.tsx';
 import { bytes } from './model/figures.ts';
-import { plain } from './model/plain.ts';
+import { plain, sentence } from './model/plain.ts';
 import { Refusal, type Store } from './model/store.ts';
 import type { Done, Failure, Snapshot } from './model/wire.ts';
 
@@ -215,7 +215,7 @@ export class Actions {
   }
 
   private async failed(failure: Failure): Promise<void> {
-    const message = [failure.message, failure.hint].filter(Boolean).map(one => plain(one, 1000)).join(' ');
+    const message = [failure.message, failure.hint].filter(Boolean).map(one => sentence(plain(one, 1000))).join(' ');
     await showErrorMessage(this.trans.__('That was not done'), message);
   }
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { beginning, plain } from '../src/model/plain.ts';
+import { beginning, plain, sentence } from '../src/model/plain.ts';
 
 test('text of any language stays as it is', () => {
   assert.equal(plain('Größe 東京 🙂 <b>&amp;'), 'Größe 東京 🙂 <b>&amp;');
@@ -24,4 +24,11 @@ test('what is long is cut between characters, and says so', () => {
 test('the beginning of a cell is its first line that says something', () => {
   assert.equal(beginning('\n\n   x = 1\ny = 2'), 'x = 1');
   assert.equal(beginning(''), '');
+});
+
+test('a sentence ends', () => {
+  for (const text of ['It ended.', 'Ended?', 'It is ended …', 'Ended!']) {
+    assert.equal(sentence(text), text);
+  }
+  assert.equal(sentence('No such file'), 'No such file.');
 });

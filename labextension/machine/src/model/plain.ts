@@ -24,6 +24,11 @@ function visible(character: string): string {
   return `⟨U+${code.toString(16).toUpperCase().padStart(4, '0')}⟩`;
 }
 
+/** Returns a text as a sentence, beside which another one can stand. */
+export function sentence(text: string): string {
+  return /[.!?…]$/.test(text) ? text : `${text}.`;
+}
+
 /** Returns the first line of a cell that says something. */
 export function beginning(code: string, most = 80): string {
   const line = code.slice(0, 4000).split('\n').find(one => one.trim()) ?? '';

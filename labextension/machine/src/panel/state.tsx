@@ -91,7 +91,7 @@ function said(store: Store, trans: TranslationBundle): Said {
     none: {
       title: trans.__('No machine runs under this notebook'),
       why: text || trans.__('The machine was stopped, or the supervisor, which runs the machines, is not there.'),
-      hint: trans.__('Start a machine: the supervisor starts with it.')
+      hint: trans.__('Start a machine: the supervisor starts with it. If that fails, examine this host.')
     },
     ended: {
       title: trans.__('The machine has ended'),

@@ -11,7 +11,7 @@ import { useShared } from './shared.ts';
 /** Pixels: of a row, of a lane, and of all lanes at most, which are closer together where they are many. */
 const HEIGHT = 40;
 const LANE = 14;
-const WIDEST = 64;
+const WIDEST = 70;
 /** Lanes that are drawn apart; those beyond share the last. */
 const LANES = 9;
 /** Rows that are drawn above and below those in sight. */
@@ -173,13 +173,13 @@ const Line = React.memo(function Line(props: {
 function Lanes(props: { row: Row; width: number }): React.ReactElement {
   const { row, width } = props;
   const drawn = Math.min(width, LANES);
-  const apart = Math.min(LANE, WIDEST / drawn);
-  const x = (lane: number): number => (Math.min(lane, LANES - 1) + 0.5) * apart;
+  const apart = Math.min(LANE, (WIDEST - LANE) / Math.max(drawn - 1, 1));
+  const x = (lane: number): number => LANE / 2 + Math.min(lane, LANES - 1) * apart;
   const middle = HEIGHT / 2;
   const here = x(row.lane);
   const kind = (lane: number): string => (lane === 0 ? 'avm-on' : 'avm-off');
   return (
-    <svg width={drawn * apart} height={HEIGHT} aria-hidden="true">
+    <svg width={LANE + (drawn - 1) * apart} height={HEIGHT} aria-hidden="true">
       {[...row.passing].reverse().map(lane => (
         <path key={`p${lane}`} className={kind(lane)} d={`M${x(lane)} 0V${HEIGHT}`} />
       ))}
