@@ -76,8 +76,7 @@ async def _thaw(vm: VM) -> None:
 def _hand_over(copy: Path, target: Path) -> None:
     """Copy the file to where it is wanted, if nothing is there; it belongs to this user then."""
     try:
-        with _open_regular(copy) as source, target.open("xb") as out:
-            target.chmod(0o600)
+        with _open_regular(copy) as source, _create_private(target) as out:
             try:
                 shutil.copyfileobj(source, out, 1 << 20)
             except OSError:
@@ -87,6 +86,11 @@ def _hand_over(copy: Path, target: Path) -> None:
         raise RequestError(f"{target} is there already.", "Name a file that is not.") from error
     except OSError as error:
         raise host_error(error) from error
+
+
+def _create_private(path: Path) -> BinaryIO:
+    """Create a file that was never open to others: whoever has it open already could read what is written later."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _open_regular(path: Path) -> BinaryIO:
