@@ -9,6 +9,7 @@ import typer
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ReportError
+from agentvm_kernel.terminal import plain
 
 
 def report(
@@ -39,7 +40,7 @@ def report(
 
     wanted = Wanted(packed=packed, pdf=pdf, strip=strip, author=author)
     for written in write_report(notebook, folder, wanted, Paths.of_user()):
-        print(written)
+        print(plain(str(written)))  # whoever made the notebook has named it
 
 
 def _verify(file: Path, key: str) -> int:

@@ -51,6 +51,14 @@ def test_a_report_lies_beside_its_notebook_or_where_it_is_wanted(
     assert (status, "your own key" in out) == (0, True)
 
 
+def test_a_notebooks_name_gives_the_terminal_no_orders(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copy(tmp_path / "n.ipynb", tmp_path / "n\x1b]0;owned\x07.ipynb")
+    status, out, _ = agentvm(monkeypatch, capsys, "n\x1b]0;owned\x07.ipynb")
+    assert (status, "\x1b" in out, "\x07" in out, "owned" in out) == (0, False, False, True)
+
+
 def test_a_report_by_another_key_is_told_by_the_status(
     bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
