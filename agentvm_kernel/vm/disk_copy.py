@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 from agentvm_kernel.errors import LinkError, RequestError, VMError, host_error
 from agentvm_kernel.vm.clone import VM
-from agentvm_kernel.vm.disk import create_overlay, give_to
+from agentvm_kernel.vm.disk import create_overlay
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ async def copy_disk(vm: VM, target: Path, owner: tuple[int, int] | None) -> str:
     await vm.settle()
     copy = vm.folder / "copy.qcow2"
     try:
-        await create_overlay(copy, vm.snapshot.hardware.disk_gb)
-        give_to(copy, owner)
+        await create_overlay(copy, vm.snapshot.hardware.disk_gb, owner=owner)
         async with AsyncExitStack() as frozen:
             frozen.push_async_callback(_thaw, vm)
             reason = await _freeze(vm)
