@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from agentvm_kernel.egress.cassette import Cassette
 from agentvm_kernel.egress.policy import Policy, Rule
+from agentvm_kernel.egress.room import Room
 from agentvm_kernel.errors import AgentVMError
 from agentvm_kernel.pace import Pace
 from agentvm_kernel.tally import Tally
@@ -89,6 +90,7 @@ class Access:
         hosts: When something was last said to or by each host, seconds on the monotonic clock; the latest last.
         on_limit: Told of each time that a limit was reached, with its name.
         spent: Bytes by rule, of the rules that have a budget.
+        room: Memory for what is recorded and replayed; shared with the lease's other VMs.
     """
 
     session: str
@@ -108,6 +110,7 @@ class Access:
     # A default would be taken for a method.
     on_limit: Callable[[str], None] = field(default_factory=lambda: lambda _: None, init=False)
     spent: defaultdict[Rule, int] = field(default_factory=lambda: defaultdict(int), init=False)
+    room: Room = field(default_factory=Room, init=False)
 
     def __post_init__(self) -> None:
         self.lookups = asyncio.Semaphore(_LOOKUPS)

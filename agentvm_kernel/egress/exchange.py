@@ -11,6 +11,7 @@ import h11
 from agentvm_kernel.egress.cassette import LARGEST_BODY, Cassette, HeaderList, Request, Response
 from agentvm_kernel.egress.channel import Channel
 from agentvm_kernel.egress.redaction import Redaction
+from agentvm_kernel.egress.room import Part
 from agentvm_kernel.egress.secrets import Headers, HostSecrets
 from agentvm_kernel.egress.tap import Tap
 from agentvm_kernel.errors import CassetteError
@@ -28,15 +29,22 @@ class Exchange(Tap):
         secrets: The host's.
         cassette: What is recorded into; None if nothing is.
         current: Returns the lease's cassette now.
+        part: Memory for what is recorded.
     """
 
     def __init__(
-        self, root: str, secrets: HostSecrets, cassette: Cassette | None, current: Callable[[], Cassette | None]
+        self,
+        root: str,
+        secrets: HostSecrets,
+        cassette: Cassette | None,
+        current: Callable[[], Cassette | None],
+        part: Part,
     ) -> None:
         self._root = root
         self._secrets = secrets
         self._cassette = cassette
         self._current = current
+        self._part = part
         self._encoded: deque[bytes] = deque(maxlen=_CREDENTIALS)
         self._redaction = secrets.redaction()
         self._asked: h11.Request | None = None
@@ -51,6 +59,7 @@ class Exchange(Tap):
         self._asked, self._answered = request, None
         self._sent.clear()
         self._received.clear()
+        self._part.give_back()
         lengths = [int(value) for name, value in request.headers if name == b"content-length"]
         self._awaited = lengths[0] if lengths else None
         headers, encoded = self._secrets.insert(request.headers.raw_items())
@@ -63,7 +72,7 @@ class Exchange(Tap):
     def request_data(self, data: bytes) -> None:
         """Note what is sent, if it is recorded."""
         if self._cassette:
-            _keep(self._sent, data, "request")
+            self._keep(self._sent, data, "request")
 
     def request_end(self) -> None:
         """Note that the request is complete."""
@@ -94,14 +103,14 @@ class Exchange(Tap):
         """Return the next piece of the answer without secrets."""
         clean = self._redaction.feed(data)
         if self._cassette:
-            _keep(self._received, clean, "answer")
+            self._keep(self._received, clean, "answer")
         return clean
 
     def response_end(self) -> bytes:
         """Return the answer's last piece; the exchange is recorded then."""
         rest = self._redaction.rest()
         if self._cassette:
-            _keep(self._received, rest, "answer")
+            self._keep(self._received, rest, "answer")
             self._record(self._cassette)
         return rest
 
@@ -118,6 +127,14 @@ class Exchange(Tap):
         headers = _texts(answered.headers.raw_items())
         response = Response(answered.status_code, reason, headers, bytes(self._received))
         cassette.add(as_request(asked, self._root, bytes(self._sent)), response)
+
+    def _keep(self, into: bytearray, data: bytes, what: str) -> None:
+        if len(into) + len(data) > LARGEST_BODY:
+            raise CassetteError(
+                f"A recording takes no {what} of more than {LARGEST_BODY >> 20} MiB.", "End the recording for it."
+            )
+        self._part.take(len(data))
+        into += data
 
     def upgraded(self, channel: Channel) -> Channel:
         """Return a channel that takes secrets out of what the host says in whatever it speaks."""
@@ -189,11 +206,3 @@ def _readable(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 def _texts(headers: Headers) -> HeaderList:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-
-
-def _keep(into: bytearray, data: bytes, what: str) -> None:
-    if len(into) + len(data) > LARGEST_BODY:
-        raise CassetteError(
-            f"A recording takes no {what} of more than {LARGEST_BODY >> 20} MiB.", "End the recording for it."
-        )
-    into += data

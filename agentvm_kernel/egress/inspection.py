@@ -17,6 +17,7 @@ from typing import Final
 
 from agentvm_kernel.egress.access import Access
 from agentvm_kernel.egress.authority import Authority
+from agentvm_kernel.egress.cassette import Cassette
 from agentvm_kernel.egress.channel import Channel
 from agentvm_kernel.egress.exchange import Exchange
 from agentvm_kernel.egress.guest_tls import GuestTls
@@ -169,16 +170,21 @@ class _Conversation:
     async def relay(self, secrets: HostSecrets, connect: Connect) -> None:
         """Carry requests to the host and answers back."""
         root = root_of(self._scheme, self._name, self._port)
-        exchange = Exchange(root, secrets, self._access.cassette, lambda: self._access.cassette)
-        self._relay = HttpRelay(self._name, self._port, self._guest, connect, _PATIENCE, exchange)
-        await self._relay.run()
+        with self._access.room.part() as part:
+            exchange = Exchange(root, secrets, self._access.cassette, self._cassette, part)
+            self._relay = HttpRelay(self._name, self._port, self._guest, connect, _PATIENCE, exchange)
+            await self._relay.run()
 
     async def replay(self) -> None:
         """Answer requests from the lease's cassette."""
         cassette = self._access.cassette
         assert cassette is not None
-        replay = Replay(self._scheme, self._name, self._port, self._guest, cassette, lambda: self._access.cassette)
-        await replay.run(_PATIENCE)
+        with self._access.room.part() as part:
+            replay = Replay(self._scheme, self._name, self._port, self._guest, cassette, self._cassette, part)
+            await replay.run(_PATIENCE)
+
+    def _cassette(self) -> Cassette | None:
+        return self._access.cassette
 
     async def refuse(self, error: AgentVMError) -> None:
         """Tell the program why, unless an answer has been begun."""

@@ -13,6 +13,7 @@ from agentvm_kernel.egress.channel import Channel
 from agentvm_kernel.egress.exchange import as_request, check_current
 from agentvm_kernel.egress.http1 import HttpRefusedError, checked
 from agentvm_kernel.egress.names import shown
+from agentvm_kernel.egress.room import Part
 from agentvm_kernel.errors import CassetteError
 
 _LONGEST_HEAD: Final = 64 * 1024
@@ -28,6 +29,7 @@ class Replay:
         channel: The guest's connection, in the clear.
         cassette: Where the answers are.
         current: Returns the lease's cassette now.
+        part: Memory for what is asked and answered.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Replay:
         channel: Channel,
         cassette: Cassette,
         current: Callable[[], Cassette | None],
+        part: Part,
     ) -> None:
         self._root = root_of(scheme, name, port)
         self._name = name
@@ -45,6 +48,7 @@ class Replay:
         self._channel = channel
         self._cassette = cassette
         self._current = current
+        self._part = part
         self._guest = h11.Connection(h11.SERVER, _LONGEST_HEAD)
 
     async def run(self, patience: float) -> None:
@@ -67,7 +71,10 @@ class Replay:
             request = checked(event, self._name, self._port)
             body = await self._read_body()
             check_current(self._cassette, self._current())
-            await self._answer(self._cassette.answer(as_request(request, self._root, body)))
+            answer = self._cassette.answer(as_request(request, self._root, body))
+            self._part.take(len(answer.body))
+            await self._answer(answer)
+            self._part.give_back()
             if self._guest.our_state is not h11.DONE or self._guest.their_state is not h11.DONE:
                 break
             self._guest.start_next_cycle()
@@ -89,6 +96,7 @@ class Replay:
     async def _read_body(self) -> bytes:
         body = bytearray()
         while isinstance(event := await self._next_event(), h11.Data):
+            self._part.take(len(event.data))
             body += event.data
             if len(body) > LARGEST_BODY:
                 raise CassetteError(f"No request of more than {LARGEST_BODY >> 20} MiB is recorded.", "Record anew.")

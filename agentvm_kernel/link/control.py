@@ -10,11 +10,14 @@ from pathlib import Path
 
 from agentvm_kernel.errors import LinkClosedError, LinkError, ProtocolError
 from agentvm_kernel.link.proof import printable
+from agentvm_kernel.pace import Pace
 
 MAX_LINE = 64 << 10
 # Remains of an earlier connection that may precede the first valid line.
 _MAX_GARBAGE = 1 << 20
 _MAX_PENDING = 64
+# Lines, and KiB, that are read per second: more than an honest agent ever has to say.
+_PER_SECOND = 1000
 
 
 class ControlChannel(asyncio.Protocol):
@@ -25,6 +28,7 @@ class ControlChannel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._garbage = 0
+        self._pace = Pace()
         self._in_step = False
         # Answers to an earlier connection's requests may still come: numbers must not meet.
         self._number = secrets.randbelow(1 << 31)
@@ -115,12 +119,21 @@ class ControlChannel(asyncio.Protocol):
             self._check_length()
         except LinkError as error:
             self._fail(error)
+        else:
+            self._slow_down(len(lines) + (len(data) >> 10))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the connection's end."""
         self._fail(LinkClosedError("The guest's control port is gone."))
         if not self._lost.done():
             self._lost.set_result(None)
+
+    def _slow_down(self, amount: int) -> None:
+        """Read on when so much may have come: the process at this end serves other VMs, too."""
+        wait = self._pace.take(amount, _PER_SECOND, _PER_SECOND)
+        if wait and self._transport is not None:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(wait, self._transport.resume_reading)
 
     def _check_length(self) -> None:
         if len(self._buffer) <= MAX_LINE:

@@ -67,6 +67,11 @@ def said(info: WorkspaceInfo) -> str:
     if not info.is_there:
         return f"{folder} was shared {way}, but the VM has lost it; %workspace PATH shares it again."
     text = f"{folder} is shared {way}; in the VM it is {info.place}."
+    if info.weakness:
+        text += (
+            "\nOnly QEMU keeps the VM from changing it, and root in the VM can make files there empty, because this"
+            f" host makes no folder read-only for it: {show.plain(info.weakness, 200)}. Share a copy of what you need."
+        )
     if info.writable and info.owner != _CELLS:
         text += (
             f"\nIt belongs to user {info.owner}, and cells run as user {_CELLS} of the VM: where its modes do not let"

@@ -10,6 +10,7 @@ import typer
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ReportError
+from agentvm_kernel.terminal import plain
 
 
 def report(
@@ -41,7 +42,7 @@ def report(
     wanted = Wanted(packed=packed, pdf=pdf, strip=strip, author=author)
     written = write_report(notebook, folder, wanted, Paths.of_user())
     for path in written.files:
-        print(path)
+        print(plain(str(path)))  # whoever made the notebook has named it
     if written.changed:
         print(written.warning(), file=sys.stderr)
 

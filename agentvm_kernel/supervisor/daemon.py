@@ -12,6 +12,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -78,10 +80,18 @@ def only_one(paths: Paths) -> Iterator[None]:
         yield
 
 
+class _PrivateLog(RotatingFileHandler):
+    """A log that nobody else reads, however often it is begun anew: others may pass through root's state folder."""
+
+    def _open(self) -> TextIOWrapper:
+        private = partial(os.open, mode=0o600)
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=private)
+
+
 def _configure_log(paths: Paths, foreground: bool) -> None:
     handler: logging.Handler = logging.StreamHandler()
     if not foreground:
-        handler = RotatingFileHandler(paths.log, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES)
+        handler = _PrivateLog(paths.log, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("qemu.qmp").setLevel(logging.WARNING)  # it tells of every QEMU that ends

@@ -114,6 +114,7 @@ class LeaseNetwork:
         access = Access(self._id, self.notebook, vm.id, self._policy, self._limits(), cell=_label(self._cell.cell))
         # A session does not get more by forking.
         access.counters, access.spent = self._budget.counters, self._budget.spent
+        access.room = self._budget.room
         access.cassette = self._cassette
         access.on_limit = self.on_limit
         access.tally = vm.tally

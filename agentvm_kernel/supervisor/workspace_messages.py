@@ -28,6 +28,7 @@ class WorkspaceInfo(Message):
         place: Where the VM has it.
         is_there: Whether the VM has it now; it has not if it could not be given back after a snapshot or a rollback.
         owner: Number of the user whose folder it is.
+        weakness: Why nobody but QEMU keeps the VM from changing it; empty if the host's kernel does, or if it may.
     """
 
     folder: str = ""
@@ -35,3 +36,4 @@ class WorkspaceInfo(Message):
     place: str = ""
     is_there: bool = False
     owner: int = 0
+    weakness: str = Field(default="", max_length=200)

@@ -44,7 +44,7 @@ class Workspaces:
             raise ShareError(f"{share.folder}: {error.strerror}.", "%workspace off ends the sharing.") from error
         return WorkspaceInfo(
             folder=str(share.folder), writable=share.writable, place=PLACE, is_there=lease.vm.sharing.share == share,
-            owner=owner,
+            owner=owner, weakness=lease.vm.sharing.weakness[:200],
         )  # fmt: skip
 
     async def change(self, lease: Lease, wanted: WorkspaceRequest) -> WorkspaceInfo:
@@ -58,7 +58,8 @@ class Workspaces:
         async with lease.turn:
             lease.check_runs()
             await _give(lease, share)
-        self._note(lease, "nothing" if share is None else str(share))
+        weakness = lease.vm.sharing.weakness if share else ""
+        self._note(lease, f"{share or 'nothing'}{', by QEMU alone' if weakness else ''}")
         return self.info(lease)
 
     async def follow(self, lease: Lease) -> str:

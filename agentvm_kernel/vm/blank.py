@@ -166,9 +166,9 @@ async def prepare_blank(
         What to start, and the overlay that its disk gets later.
     """
     overlay, placeholder = folder / "disk-1.qcow2", folder / "placeholder.raw"
-    await create_overlay(overlay, base.hardware.disk_gb)
+    await create_overlay(overlay, base.hardware.disk_gb, owner=owner)
     _make_placeholder(placeholder, base.hardware)
-    for path in (folder, overlay, placeholder):
+    for path in (placeholder, folder):  # from the last one on, another QEMU of that user can put something into it
         give_to(path, owner)
     memory = memory or base.memory
     spec = DomainSpec(name, str(uuid.uuid4()), folder, base.hardware, memory, (placeholder,), owner=owner)

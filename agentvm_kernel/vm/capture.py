@@ -19,7 +19,7 @@ from agentvm_kernel.errors import AgentVMError, DiskFullError
 from agentvm_kernel.vm.clone import VM
 from agentvm_kernel.vm.content import Content, changed_blocks
 from agentvm_kernel.vm.delta import PAGE, Run, merge_runs, write_delta
-from agentvm_kernel.vm.disk import create_overlay, give_to, is_written
+from agentvm_kernel.vm.disk import create_overlay, is_written
 from agentvm_kernel.vm.memory import Buffer
 from agentvm_kernel.vm.tracking import Tracker
 
@@ -133,8 +133,7 @@ class Capturer:
         if vm.spare_overlay is None:
             vm.overlays += 1
             overlay = vm.folder / f"disk-{vm.overlays}.qcow2"
-            await create_overlay(overlay, vm.snapshot.hardware.disk_gb)
-            give_to(overlay, self._owner)
+            await create_overlay(overlay, vm.snapshot.hardware.disk_gb, owner=self._owner)
             await vm.machine.prepare_overlay(overlay)
             vm.spare_overlay = overlay
 

@@ -6,28 +6,46 @@ import asyncio
 import os
 from pathlib import Path
 
-from agentvm_kernel.errors import HostError, SnapshotError, VMError
+from agentvm_kernel.errors import HostError, SnapshotError, VMError, host_error
 
 
-async def create_overlay(overlay: Path, size_gb: int, base: Path | None = None) -> None:
+async def create_overlay(
+    overlay: Path, size_gb: int, base: Path | None = None, owner: tuple[int, int] | None = None
+) -> None:
     """Create an empty overlay.
+
+    The folder may be that of a running QEMU, and belong to its user, who might have put a link in the file's place.
 
     Args:
         overlay: File to create.
         size_gb: Virtual size, GB (10^9 bytes).
         base: Raw image below it; ``None`` where QEMU is told at run time what lies below.
+        owner: The user under which QEMU runs, if another.
 
     Raises:
-        HostError: qemu-img is not installed.
+        HostError: qemu-img is not installed, or something is there.
         VMError: it failed; most often the disk is full.
     """
+    try:
+        descriptor = os.open(overlay, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise host_error(error) from error
+    try:
+        await _write_empty(descriptor, overlay, size_gb, base)
+        if owner is not None and owner[0] != os.geteuid():
+            os.fchown(descriptor, *owner)
+    finally:
+        os.close(descriptor)
+
+
+async def _write_empty(descriptor: int, overlay: Path, size_gb: int, base: Path | None) -> None:
     # lazy_refcounts would only help a host that crashes; 64 KiB clusters are QEMU's default.
     below = [] if base is None else ["-F", "raw", "-b", str(base)]
-    arguments = ["create", "-q", "-f", "qcow2", *below, str(overlay), str(virtual_size(size_gb))]
+    arguments = ["create", "-q", "-f", "qcow2", *below, f"/dev/fd/{descriptor}", str(virtual_size(size_gb))]
     try:
         process = await asyncio.create_subprocess_exec(
             "qemu-img", *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stderr=asyncio.subprocess.STDOUT, pass_fds=(descriptor,),
         )  # fmt: skip
     except FileNotFoundError as error:
         raise HostError("qemu-img is not installed.", "Run `agentvm setup`.") from error
@@ -63,4 +81,4 @@ def virtual_size(size_gb: int) -> int:
 def give_to(path: Path, owner: tuple[int, int] | None) -> None:
     """Make QEMU's user the owner of a file or folder, where QEMU runs under another user than this process."""
     if owner is not None and owner[0] != os.geteuid():
-        os.chown(path, *owner)
+        os.chown(path, *owner, follow_symlinks=False)

@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 from agentvm_kernel.errors import LinkError, RequestError, VMError, host_error
 from agentvm_kernel.vm.clone import VM
-from agentvm_kernel.vm.disk import create_overlay, give_to
+from agentvm_kernel.vm.disk import create_overlay
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ async def copy_disk(vm: VM, target: Path, owner: tuple[int, int] | None) -> str:
     await vm.settle()
     copy = vm.folder / "copy.qcow2"
     try:
-        await create_overlay(copy, vm.snapshot.hardware.disk_gb)
-        give_to(copy, owner)
+        await create_overlay(copy, vm.snapshot.hardware.disk_gb, owner=owner)
         async with AsyncExitStack() as frozen:
             frozen.push_async_callback(_thaw, vm)
             reason = await _freeze(vm)
@@ -76,8 +75,7 @@ async def _thaw(vm: VM) -> None:
 def _hand_over(copy: Path, target: Path) -> None:
     """Copy the file to where it is wanted, if nothing is there; it belongs to this user then."""
     try:
-        with _open_regular(copy) as source, target.open("xb") as out:
-            target.chmod(0o600)
+        with _open_regular(copy) as source, _create_private(target) as out:
             try:
                 shutil.copyfileobj(source, out, 1 << 20)
             except OSError:
@@ -87,6 +85,11 @@ def _hand_over(copy: Path, target: Path) -> None:
         raise RequestError(f"{target} is there already.", "Name a file that is not.") from error
     except OSError as error:
         raise host_error(error) from error
+
+
+def _create_private(path: Path) -> BinaryIO:
+    """Create a file that was never open to others: whoever has it open already could read what is written later."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _open_regular(path: Path) -> BinaryIO:

@@ -1,19 +1,23 @@
 """The device by which a VM shares a folder of the host: plugged in through QEMU's monitor, and taken out again.
 
-QEMU learns on its command line that there may be a folder, and opens it when the device is plugged in: until then there
-is neither a folder nor a device.
+QEMU learns on its command line that there may be a folder, and gets it, open, when the device is plugged in: until then
+there is neither a folder nor a device.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import EventListener, QMPClient, QMPError
 
 from agentvm_kernel.errors import HypervisorError
 from agentvm_kernel.vm.domain import share_id
+from agentvm_kernel.vm.folder_view import open_folder
 from agentvm_kernel.vm.spec import DomainSpec
 
 TAG: Final = "agentvmshared"
@@ -48,21 +52,40 @@ class FolderDevice:
         self._machine = machine
         self._monitor = monitor
 
-    async def plug(self, folder: Path, *, writable: bool) -> None:
-        """Plug it in; QEMU opens the folder, and has it open until the device is gone.
+    async def plug(self, folder: Path, *, writable: bool) -> str:
+        """Plug it in; QEMU has the folder open until the device is gone.
+
+        Returns:
+            Why nobody but QEMU keeps the guest from changing the folder; empty if the host's kernel does, or if it may.
 
         Raises:
-            HypervisorError: QEMU cannot open it.
+            HypervisorError: it cannot be opened, or QEMU does not take it.
         """
+        view = await asyncio.to_thread(open_folder, folder, writable=writable)
+        try:
+            async with self._given(view.descriptor):
+                device = {"id": _DEVICE, "fsdev": share_id(writable=writable), "mount_tag": TAG, "addr": _SLOT}
+                await self._machine.execute("device_add", {"driver": "virtio-9p-pci", **device})
+        finally:
+            os.close(view.descriptor)
+        return view.weakness
+
+    @asynccontextmanager
+    async def _given(self, descriptor: int) -> AsyncIterator[None]:
+        """Let QEMU find an open folder in the place of which its command line tells."""
+        try:
+            self._monitor.send_fd_scm(descriptor)
+        except (OSError, QMPError) as error:
+            raise HypervisorError(f"QEMU does not take the folder: {error}") from error
+        its = cast("dict[str, int]", await self._machine.execute("add-fd", {}))
         link = self._machine.spec.shared
         link.unlink(missing_ok=True)
-        link.symlink_to(folder)
-        backend = share_id(writable=writable)
+        link.symlink_to(f"/proc/self/fd/{its['fd']}")  # QEMU itself is it that follows this
         try:
-            device = {"id": _DEVICE, "fsdev": backend, "mount_tag": TAG, "addr": _SLOT}
-            await self._machine.execute("device_add", {"driver": "virtio-9p-pci", **device})
+            yield
         finally:
             link.unlink(missing_ok=True)
+            await self._machine.execute("remove-fd", {"fdset-id": its["fdset-id"]})
 
     async def unplug(self) -> None:
         """Ask the guest for it, and wait until it is gone; nothing happens if it is.

@@ -90,9 +90,8 @@ async def _prepare(hypervisor: Hypervisor, source: Source, hardware: Hardware, f
     memory, disk = folder / "memory", folder / "disk.qcow2"
     memory.touch(mode=0o600)
     os.truncate(memory, hardware.memory_mib * 1024 * 1024)
-    await create_overlay(disk, hardware.disk_gb, source.rootfs)
-    for path in (memory, disk):
-        give_to(path, hypervisor.owner)
+    await create_overlay(disk, hardware.disk_gb, source.rootfs, hypervisor.owner)
+    give_to(memory, hypervisor.owner)
     boot = Boot(source.kernel, source.initramfs, _cmdline(hardware))
     return DomainSpec(name, str(uuid.uuid4()), folder, hardware, memory, (disk, source.rootfs), boot, hypervisor.owner)
 

@@ -160,15 +160,19 @@ class Machine(ABC):
         raise HypervisorError("There is no network for cards.", NO_NAT)
 
     @abstractmethod
-    async def plug_folder(self, folder: Path, *, writable: bool) -> None:
+    async def plug_folder(self, folder: Path, *, writable: bool) -> str:
         """Give a running machine a device that shares a folder of the host.
 
         Args:
             folder: Which.
             writable: Whether the guest may change it.
 
+        Returns:
+            Why nobody but the hypervisor keeps the guest from changing it; empty if the host's kernel does, or if it
+            may.
+
         Raises:
-            HypervisorError: QEMU cannot open it.
+            HypervisorError: it cannot be opened.
         """
 
     @abstractmethod

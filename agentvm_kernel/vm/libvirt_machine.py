@@ -346,9 +346,9 @@ class LibvirtMachine(Machine):
         if alias == CARD_ALIAS and self._unplugged is not None and not self._unplugged.done():
             self._unplugged.set_result(is_gone)
 
-    async def plug_folder(self, folder: Path, *, writable: bool) -> None:
+    async def plug_folder(self, folder: Path, *, writable: bool) -> str:
         """Plug in a virtio-9p device."""
-        await self._sharing.plug(folder, writable=writable)
+        return await self._sharing.plug(folder, writable=writable)
 
     async def unplug_folder(self) -> None:
         """Ask the guest for the device, which it need not give; QEMU reports when it has."""

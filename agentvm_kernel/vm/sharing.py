@@ -63,10 +63,12 @@ class Sharing:
 
     Attributes:
         share: What the guest has; ``None`` for nothing.
+        weakness: Why nobody but QEMU keeps the guest from changing it; empty if the host's kernel does, or if it may.
     """
 
     def __init__(self, machine: Machine, request: Callable[..., Awaitable[dict[str, object]]]) -> None:
         self.share: Share | None = None
+        self.weakness = ""
         self._machine = machine
         self._request = request
         self._turn = asyncio.Lock()
@@ -115,7 +117,7 @@ class Sharing:
     async def _begin(self, share: Share) -> None:
         machine = self._machine
         try:
-            await machine.plug_folder(share.folder, writable=share.writable)
+            self.weakness = await machine.plug_folder(share.folder, writable=share.writable)
         except VMError as error:
             raise ShareError(f"QEMU cannot share {share.folder}: {error.message}") from error
         self.share = share

@@ -28,6 +28,7 @@ class FakeMachine(Machine):
         self.is_mute = False
         self.clings = False
         self.unshareable = False
+        self.weakness = ""
         self.asked = asyncio.Event()
         self.answering = asyncio.Event()
         self.answering.set()
@@ -138,10 +139,11 @@ class FakeMachine(Machine):
         if self.clings:
             raise HypervisorError("The guest does not let go of its network card.")
 
-    async def plug_folder(self, folder: Path, *, writable: bool) -> None:
+    async def plug_folder(self, folder: Path, *, writable: bool) -> str:
         self.calls.append(f"plug {folder.name}{' rw' if writable else ''}")
         if self.unshareable or not folder.is_dir():
             raise HypervisorError("QEMU: device_add: cannot open it")
+        return self.weakness
 
     async def unplug_folder(self) -> None:
         self.calls.append("unplug folder")

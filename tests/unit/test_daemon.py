@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from supervisor_bed import first_grant, make_paths, serving
 
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import AgentVMError, ApiError, SupervisorError
-from agentvm_kernel.supervisor import api
+from agentvm_kernel.supervisor import api, daemon
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.core import Supervisor
 from agentvm_kernel.supervisor.daemon import AlreadyRunningError, only_one, prepare_folders
@@ -146,6 +147,22 @@ def test_folders_are_private(paths: Paths) -> None:
     prepare_folders(paths)
     allowed = 0o711 if os.geteuid() == 0 else 0o700
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (paths.cache, paths.state, paths.runtime)} == {allowed}
+
+
+def test_the_log_is_private_however_often_it_is_begun_anew(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may pass through the state folder of root."""
+    prepare_folders(paths)
+    found: list[logging.Handler] = []
+    monkeypatch.setattr(logging, "basicConfig", lambda **given: found.extend(given["handlers"]))
+    daemon._configure_log(paths, False)
+    (handler,) = found
+    for _ in range(2):
+        handler.emit(logging.makeLogRecord({"msg": "x" * 600_000}))
+        handler.emit(logging.makeLogRecord({"msg": "x" * 600_000}))
+    handler.close()
+    logs = [path for path in paths.state.iterdir() if path.name.startswith(paths.log.name)]
+    assert len(logs) > 1
+    assert {stat.S_IMODE(path.stat().st_mode) for path in logs} == {0o600}
 
 
 def test_a_path_too_long_for_sockets_is_refused_with_a_remedy(paths: Paths) -> None:

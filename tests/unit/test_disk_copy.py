@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from audited import audited_soon
@@ -57,6 +59,19 @@ async def test_a_guest_that_does_not_freeze_is_copied_and_told_of(bed: Bed) -> N
     assert copied.unfrozen.startswith("The guest agent refused 'freeze': qemu-ga is not ")
     assert "\x1b" not in copied.unfrozen
     assert bed.ops == ["freeze", "thaw"], "it is thawed all the same: it may lie"
+
+
+async def test_nobody_else_can_open_it_before_it_is_written(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watch(source: BinaryIO, out: BinaryIO, _length: int = 0) -> None:
+        seen.append(os.fstat(out.fileno()).st_mode & 0o777)
+        out.write(source.read())
+
+    monkeypatch.setattr(Path, "chmod", lambda *_: None)  # it would come after somebody has opened it
+    monkeypatch.setattr(shutil, "copyfileobj", watch)
+    await bed.copy()
+    assert seen == [0o600]
 
 
 async def test_it_is_thawed_when_qemu_fails(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -23,6 +23,7 @@ from agentvm_kernel.egress.http1 import HttpRefusedError
 from agentvm_kernel.egress.inspector import HostTlsError
 from agentvm_kernel.egress.names import Pattern
 from agentvm_kernel.egress.policy import Decision, Rule
+from agentvm_kernel.egress.room import Room
 from agentvm_kernel.errors import CassetteError, HostError, SecretError
 
 VALUE = "sk-live-0123456789abcdef"
@@ -410,5 +411,38 @@ async def test_a_body_that_is_too_long_for_a_recording_is_said(tmp_path: Path, m
         async with program.post("/", data=b"x" * 1001) as answer:
             assert answer.status == 502
             assert "takes no request" in await answer.text()
+        bed.access.cassette.close()
+    assert isinstance(bed.errors[0], CassetteError)
+
+
+@pytest.mark.parametrize("mode", ["record", "replay"])
+async def test_all_connections_of_a_lease_together_hold_so_much_memory(tmp_path: Path, mode: str) -> None:
+    """Else a guest with 512 of them, each in the middle of a long request, could fill the host's memory."""
+    go = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"x" * 600
+        await go.wait()
+
+    async with inspecting(tmp_path, hello) as bed:
+        bed.access.cassette = Cassette.record(tmp_path, "demo")
+        async with bed.program() as program, program.post("/", data=b"x" * 600) as answer:
+            assert answer.status == 200
+        if mode == "replay":
+            bed.access.cassette.close()
+            bed.access.cassette = Cassette.replay(tmp_path, "demo")
+        room = bed.access.room = Room(1000)
+        async with bed.program() as first, bed.program() as second:
+            waiting = asyncio.create_task(first.post("/", data=slowly()))
+            while room._left > 400:  # noqa: ASYNC110 - nobody tells when the gateway has it
+                await asyncio.sleep(0.001)
+            async with second.post("/", data=b"x" * 600) as answer:
+                assert answer.status == 502
+                assert "Exchanges that are recorded or replayed hold" in await answer.text()
+            go.set()
+            async with await waiting as answer:
+                assert answer.status == 200
+        await asyncio.gather(*bed.serving, return_exceptions=True)
+        assert room._left == 1000
         bed.access.cassette.close()
     assert isinstance(bed.errors[0], CassetteError)

@@ -437,6 +437,19 @@ async def test_lines_that_are_not_allowed_are_named(answer: bytes, message: str,
             await channel.request("ping", timeout=0.5)
 
 
+@pytest.mark.parametrize("line", [b'{"event": "x"}\n', b"\n", b'{"event": "' + b"x" * 60_000 + b'"}\n'])
+async def test_a_flood_is_read_slowly_and_the_channel_goes_on(line: bytes, short_tmp: Path) -> None:
+    """Whoever owns a channel owns those of other VMs, too."""
+    flood = line * (1200 if len(line) < 1024 else 20)
+    async with control_channel(short_tmp, Script(reply(ok=True))) as (channel, _):
+        assert await channel.request("ping", timeout=60) == {}
+        transport = channel._transport
+        assert transport is not None
+        channel.data_received(flood)
+        assert not transport.is_reading()
+        assert await channel.request("ping", timeout=60) == {}
+
+
 async def test_a_late_answer_disturbs_nobody(short_tmp: Path) -> None:
     late: list[bytes] = []
 

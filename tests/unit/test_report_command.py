@@ -60,6 +60,14 @@ def test_what_was_changed_since_it_ran_is_told_before_the_report_goes_to_others(
     assert err == "Changed since they ran, as the report says: the outputs of 1 code cells (1)."
 
 
+def test_a_notebooks_name_gives_the_terminal_no_orders(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copy(tmp_path / "n.ipynb", tmp_path / "n\x1b]0;owned\x07.ipynb")
+    status, out, _ = agentvm(monkeypatch, capsys, "n\x1b]0;owned\x07.ipynb")
+    assert (status, "\x1b" in out, "\x07" in out, "owned" in out) == (0, False, False, True)
+
+
 def test_a_report_by_another_key_is_told_by_the_status(
     bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -166,6 +166,12 @@ async def test_what_qemu_cannot_open_is_told(bed: Bed) -> None:
     assert all(op["op"] != "mount" for op in bed.machine.ops)
 
 
+async def test_what_only_qemu_holds_is_told_and_audited(bed: Bed) -> None:
+    bed.machine.weakness = "Operation not permitted"
+    assert (await bed.share(bed.folder)).weakness == "Operation not permitted"
+    assert bed.audited(1) == [f"workspace: {bed.folder.resolve()}, read-only, by QEMU alone"]
+
+
 async def test_a_rollback_gives_the_folder_to_the_new_vm(bed: Bed) -> None:
     await bed.client.snapshot(bed.id, SnapshotRequest(label="base"))
     await bed.share(bed.folder)
@@ -195,6 +201,8 @@ def test_it_is_said_what_is_shared() -> None:
     assert "to read and write" in writable
     assert "It belongs to user 1001" in writable
     assert "belongs" not in workspace.said(info.model_copy(update={"writable": True, "owner": 1000}))
+    weak = workspace.said(info.model_copy(update={"weakness": "\x1b no"}))
+    assert ("root in the VM can make files there empty" in weak, "\x1b" in weak) == (True, False)
     assert "has lost it" in workspace.said(info.model_copy(update={"is_there": False}))
 
 
