@@ -98,8 +98,9 @@ class Services:
         state = told.get("state")
         text = " ".join(_sentence(str(told[name])) for name in ("text", "hint") if told.get(name))[:MOST_TEXT]
         if error.code != NoLeaseError.code and state != "starting":
-            # Why no supervisor could be started says more than that there is none.
-            return Machine(state="none", text=text or f"{error.message} {_REMEDY}")
+            # Why none could be started says more than that there is none; of its end the kernel may not know yet.
+            why = text if state == "ended" and text else error.message
+            return Machine(state="none", text=f"{why} {_REMEDY}")
         # It may have got one meanwhile; then pages are told, and ask again.
         return Machine(state="ended" if state == "ended" else "starting", text=text)
 
