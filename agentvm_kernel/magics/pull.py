@@ -9,8 +9,8 @@ from typing import Final
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics import transfer
 from agentvm_kernel.magics.call import Call
-from agentvm_kernel.magics.places import permitted
 from agentvm_kernel.run.files import get
+from agentvm_kernel.run.places import permitted
 
 HELP = """%pull REMOTE [LOCAL] [--limit SIZE]
 

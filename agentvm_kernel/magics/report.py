@@ -12,7 +12,7 @@ from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ReportError
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics.call import Call
-from agentvm_kernel.magics.places import permitted
+from agentvm_kernel.run.places import permitted
 
 HELP = """%report [NOTEBOOK] [--zip]
 

@@ -8,7 +8,7 @@ from typing import Final
 from agentvm_kernel.kernel.host import Host
 from agentvm_kernel.magics import show
 from agentvm_kernel.magics.call import Call
-from agentvm_kernel.magics.places import permitted
+from agentvm_kernel.run.places import permitted
 from agentvm_kernel.supervisor.workspace_messages import WorkspaceInfo, WorkspaceRequest
 from agentvm_kernel.validation import checked
 

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from agentvm_kernel.errors import SupervisorError, TransferError
 from agentvm_kernel.kernel.answers import OF_HOST, OF_PROGRESS
+from agentvm_kernel.run.places import granted
 from agentvm_kernel.supervisor.operator_messages import VMInfo
 from agentvm_kernel.supervisor.sync_client import SyncSupervisorClient
 from agentvm_kernel.terminal import plain
@@ -73,11 +74,12 @@ def cp(
     Relative paths there begin in the VM's home folder. What is copied to a folder that is there is put into it. It
     waits for the notebook's running cells; Ctrl-C ends it, and the same command goes on where it stopped.
     """
-    code, wanted = _magic(Place.of(source), Place.of(target), limit)
+    code, wanted, here = _magic(Place.of(source), Place.of(target), limit)
     with SyncSupervisorClient(start=False) as client:
         vm = find(client.vms().vms, wanted)
     try:
-        status = asyncio.run(_typed(code, _connection_file(vm)))
+        with granted(here):
+            status = asyncio.run(_typed(code, _connection_file(vm)))
     except (asyncio.CancelledError, KeyboardInterrupt):
         status = _INTERRUPTED
     raise typer.Exit(status)
@@ -107,17 +109,18 @@ def find(vms: tuple[VMInfo, ...], wanted: str) -> VMInfo:
     return found[0]
 
 
-def _magic(source: Place, target: Place, limit: str) -> tuple[str, str]:
-    """Return what is to be typed, and what the user calls the VM."""
+def _magic(source: Place, target: Place, limit: str) -> tuple[str, str, str]:
+    """Return what is to be typed, what the user calls the VM, and which path here it is about."""
     if bool(source.vm) == bool(target.vm):
         raise TransferError("One of the two has to be in a VM, and one here.", _USAGE)
-    words = [_inside(source), _here(target, source)] if source.vm else [_here(source), _inside(target), "--into"]
+    here = _here(target, source) if source.vm else _here(source)
+    words = [_inside(source), here] if source.vm else [here, _inside(target), "--into"]
     words += ["--limit", limit] if limit else []
     for word in words:
         if not word.isprintable():
             raise TransferError(f"{word!a:.80} cannot be typed in a cell.", "Give it another name.")
     name = "%pull" if source.vm else "%push"
-    return " ".join([name, *map(shlex.quote, words)]), source.vm or target.vm
+    return " ".join([name, *map(shlex.quote, words)]), source.vm or target.vm, here
 
 
 def _inside(place: Place) -> str:

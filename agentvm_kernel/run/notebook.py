@@ -25,6 +25,7 @@ from agentvm_kernel.run.files import placed
 from agentvm_kernel.run.lease import OnProgress
 from agentvm_kernel.run.outlet import Outlet
 from agentvm_kernel.run.own_kernel import OwnKernel
+from agentvm_kernel.run.places import granted
 from agentvm_kernel.run.program import BROKEN_PIPE, TIMED_OUT, Order, Report, Streams
 from agentvm_kernel.supervisor.client import SupervisorClient
 
@@ -61,7 +62,8 @@ async def run_notebook(order: Order, streams: Streams, on_progress: OnProgress) 
         async with _started(client, source.resolve().parent), client.interruptible():
             await client.ask("pass")
             for path in order.inputs:
-                await client.ask(f"%push {_quoted(path.resolve())}")
+                with granted(path):
+                    await client.ask(f"%push {_quoted(path.resolve())}")
             on_progress("", None)
             report = Report()
             try:
@@ -72,7 +74,8 @@ async def run_notebook(order: Order, streams: Streams, on_progress: OnProgress) 
                 node.metadata[provenance.KEY] = await _described(client)
                 write(node, place / source.name)  # type: ignore[no-untyped-call]
                 for name in () if ended else order.results:
-                    await client.ask(f"%pull {_quoted(Path(name))} {_quoted(place / name)}")
+                    with granted(place / name):
+                        await client.ask(f"%pull {_quoted(Path(name))} {_quoted(place / name)}")
     if ended:
         raise ended
     return report

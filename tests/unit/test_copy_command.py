@@ -192,7 +192,7 @@ def test_a_place_is_read_as_other_commands_do(text: str, vm: str, path: str) -> 
 
 @pytest.mark.parametrize("path", ["a b", "it's", 'a"b', "$(x)", "#a", "%vm", "-x", "a\\b", "--limit", "?", "ä"])
 def test_what_is_typed_is_read_as_it_was_meant(path: str) -> None:
-    code, vm = _magic(Place("vm", path), Place("", "here"), "")
+    code, vm, _ = _magic(Place("vm", path), Place("", "here"), "")
     call = find_call(code, ["pull"])
     assert (vm, call.words if call else ()) == (
         "vm",

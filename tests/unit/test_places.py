@@ -9,8 +9,8 @@ import pytest
 
 from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import ConfigError
-from agentvm_kernel.magics.places import PlaceError, permitted
 from agentvm_kernel.magics.registry import Registry
+from agentvm_kernel.run.places import PlaceError, granted, permitted
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "notebooks/prices.csv").write_text("1")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AGENTVM_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("AGENTVM_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path / "notebooks")
     return tmp_path
 
@@ -62,6 +63,24 @@ def test_the_configuration_adds_folders_and_files(home: Path) -> None:
     for path in ("~/shared/.git/config", "~/.ssh/other", "~/.ssh", "~/other"):
         with pytest.raises(PlaceError):
             permitted(path)
+
+
+def test_a_command_of_the_users_grants_a_path_while_it_runs(home: Path) -> None:
+    with granted("~/.ssh/id"):
+        assert permitted("~/.ssh/id") == home / ".ssh/id"
+        for path in ("~/.ssh", "~/.ssh/other"):
+            with pytest.raises(PlaceError):
+                permitted(path)
+    with pytest.raises(PlaceError):
+        permitted("~/.ssh/id")
+
+
+def test_what_a_killed_command_has_left_grants_nothing(home: Path) -> None:
+    with granted("~/.ssh/id"):
+        (grant,) = (Paths.of_user().runtime / "granted").iterdir()
+    grant.touch()
+    with pytest.raises(PlaceError):
+        permitted(home / ".ssh/id")
 
 
 def test_a_kernel_that_was_started_at_the_root_has_no_folder_of_its_own(

@@ -6,14 +6,18 @@ VM's over the user's ``~/.bashrc``.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 from agentvm_kernel.config import Paths, load_settings
 from agentvm_kernel.errors import AgentVMError
-from agentvm_kernel.magics import show
+from agentvm_kernel.terminal import plain
 
 
 class PlaceError(AgentVMError):
@@ -35,9 +39,9 @@ def permitted(path: str | Path) -> Path:
     paths = Paths.of_user()
     wanted, own = _followed(path), _followed(Path.cwd())
     added = [_followed(one) for one in load_settings(paths).files.folders]
-    if wanted in added or any(_is_open(wanted, root) for root in _roots(own, added)):
+    if wanted in added or _is_granted(wanted, paths) or any(_is_open(wanted, root) for root in _roots(own, added)):
         return wanted
-    where = show.plain(str(wanted), 300)
+    where = plain(str(wanted))[:300]
     if any(wanted.is_relative_to(root) and wanted != root for root in _roots(own, added)):
         raise PlaceError(
             f"{where} is hidden, and cells use nothing of this computer whose name begins with a dot.",
@@ -47,6 +51,48 @@ def permitted(path: str | Path) -> Path:
         f"{where} is not below the notebook's folder, and cells use nothing else of this computer.",
         f"Copy it there, or add it, or its folder, to folders in [files] of {paths.config}.",
     )
+
+
+@contextmanager
+def granted(path: str | Path) -> Iterator[None]:
+    """Let notebooks' magics use a file or folder within this context: a command of the user's types one.
+
+    No cell can do that: it takes a file in a folder of this package's own, which this process has locked.
+
+    Args:
+        path: It.
+    """
+    folder, name = _grants(_followed(path), Paths.of_user())
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    grant = folder / f"{name}-{secrets.token_hex(8)}"
+    with grant.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            grant.unlink(missing_ok=True)
+
+
+def _grants(wanted: Path, paths: Paths) -> tuple[Path, str]:
+    """Return the folder of grants, and how those for a path begin."""
+    return paths.runtime / "granted", hashlib.sha256(os.fsencode(wanted)).hexdigest()
+
+
+def _is_granted(wanted: Path, paths: Paths) -> bool:
+    """Whether a process that still lives grants it."""
+    folder, name = _grants(wanted, paths)
+    return any(map(_is_held, folder.glob(f"{name}-*")))
+
+
+def _is_held(grant: Path) -> bool:
+    try:
+        with grant.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:  # it has just ended
+        return False
+    return False
 
 
 def _followed(path: str | Path) -> Path:
