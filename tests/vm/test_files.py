@@ -243,7 +243,7 @@ def test_cells_copy_only_what_lies_below_the_notebooks_folder(
     with notebook(vm_environment) as book:
         for code in ("%push /etc/hostname stolen", *(f"%pull /etc/hostname {path}" for path in planted)):
             cell = book.run(code)
-            assert (cell.status, cell.reply["ename"]) == ("error", "place"), cell.reply
+            assert (cell.status, cell.reply["ename"]) == ("error", "PlaceError"), cell.reply
         assert book.run("import os; os.path.exists('stolen')").result == "False"
     assert not any(path.exists() for path in planted)
 
