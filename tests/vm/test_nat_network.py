@@ -291,7 +291,7 @@ def test_an_adopted_fork_has_the_network_that_holds_by_then(vm: Visitor, world: 
     wait_until(lambda: card(vm) == ("", ""), "the VM has no network card")
     assert world.knocks == [], "not even before it was taken away"
     asyncio.run(change(paths, lease, "filtered"))
-    wait_until(lambda: {(one.address, one.port) for one in world.knocks} == {(GOOD, 80)}, "it gets through again")
+    wait_until(lambda: (GOOD, 80) in {(one.address, one.port) for one in world.knocks}, "it gets through again")
 
 
 def test_an_adopted_fork_has_the_tunnel_that_was_turned_off_and_on(
