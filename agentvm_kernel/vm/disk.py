@@ -41,7 +41,7 @@ async def create_overlay(
 async def _write_empty(descriptor: int, overlay: Path, size_gb: int, base: Path | None) -> None:
     # lazy_refcounts would only help a host that crashes; 64 KiB clusters are QEMU's default.
     below = [] if base is None else ["-F", "raw", "-b", str(base)]
-    arguments = ["create", "-q", "-f", "qcow2", *below, f"/dev/fd/{descriptor}", str(virtual_size(size_gb))]
+    arguments = ["create", "-q", "-f", "qcow2", *below, f"/proc/self/fd/{descriptor}", str(virtual_size(size_gb))]
     try:
         process = await asyncio.create_subprocess_exec(
             "qemu-img", *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,

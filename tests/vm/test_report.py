@@ -22,6 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from vms import environment_of, own_supervisor
 
 from agentvm_kernel.config import Paths
+from agentvm_kernel.observe.curves import FOLDER
 from agentvm_kernel.observe.events.vm import LeaseReleased
 from agentvm_kernel.observe.reading import Wanted, records
 from agentvm_kernel.report.make import make_report
@@ -29,6 +30,12 @@ from agentvm_kernel.report.make import make_report
 pytestmark = pytest.mark.timeout(500)
 CHROMIUM = shutil.which("chromium")
 
+WORK = """\
+import time
+x, began = 6 * 7, time.process_time()
+while time.process_time() < began + 2:
+    pass
+print(x)"""
 REFUSED = """\
 import socket
 try:
@@ -40,7 +47,7 @@ from IPython.display import HTML, display
 display(HTML('<b>bold</b><img src="https://evil.example/pixel.png">'))"""
 CELLS = (
     new_markdown_cell("# An experiment\n\nWith a *way back*. <script>alert(1)</script>"),  # type: ignore[no-untyped-call]
-    new_code_cell("x = 6 * 7\nprint(x)"),  # type: ignore[no-untyped-call]
+    new_code_cell(WORK),  # type: ignore[no-untyped-call]
     new_code_cell("%snapshot good"),  # type: ignore[no-untyped-call]
     new_code_cell("wrong = x + 1\nwrong"),  # type: ignore[no-untyped-call]
     new_code_cell("1 / 0", metadata={"tags": ["raises-exception"]}),  # type: ignore[no-untyped-call]
@@ -69,7 +76,15 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]
     folder = tmp_path_factory.mktemp("report")
     node = new_notebook(cells=[cell.copy() for cell in CELLS])  # type: ignore[no-untyped-call]
     with own_supervisor() as paths:
+        measured = paths.state / FOLDER
+
+        def wait_until_measured(cell_index: int, times: int) -> None:
+            if cell_index == 1:
+                wait_until(lambda: lines_in(measured) >= times, f"the VM is measured {times} times")
+
         client = NotebookClient(node, kernel_name="agentvm", timeout=200)
+        client.on_cell_execute = lambda cell_index, **_: wait_until_measured(cell_index, 1)
+        client.on_cell_executed = lambda cell_index, **_: wait_until_measured(cell_index, 2)
         client.execute(env={**os.environ, **environment_of(paths)})
         nbformat.write(node, folder / "experiment.ipynb")  # type: ignore[no-untyped-call]
 
@@ -79,6 +94,10 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]
 
         wait_until(is_over, "the lease is released")
         yield Experiment(folder / "experiment.ipynb", paths)
+
+
+def lines_in(folder: Path) -> int:
+    return sum(len(file.read_text().splitlines()) for file in folder.glob("*.jsonl"))
 
 
 def words(page: str) -> str:
