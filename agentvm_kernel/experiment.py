@@ -56,6 +56,8 @@ _INTERRUPTS: Final = 2
 _GRACE: Final = 2.0
 """Seconds for an interrupted cell to end."""
 
+_ANEW: Final = "Open another session; with the same notebook=NAME it can roll back to the snapshots of this one."
+
 
 class AsyncSession:
     """A leased VM, from entering the context to leaving it. Its methods are carried out one after the other.
@@ -376,7 +378,9 @@ class AsyncSession:
 
     def _present(self) -> Runner:
         if self._machine.error or self._guest.runner is None:
-            raise self._machine.error or VMEndedError("There is no VM.")
+            error = self._machine.error or VMEndedError("There is no VM.")
+            error.hint = error.hint or _ANEW
+            raise error
         return self._guest.runner
 
     def _begin(self, work: Coroutine[object, object, _T]) -> asyncio.Task[_T]:

@@ -12,6 +12,7 @@ from agentvm_kernel.kernel import footer
 from agentvm_kernel.kernel.network import note
 from agentvm_kernel.kernel.requests import NO_REPLY, Request
 from agentvm_kernel.kernel.sockets import Sockets
+from agentvm_kernel.supervisor.execution_messages import digest_of
 
 REMEDY: Final = "Restart the kernel, or run %vm restart."
 
@@ -49,7 +50,8 @@ class Answers:
         """Return what the host knows about a run, for its reply's metadata."""
         # JupyterLab records when a cell started by this, as ipykernel has it.
         facts = {"facts": request.facts.metadata()} if request.facts else {}
-        return {"started": request.started, "agentvm": {"run": request.run, **self._place(), **more, **facts}}
+        run = {"run": request.run, "code": digest_of(request.code)}
+        return {"started": request.started, "agentvm": {**run, **self._place(), **more, **facts}}
 
     def reply(
         self,

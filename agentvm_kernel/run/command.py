@@ -76,8 +76,7 @@ def run(
         _tell(f"The program was ended after {timeout:g} s, its time limit (--timeout).")
     for one in report.blocked:
         _tell(f"refused: {one.name}:{one.port}: {one.reason}")
-    if report.blocked:
-        _tell("--allow HOST[:PORT] allows a host.")
+    _tell(*dict.fromkeys(_remedy(one.hint) for one in report.blocked))
     if report.received:
         _tell_received(report.received)
     raise typer.Exit(report.status)
@@ -105,6 +104,13 @@ def _tell(*lines: str) -> None:
     """Say something of our own: on stderr, so that the program's output stays what it is."""
     for line in filter(None, lines):
         _err.print(Text(f"agentvm run: {plain(line)}"), soft_wrap=True)
+
+
+def _remedy(hint: str) -> str:
+    """Return a remedy in this command's words, where it is one in a notebook's."""
+    if hint.startswith("%net allow "):
+        return f"--allow {hint.split()[2]} allows it."
+    return "Another profile may have a network: --profile NAME." if hint.startswith("%") else hint
 
 
 def _tell_received(received: Received) -> None:

@@ -17,8 +17,7 @@ from nbformat.reader import NotJSONError
 from nbformat.validator import NotebookValidationError
 
 from agentvm_kernel.config import Paths
-from agentvm_kernel.errors import ImageError, RunError, SupervisorError, TransferError, VMEndedError
-from agentvm_kernel.image.store import ImageStore
+from agentvm_kernel.errors import RunError, SupervisorError, TransferError, VMEndedError
 from agentvm_kernel.quickstart import describe
 from agentvm_kernel.run import provenance
 from agentvm_kernel.run.files import placed
@@ -85,12 +84,11 @@ async def _described(client: _Client) -> dict[str, Any]:
     """Return what the notebook keeps of the machine that its cells ran in."""
     try:
         async with SupervisorClient(Paths.of_user(), start=False) as supervisor:
-            known = provenance.of_notebook(await supervisor.status(), client.owner)
-        images = ImageStore(Paths.of_user().cache).images()
-        image = next((one for one in images if one.digest == known.get("image")), None)
-        return known | (provenance.of_image(image.manifest()) if image else {})
-    except (SupervisorError, ImageError):  # it is gone, and nobody else knows; what was run is kept all the same
+            status = await supervisor.status()
+    except SupervisorError:  # it is gone, and nobody else knows; what was run is kept all the same
         return {}
+    leases = [one for one in status.leases if one.owner == client.owner]
+    return await asyncio.to_thread(provenance.of_notebook, status, leases[-1]) if leases else {}
 
 
 def _read(source: Path) -> NotebookNode:

@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from agentvm_kernel.config import Paths
+from agentvm_kernel.errors import ImageError
+from agentvm_kernel.image.store import ImageStore
 from agentvm_kernel.supervisor.execution_messages import digest_of
-from agentvm_kernel.supervisor.status import Status
+from agentvm_kernel.supervisor.status import LeaseInfo, Status
 
 KEY: Final = "agentvm"
 _MOST: Final = 2000
@@ -20,7 +23,7 @@ _OF_MAGICS: Final = ("forks", "copied", "shared")
 
 
 def of_cell(reply: Mapping[str, Any], kernel: str, source: str) -> dict[str, Any] | None:
-    """Return what is kept with a cell; the first five are what JupyterLab keeps as well.
+    """Return what is kept with a cell: the same as JupyterLab's extension keeps.
 
     Args:
         reply: The reply to it.
@@ -58,20 +61,23 @@ def of_image(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: manifest[name] for name in ("kernel", "python", "python_packages") if name in manifest}
 
 
-def of_notebook(status: Status, owner: str) -> dict[str, Any]:
-    """Return what is kept with a notebook: in what its cells ran.
+def of_notebook(status: Status, lease: LeaseInfo) -> dict[str, Any]:
+    """Return what is kept with a notebook: in what its cells ran. Blocks.
 
     Args:
         status: What the supervisor says while they can still run.
-        owner: What the lease is for.
+        lease: Theirs.
     """
-    known: dict[str, Any] = {"version": status.version, "accelerator": status.accelerator}
-    for lease in status.leases:
-        if lease.owner == owner:
-            names = ("image", "flavour", "profile", "vcpus", "memory_mib", "disk_gb", "hypervisor")
-            known |= {name: getattr(lease, name) for name in names}
-            known |= {"limits": lease.limits.model_dump(exclude_none=True), "network": _cut(lease.network)}
-    return known
+    names = ("image", "flavour", "profile", "vcpus", "memory_mib", "disk_gb", "hypervisor")
+    known = {"version": status.version, "accelerator": status.accelerator}
+    known |= {name: getattr(lease, name) for name in names}
+    known |= {"limits": lease.limits.model_dump(exclude_none=True), "network": _cut(lease.network)}
+    try:
+        images = ImageStore(Paths.of_user().cache).images()
+        image = next((one for one in images if one.digest == lease.image), None)
+        return known | (of_image(image.manifest()) if image else {})
+    except ImageError:  # what ran is kept all the same
+        return known
 
 
 def _cut(network: str) -> str:

@@ -34,7 +34,7 @@ from agentvm_kernel.server.bodies import (
 from agentvm_kernel.server.errors import ForeignKernelError, NotRunningError
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.services import Services
-from agentvm_kernel.server.views import Anomalies, Blocked, Connections, Done, Freed, Host, Machine, Plan, View
+from agentvm_kernel.server.views import Anomalies, Blocked, Connections, Done, Freed, Host, Machine, Plan, Provenance, View
 from agentvm_kernel.supervisor.operator_messages import Resumed
 from agentvm_kernel.supervisor.snapshot_messages import Removed, SnapshotInfo, SnapshotTree
 
@@ -125,6 +125,11 @@ async def get_machine(call: Call) -> Machine:
         return Machine(state="foreign", text=f"{error.message} {error.hint}")
     except NotRunningError as error:
         return Machine(state="starting", text=error.message)
+
+
+async def get_provenance(call: Call) -> Provenance:
+    """Tell what a notebook keeps of the VM in which its cells run."""
+    return await call.services.supervision.provenance(call.kernel)
 
 
 async def list_snapshots(call: Call) -> SnapshotTree:
@@ -268,6 +273,7 @@ _KERNEL: Final = "/kernels/{kernel}"
 ROUTES: Final = (
     Route("GET", "/host", get_host, is_work=False),
     Route("GET", _KERNEL, get_machine, is_work=False),
+    Route("GET", f"{_KERNEL}/provenance", get_provenance, is_work=False),
     Route("GET", f"{_KERNEL}/snapshots", list_snapshots, is_work=False),
     Route("POST", f"{_KERNEL}/snapshots", take_snapshot),
     Route("POST", f"{_KERNEL}/snapshots/prune", prune),

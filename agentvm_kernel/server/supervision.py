@@ -16,10 +16,11 @@ from agentvm_kernel.errors import HostError, NoLeaseError, SupervisorError
 from agentvm_kernel.observe.chain import Record
 from agentvm_kernel.observe.events.execution import OutputBlocked
 from agentvm_kernel.observe.fields import Event
+from agentvm_kernel.run.provenance import of_notebook
 from agentvm_kernel.server.anomalies import read_anomalies
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.reasons import WORDS
-from agentvm_kernel.server.views import Anomalies, Blocked, BlockedOutput, Finding, Host, Machine, Network, Stats
+from agentvm_kernel.server.views import Anomalies, Blocked, BlockedOutput, Finding, Host, Machine, Network, Provenance, Stats
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.operator_messages import Resumed
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
@@ -97,6 +98,19 @@ class Supervision:
             travelling=vm.travelling if vm else None, held=vm.held if vm else "", network=Network.of(network),
             limits=limits, blocked=blocked.count, anomalies=anomalies.count, stats=stats,
         )  # fmt: skip
+
+    async def provenance(self, kernel: Kernel) -> Provenance:
+        """Return what a notebook keeps of the VM in which its cells run.
+
+        Args:
+            kernel: Its kernel.
+
+        Raises:
+            NoLeaseError: it has none.
+            SupervisorError: no supervisor runs.
+        """
+        status = await (await self.client()).status()
+        return Provenance(kept=await asyncio.to_thread(of_notebook, status, _lease(status, kernel)))
 
     async def _stats(self, lease: LeaseInfo) -> Stats | None:
         newest: Stats | None = None

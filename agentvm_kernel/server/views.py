@@ -198,6 +198,16 @@ class Machine(View):
     stats: Stats | None = None
 
 
+class Provenance(View):
+    """In what a notebook's cells run.
+
+    Attributes:
+        kept: What the notebook keeps of it; see `run.provenance.of_notebook`.
+    """
+
+    kept: dict[str, Any]
+
+
 class Freed(View):
     """Bytes that the removal of a snapshot gave."""
 

@@ -14,8 +14,17 @@ _RUNNING_PER_CORE: Final = 4
 
 def available_memory() -> int:
     """Return the bytes that the host has available without swapping (proc(5), MemAvailable)."""
+    return _meminfo("MemAvailable")
+
+
+def total_memory() -> int:
+    """Return the bytes of memory that the host has (proc(5), MemTotal)."""
+    return _meminfo("MemTotal")
+
+
+def _meminfo(name: str) -> int:
     lines = _MEMINFO.read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
 def cores() -> int:

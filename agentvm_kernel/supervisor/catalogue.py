@@ -12,10 +12,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from agentvm_kernel.errors import HostError
 from agentvm_kernel.image.store import Image, ImageStore
 from agentvm_kernel.observe.events.supervisor import ImageUpdated
 from agentvm_kernel.observe.fields import Event
 from agentvm_kernel.profiles import Profile
+from agentvm_kernel.supervisor.budget import total_memory
 from agentvm_kernel.supervisor.messages import Progress
 from agentvm_kernel.vm.accelerator import Accelerator
 from agentvm_kernel.vm.golden import Source, golden_id, make_golden
@@ -151,6 +153,7 @@ class Catalogue:
         async with _only_one(self._folder.with_suffix(".lock")):
             if snapshot := Snapshot.load(folder):
                 return snapshot
+            _check_memory(profile)
             snapshot = await make_golden(
                 self._hypervisor, source, hardware, folder, self._hypervisor.domain_name(f"golden-{name[:12]}"),
                 lambda stage: report(stage, None),
@@ -170,6 +173,15 @@ class Catalogue:
             loop.call_soon_threadsafe(report, stage, done)
 
         return await asyncio.to_thread(self._images.build, flavour, from_thread)
+
+
+def _check_memory(profile: Profile) -> None:
+    total = total_memory() >> 20
+    if profile.memory_mib > total:
+        raise HostError(
+            f"A VM of {profile.memory_mib} MiB does not fit on this host, which has {total} MiB of memory.",
+            "Choose another profile, or change its memory_mib: `agentvm config show`.",
+        )
 
 
 @asynccontextmanager

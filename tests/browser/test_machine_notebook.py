@@ -6,6 +6,7 @@ state lie in the folder that AGENTVM_GALLERY names. The tests are one visit, in 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -262,11 +263,21 @@ def test_marks_are_used_by_the_keyboard_and_nothing_is_done_without_consent(visi
 
 
 def test_all_that_is_known_after_the_page_was_loaded_again(visit: Visit) -> None:
+    model = "jupyterapp.shell.currentWidget.context.model"
+    visit.page.wait_for_function(f"() => {model}.getMetadata('agentvm')?.python_packages")
     visit.lab.save()
-    kept = json.loads((visit.server.folder / "first.ipynb").read_text())["cells"]
-    record = next(cell["metadata"]["agentvm"] for cell in kept if cell["metadata"]["case"] == "two")
+    notebook = json.loads((visit.server.folder / "first.ipynb").read_text())
+    kept = notebook["cells"]
+    cell = next(cell for cell in kept if cell["metadata"]["case"] == "two")
+    record = cell["metadata"]["agentvm"]
     assert record == visit.record("two")
-    assert len(json.dumps(record)) < 200
+    assert record["code"] == hashlib.sha256("".join(cell["source"]).encode()).hexdigest()
+    assert record["facts"]["cpu_seconds"] > 0
+    assert len(json.dumps(record)) < 2000
+    machine = notebook["metadata"]["agentvm"]
+    lease = visit.asked(lambda client, lease: next(one for one in client.status().leases if one.lease == lease))
+    assert (machine["image"], machine["hypervisor"]) == (lease.image, lease.hypervisor)
+    assert (machine["memory_mib"], machine["accelerator"]) == (lease.memory_mib, "tcg")
     visit.page.goto(f"{visit.server.url}/lab/tree/first.ipynb?token={visit.server.token}")
     visit.lab.prepare()
     visit.lab.open("first.ipynb")

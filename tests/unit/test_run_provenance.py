@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,17 +67,18 @@ def test_with_a_cell_its_forks_with_their_seed_and_what_it_copied_are_kept() -> 
     assert (record["forks"], record["copied"]) == (forks, copied)
 
 
-def test_of_what_a_machine_could_reach_whole_rules_are_kept() -> None:
+def test_of_what_a_machine_could_reach_whole_rules_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = [f"deny host-{number}.example" for number in range(100)]
     lease = LeaseInfo(
         lease="l", owner="o", vm="v", image="i", flavour="minimal", profile="p", vcpus=1, memory_mib=256, disk_gb=2,
         pid=1, network="; ".join(["filtered", *rules]), hypervisor="qemu 1, libvirt 2",
     )  # fmt: skip
     status = Status(version="1", pid=1, uptime=1, libvirt="embed", accelerator="tcg", leases=(lease,))
-    kept = of_notebook(status, "o")
+    monkeypatch.setenv("AGENTVM_CACHE_DIR", str(tmp_path))
+    kept = of_notebook(status, lease)
     assert (kept["hypervisor"], kept["memory_mib"]) == ("qemu 1, libvirt 2", 256)
     mode, *some = kept["network"].split("; ")
     assert (mode, some) == ("filtered", rules[: len(some)])
     assert 20 < len(some) < 100
     assert len(kept["network"]) <= 1000
-    assert of_notebook(status, "another") == {"version": "1", "accelerator": "tcg"}
+    assert "python_packages" not in kept, "the image is not there any more"

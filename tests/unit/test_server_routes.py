@@ -63,6 +63,15 @@ async def test_a_machine_is_told_as_the_supervisor_knows_it(bed: ServerBed, kern
     assert machine["network"]["mode"] == "filtered"
 
 
+async def test_what_a_notebook_keeps_of_its_machine_is_told(bed: ServerBed, kernel: str) -> None:
+    answer = await bed.ask("GET", f"/kernels/{kernel}/provenance")
+    assert answer.status == 200, answer
+    kept = answer.body["kept"]
+    assert (kept["profile"], kept["flavour"], kept["accelerator"], kept["vcpus"]) == ("standard", "minimal", "tcg", 1)
+    assert kept["limits"]["processes"] == 2048
+    assert (await bed.ask("GET", "/kernels/none/provenance")).status == 404
+
+
 async def test_a_snapshot_is_taken_planned_for_and_gone_back_to(bed: ServerBed, kernel: str) -> None:
     done = await bed.ask("POST", f"/kernels/{kernel}/snapshots", {"label": "first", "text": TEXT})
     assert (done.status, done.body["status"]) == (200, "ok"), done

@@ -272,6 +272,7 @@ def test_sessions_and_commands_allow_hosts_from_the_beginning(bed: Bed, tmp_path
     )  # fmt: skip
     assert done.stdout.startswith("hello ")
     assert f"refused: {one}" in done.stderr
+    assert f"--allow {one} allows it." in done.stderr
     assert bed.web.asked == [one, two]
     events = audited(bed.paths.state, "network_connection_allowed", "network_connection_blocked")
     kinds = {(event["event"], event["name"]["claimed"]) for event in events}

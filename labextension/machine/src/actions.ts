@@ -51,7 +51,7 @@ export class Actions {
     if (!(await this.question(this.trans.__('Go back to %1?', name), body, this.trans.__('Go back'), true))) {
       return null;
     }
-    return this.act(store, this.trans.__('going back'), () => this.api.rollback(store.kernel, target.id));
+    return this.move(store, this.trans.__('going back'), () => this.api.rollback(store.kernel, target.id));
   }
 
   async fork(store: Store, code: string): Promise<void> {
@@ -78,7 +78,7 @@ export class Actions {
       return false;
     }
     const name = this.trans.__('adopting a fork');
-    return (await this.act(store, name, () => this.api.adopt(store.kernel, fork, run))).status === 'ok';
+    return (await this.move(store, name, () => this.api.adopt(store.kernel, fork, run))).status === 'ok';
   }
 
   async label(store: Store, snapshot: Snapshot): Promise<void> {
@@ -186,6 +186,16 @@ export class Actions {
     const busy = this.trans.__('Still busy: %1. Try again when it has ended.', store.doing);
     const done = await store.act(name, act);
     await this.news(done, busy);
+    return done;
+  }
+
+  /** Does what leads to another machine; what that one does not have is told until it was read. */
+  private async move(store: Store, name: string, move: () => Promise<Done>): Promise<Done> {
+    const done = await this.act(store, name, move);
+    const rest = done.text.trim().split('\n').slice(1).join(' ');
+    if (done.status === 'ok' && rest) {
+      Notification.warning(plain(rest, 500), { autoClose: false });
+    }
     return done;
   }
 

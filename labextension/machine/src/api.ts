@@ -37,6 +37,11 @@ export class Api implements Source {
     return this.ask('GET', at(kernel));
   }
 
+  /** Returns what a notebook keeps of the machine in which its cells run. */
+  async provenance(kernel: string): Promise<Record<string, unknown>> {
+    return (await this.ask<{ kept: Record<string, unknown> }>('GET', at(kernel, 'provenance'))).kept;
+  }
+
   snapshots(kernel: string): Promise<Tree> {
     return this.ask('GET', at(kernel, 'snapshots'));
   }

@@ -67,12 +67,22 @@ class Notebook {
   readonly cells = [new Cell('a'), new Cell('b'), new Cell('text', 'markdown')];
   kernel: Kernel | null = new Kernel();
   told = 0;
+  limits = '';
+  asked: string[] = [];
+  metadata: Record<string, unknown> = {};
+  provenance: () => Promise<Record<string, unknown>> = async () => ({ image: `i-${this.asked.length}` });
   readonly recorder: Recorder;
 
   constructor() {
     const notebook = this;
     const panel = {
-      content: { model: { cells: this.cells } },
+      content: {
+        model: {
+          cells: this.cells,
+          getMetadata: (key: string): unknown => this.metadata[key],
+          setMetadata: (key: string, value: unknown): unknown => (this.metadata[key] = value)
+        }
+      },
       sessionContext: {
         kernelChanged: this.kernelChanged,
         get session() {
@@ -80,7 +90,14 @@ class Notebook {
         }
       }
     };
-    this.recorder = new Recorder(panel as unknown as NotebookPanel, () => (this.told += 1));
+    const source = {
+      about: () => this.limits,
+      provenance: (kernel: string) => {
+        this.asked.push(kernel);
+        return this.provenance();
+      }
+    };
+    this.recorder = new Recorder(panel as unknown as NotebookPanel, source, () => (this.told += 1));
   }
 
   get live(): Kernel {
@@ -93,8 +110,13 @@ class Notebook {
   }
 }
 
-function metadata(run: number): object {
-  return { agentvm: { run, vm: 'vm-1', snapshot: '', facts: { cpu_seconds: 1, snapshot_before: '', snapshot_after: '' } } };
+function metadata(run: number, vm = 'vm-1'): object {
+  return { agentvm: { run, vm, snapshot: '', facts: { cpu_seconds: 1, snapshot_before: '', snapshot_after: '' } } };
+}
+
+/** Lets what waits for an answer go on. */
+async function settled(): Promise<void> {
+  await new Promise(resolve => setImmediate(resolve));
 }
 
 test('each cell gets the record of its own run, in whatever order replies come', () => {
@@ -105,7 +127,7 @@ test('each cell gets the record of its own run, in whatever order replies come',
   notebook.live.reply('2', metadata(8));
   notebook.live.reply('1', metadata(7));
   assert.deepEqual([notebook.run(a), notebook.run(b)], [7, 8]);
-  assert.deepEqual(a.metadata.agentvm, { run: 7, vm: 'vm-1', base: '', after: '', kernel: 'k-1' });
+  assert.deepEqual(a.metadata.agentvm, { run: 7, vm: 'vm-1', base: '', after: '', kernel: 'k-1', facts: { cpu_seconds: 1 } });
 });
 
 test('a cell that runs again, or did not run, has no record of before', () => {
@@ -164,4 +186,47 @@ test('another kernel is followed in place of the one before, and none once that 
   assert.equal(notebook.run(a), 2);
   notebook.recorder.dispose();
   assert.equal(notebook.live.anyMessage.slots.size + notebook.kernelChanged.slots.size, 0);
+});
+
+test('with the notebook its machine is kept, and asked for again only when that may be another', async () => {
+  const notebook = new Notebook();
+  const run = async (id: string, said: object): Promise<unknown> => {
+    notebook.live.send(id, 'a');
+    notebook.live.reply(id, said);
+    await settled();
+    return notebook.metadata.agentvm;
+  };
+  assert.deepEqual(await run('1', metadata(1)), { image: 'i-1' });
+  assert.deepEqual(await run('2', metadata(2)), { image: 'i-1' });
+  assert.deepEqual(await run('3', metadata(3, 'vm-2')), { image: 'i-2' });
+  notebook.limits = 'other';
+  assert.deepEqual(await run('4', metadata(4, 'vm-2')), { image: 'i-3' });
+  assert.deepEqual(await run('5', { agentvm: { run: 5, vm: 'vm-2', snapshot: '' } }), { image: 'i-4' }); // a magic
+  assert.deepEqual(await run('6', {}), { image: 'i-4' });
+  assert.deepEqual(notebook.asked, ['k-1', 'k-1', 'k-1', 'k-1']);
+});
+
+test('where nobody tells of the machine what is known stays, and the next cell asks again', async () => {
+  const notebook = new Notebook();
+  const tells = notebook.provenance;
+  notebook.provenance = () => Promise.reject(new Error('no machine'));
+  notebook.live.send('1', 'a');
+  notebook.live.reply('1', metadata(1));
+  await settled();
+  assert.deepEqual(notebook.metadata, {});
+  notebook.provenance = tells;
+  notebook.live.send('2', 'a');
+  notebook.live.reply('2', metadata(2));
+  await settled();
+  assert.deepEqual(notebook.metadata.agentvm, { image: 'i-2' });
+});
+
+test('what is told of a machine after another kernel was taken is not kept', async () => {
+  const notebook = new Notebook();
+  notebook.live.send('1', 'a');
+  notebook.live.reply('1', metadata(1));
+  notebook.kernel = new Kernel('k-2');
+  notebook.kernelChanged.tell(notebook);
+  await settled();
+  assert.deepEqual([notebook.asked, notebook.metadata], [['k-1'], {}]);
 });

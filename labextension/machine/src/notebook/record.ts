@@ -19,18 +19,25 @@ export interface Ran {
   host?: true;
 }
 
+/** A record with what else the host has said of the run: the SHA-256 of its code, what it cost, what it did. */
+export type Kept = Ran & Record<string, unknown>;
+
+/** In the order in which there has to be room for it. */
+const BESIDES = ['code', 'forks', 'copied', 'shared', 'facts'];
+const MOST_BYTES = 2000;
 const SNAPSHOT = /^(?:[0-9a-f]{12})?$/;
 const NAME = /^[\w-]{1,64}$/;
 const MOST_RUNS = 2 ** 31;
 /** Whoever ran in the machine used its processor, which is measured; magics have none of these. */
 const MEASURED = ['cpu_seconds', 'memory_peak'];
 
-/** Returns the record of a run from its reply's metadata; null if the host says nothing of it. */
-export function recorded(metadata: unknown, kernel: string): Ran | null {
+/** Returns the record of a run from its reply's metadata, with as much of what the host says besides as there is room
+    for; null if the host says nothing of it. */
+export function recorded(metadata: unknown, kernel: string): Kept | null {
   const said = field(metadata, KEY);
   const facts = field(said, 'facts');
   const snapshot = field(said, 'snapshot');
-  return checked({
+  const ran = checked({
     run: field(said, 'run'),
     vm: field(said, 'vm'),
     base: field(facts, 'snapshot_before') ?? snapshot,
@@ -38,6 +45,15 @@ export function recorded(metadata: unknown, kernel: string): Ran | null {
     kernel,
     ...(!MEASURED.some(name => typeof field(facts, name) === 'number') && { host: true })
   });
+  if (!ran) {
+    return null;
+  }
+  const { snapshot_before: _, snapshot_after: __, ...cost } = Object(facts) as Record<string, unknown>;
+  const more = BESIDES.map(name => [name, name === 'facts' ? cost : field(said, name)] as const);
+  return more.reduce<Kept>((kept, [name, value]) => {
+    const longer = { ...kept, [name]: value };
+    return value !== undefined && size(longer) <= MOST_BYTES ? longer : kept;
+  }, ran);
 }
 
 /** Returns a record if it is one, with nothing else in it; else null. */
@@ -53,9 +69,8 @@ export function checked(value: unknown): Ran | null {
   return { run, vm, base, after, kernel, ...(field(value, 'host') === true && { host: true as const }) };
 }
 
-/** Whether two records say the same. */
-export function isSame(one: Ran | null, other: Ran | null): boolean {
-  return JSON.stringify(one) === JSON.stringify(other);
+function size(value: unknown): number {
+  return new TextEncoder().encode(JSON.stringify(value)).length;
 }
 
 function matches(value: unknown, pattern: RegExp): value is string {

@@ -9,7 +9,7 @@ import { called } from '../actions.ts';
 import type { Machines } from '../machines.ts';
 import { Pace } from '../model/pace.ts';
 import type { Store } from '../model/store.ts';
-import type { Tree } from '../model/wire.ts';
+import type { Machine, Tree } from '../model/wire.ts';
 import { forksOf, MIME, type Forks } from './forks.ts';
 import { draw, isMisplaced, type Drawn, type Words } from './marks.ts';
 import { Recorder, recordOf } from './recorder.ts';
@@ -38,7 +38,11 @@ export class View implements IDisposable {
     this.notebook = notebook;
     this.machines = machines;
     this.words = words;
-    this.recorder = new Recorder(notebook, () => this.pace.ask());
+    const source = {
+      about: () => about(this.store?.machine ?? null),
+      provenance: (kernel: string) => machines.api.provenance(kernel)
+    };
+    this.recorder = new Recorder(notebook, source, () => this.pace.ask());
     notebook.sessionContext.kernelChanged.connect(this.follow);
     notebook.content.modelContentChanged.connect(this.ask);
     notebook.content.cellInViewportChanged.connect(this.ask);
@@ -157,6 +161,12 @@ export class View implements IDisposable {
 /** Whether a kernel's machine is, or was a moment ago, one of AgentVM's. */
 function isOurs(store: Store | null): boolean {
   return store !== null && ['running', 'ended', 'starting', 'restarting'].includes(store.phase);
+}
+
+/** Returns what a machine may do, as a text that differs when that does. */
+function about(machine: Machine | null): string {
+  const network = machine?.network;
+  return JSON.stringify([machine?.limits, network?.mode, network?.allow, network?.deny]);
 }
 
 /** Returns the outputs of a cell that have data by MIME type. */
