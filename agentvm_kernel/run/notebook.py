@@ -150,7 +150,7 @@ class _Client(NotebookClient):
         return Path(self._kernel.connection_file).stem
 
     def _keep_record(self, cell: NotebookNode, execute_reply: dict[str, Any], **_: object) -> None:
-        record = provenance.of_cell(execute_reply, str(self._kernel.kernel_id), cell.source)
+        record = provenance.of_cell(execute_reply, str(self._kernel.kernel_id))
         if record is not None:
             cell.metadata[provenance.KEY] = record
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 from agentvm_kernel.config import Paths
 from agentvm_kernel.errors import ImageError
 from agentvm_kernel.image.store import ImageStore
-from agentvm_kernel.supervisor.execution_messages import digest_of
 from agentvm_kernel.supervisor.status import LeaseInfo, Status
 
 KEY: Final = "agentvm"
@@ -22,13 +21,12 @@ _NETWORK: Final = 1000
 _OF_MAGICS: Final = ("forks", "copied", "shared")
 
 
-def of_cell(reply: Mapping[str, Any], kernel: str, source: str) -> dict[str, Any] | None:
+def of_cell(reply: Mapping[str, Any], kernel: str) -> dict[str, Any] | None:
     """Return what is kept with a cell: the same as JupyterLab's extension keeps.
 
     Args:
         reply: The reply to it.
         kernel: The kernel's id.
-        source: Its code.
 
     Returns:
         The run's number, its machine, the snapshots before and after, the kernel, the SHA-256 of its code, and what the
@@ -43,7 +41,7 @@ def of_cell(reply: Mapping[str, Any], kernel: str, source: str) -> dict[str, Any
     snapshot = said.get("snapshot", "")
     record = {
         "run": said["run"], "vm": said.get("vm", ""), "base": facts.pop("snapshot_before", snapshot),
-        "after": facts.pop("snapshot_after", snapshot), "kernel": kernel, "code": digest_of(source),
+        "after": facts.pop("snapshot_after", snapshot), "kernel": kernel, "code": said.get("code", ""),
     }  # fmt: skip
     more = {name: said[name] for name in _OF_MAGICS if isinstance(said.get(name), Mapping)} | {"facts": facts}
     for name, value in more.items():
@@ -69,7 +67,7 @@ def of_notebook(status: Status, lease: LeaseInfo) -> dict[str, Any]:
         lease: Theirs.
     """
     names = ("image", "flavour", "profile", "vcpus", "memory_mib", "disk_gb", "hypervisor")
-    known = {"version": status.version, "accelerator": status.accelerator}
+    known: dict[str, Any] = {"version": status.version, "accelerator": status.accelerator}
     known |= {name: getattr(lease, name) for name in names}
     known |= {"limits": lease.limits.model_dump(exclude_none=True), "network": _cut(lease.network)}
     try:

@@ -34,7 +34,18 @@ from agentvm_kernel.server.bodies import (
 from agentvm_kernel.server.errors import ForeignKernelError, NotRunningError
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.services import Services
-from agentvm_kernel.server.views import Anomalies, Blocked, Connections, Done, Freed, Host, Machine, Plan, Provenance, View
+from agentvm_kernel.server.views import (
+    Anomalies,
+    Blocked,
+    Connections,
+    Done,
+    Freed,
+    Host,
+    Machine,
+    Plan,
+    Provenance,
+    View,
+)
 from agentvm_kernel.supervisor.operator_messages import Resumed
 from agentvm_kernel.supervisor.snapshot_messages import Removed, SnapshotInfo, SnapshotTree
 

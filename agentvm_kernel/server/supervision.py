@@ -20,7 +20,17 @@ from agentvm_kernel.run.provenance import of_notebook
 from agentvm_kernel.server.anomalies import read_anomalies
 from agentvm_kernel.server.kernels import Kernel
 from agentvm_kernel.server.reasons import WORDS
-from agentvm_kernel.server.views import Anomalies, Blocked, BlockedOutput, Finding, Host, Machine, Network, Provenance, Stats
+from agentvm_kernel.server.views import (
+    Anomalies,
+    Blocked,
+    BlockedOutput,
+    Finding,
+    Host,
+    Machine,
+    Network,
+    Provenance,
+    Stats,
+)
 from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.operator_messages import Resumed
 from agentvm_kernel.supervisor.status import LeaseInfo, Status

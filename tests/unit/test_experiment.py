@@ -74,7 +74,7 @@ async def test_the_vms_end_is_a_result_first_and_an_error_from_then_on(paths: Pa
         assert (died.status, died.stdout, died.reason) == ("died", "begun\n", "The virtual machine powered off.")
         with pytest.raises(VMEndedError, match="powered off"):
             await session.run("1")
-        with pytest.raises(VMEndedError, match="powered off.*\nOpen another session"):
+        with pytest.raises(VMEndedError, match=r"powered off.*\nOpen another session"):
             await session.snapshot()
 
 

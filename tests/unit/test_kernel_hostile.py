@@ -10,6 +10,8 @@ from unittest.mock import ANY
 import pytest
 from kernel_harness import TIMEOUT, outputs, parts_of, running, types
 
+from agentvm_kernel.supervisor.execution_messages import digest_of
+
 PARENT = {"msg_id": "p"}
 
 
@@ -80,11 +82,11 @@ async def test_the_guest_cannot_forge_what_the_host_knows_about_a_run(tmp_path: 
         client.execute("x")
         asked = await guest.asked()
         guest.status(asked, "busy")
-        lie = {"agentvm": {"run": 99, "vm": "other"}, "started": "never", "mine": 1}
+        lie = {"agentvm": {"run": 99, "vm": "other", "code": "other"}, "started": "never", "mine": 1}
         guest.say("shell", parts_of("execute_reply", {"status": "ok"}, asked.header, lie))
         metadata = (await client.get_shell_msg(timeout=TIMEOUT))["metadata"]
     assert datetime.fromisoformat(metadata.pop("started")).tzinfo is not None
-    assert metadata == {"agentvm": {"run": 1, "vm": "vm-1", "snapshot": "", "facts": ANY}}
+    assert metadata == {"agentvm": {"run": 1, "code": digest_of("x"), "vm": "vm-1", "snapshot": "", "facts": ANY}}
 
 
 async def test_input_is_not_asked_where_it_is_not_allowed(tmp_path: Path) -> None:

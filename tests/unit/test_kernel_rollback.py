@@ -29,6 +29,7 @@ from kernel_harness import (
 
 from agentvm_kernel.errors import LinkClosedError, LinkError, SupervisorError
 from agentvm_kernel.kernel import endings, fence, hostside, requests
+from agentvm_kernel.supervisor.execution_messages import digest_of
 from agentvm_kernel.supervisor.messages import Ended
 
 FIRST = "000000000001"
@@ -68,10 +69,11 @@ async def test_a_rollback_puts_the_notebook_into_another_vm_and_says_where_it_is
         assert (await replied(client, now))["content"]["execution_count"] == 1
     assert stub.content["code"] == "# %rollback base"
     assert shown(said).startswith("Back at base (000000000001) in 0.")
-    assert reply["metadata"]["agentvm"] == {"run": 4, "vm": "vm-2", "snapshot": FIRST, "facts": ANY}
+    place = {"vm": "vm-2", "snapshot": FIRST}
+    assert reply["metadata"]["agentvm"] == {"run": 4, "code": digest_of("%rollback base"), **place, "facts": ANY}
     assert asked.content["code"] == "x"
     assert after["content"]["execution_count"] == 3
-    assert after["metadata"]["agentvm"] == {"run": 5, "vm": "vm-2", "snapshot": FIRST, "facts": ANY}
+    assert after["metadata"]["agentvm"] == {"run": 5, "code": digest_of("x"), **place, "facts": ANY}
     assert kernel.links[0].error is not None
     assert kernel.supervisor.released == 1
     assert len(kernel.supervisor.leases) == 1

@@ -9,6 +9,8 @@ from unittest.mock import ANY
 
 from kernel_harness import TIMEOUT, ScriptedSupervisor, outputs, parts_of, running, types
 
+from agentvm_kernel.supervisor.execution_messages import digest_of
+
 
 async def test_a_cell_goes_to_the_guest_and_its_answers_come_back_under_host_headers(tmp_path: Path) -> None:
     async with running(tmp_path) as kernel, kernel.client() as client:
@@ -24,7 +26,8 @@ async def test_a_cell_goes_to_the_guest_and_its_answers_come_back_under_host_hea
     assert types(said) == ["busy", "execute_input", "stream", "idle"]
     assert {message["header"]["session"] for message in [*said, reply]} == {kernel.session.session}
     assert reply["parent_header"]["msg_id"] == msg_id
-    assert reply["metadata"]["agentvm"] == {"run": 1, "vm": "vm-1", "snapshot": "", "facts": ANY}
+    place = {"vm": "vm-1", "snapshot": ""}
+    assert reply["metadata"]["agentvm"] == {"run": 1, "code": digest_of("1 + 1"), **place, "facts": ANY}
 
 
 async def test_runs_are_numbered_however_the_guest_counts(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from kernel_harness import (
 
 from agentvm_kernel.errors import ApiError, HeartbeatError
 from agentvm_kernel.kernel import requests
+from agentvm_kernel.supervisor.execution_messages import digest_of
 
 
 def at_work(kernel: InProcessKernel) -> asyncio.Event:
@@ -45,8 +46,9 @@ async def test_a_snapshot_is_one_line_and_its_id_is_in_the_reply(tmp_path: Path)
     assert shown(said) == "Snapshot first (000000000001): the VM stood still for 10.2 ms, 3.0 MiB."
     assert reply["content"]["execution_count"] == 2
     place = {"vm": "vm-1", "snapshot": "000000000001"}
-    assert reply["metadata"]["agentvm"] == {"run": 2, "taken": "000000000001", **place, "facts": ANY}
-    assert after["metadata"]["agentvm"] == {"run": 3, **place, "facts": ANY}
+    magic = {"code": digest_of("%snapshot first -m all is well"), "taken": "000000000001"}
+    assert reply["metadata"]["agentvm"] == {"run": 2, **magic, **place, "facts": ANY}
+    assert after["metadata"]["agentvm"] == {"run": 3, "code": digest_of("z"), **place, "facts": ANY}
     wanted = kernel.supervisor.wanted[0]
     assert (wanted.label, wanted.text, wanted.kind, wanted.busy) == ("first", "all is well", "manual", False)
     assert wanted.cell.model_dump() == {"run": 1, "count": 1, "code": "x = 1\ny = 2"}

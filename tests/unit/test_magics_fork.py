@@ -31,6 +31,7 @@ from kernel_harness import (
 from agentvm_kernel.kernel.execution import CellError, CellResult
 from agentvm_kernel.kernel.forks import ForkResult
 from agentvm_kernel.magics.outcome import draw
+from agentvm_kernel.supervisor.execution_messages import digest_of
 from agentvm_kernel.supervisor.fork_messages import ForkEnded, ForkGranted
 from agentvm_kernel.supervisor.messages import Progress
 from agentvm_kernel.supervisor.snapshot_messages import SnapshotRequest
@@ -99,6 +100,7 @@ async def test_forks_run_the_lines_below_and_their_results_are_a_table(tmp_path:
     ]
     assert reply["metadata"]["agentvm"] == {
             "run": 2, "vm": "vm-1", "snapshot": POINT, "facts": ANY,
+            "code": digest_of("%%fork 2 --randomness common\nx * 2\nx"),
             "forks": {"count": 2, "randomness": "common", "seed": ANY},
         }  # fmt: skip
     assert {"forks 2 common", "rest 1", "rest 2"} <= set(kernel.supervisor.asked)

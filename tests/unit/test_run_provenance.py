@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,18 @@ FACTS = {"seconds": 0.1, "snapshot_before": "aaaaaaaaaaaa", "snapshot_after": "b
 
 
 def reply(**said: Any) -> dict[str, Any]:
-    return {"metadata": {"agentvm": {"run": 3, "vm": "vm-1", "snapshot": "bbbbbbbbbbbb", **said}}}
+    return {"metadata": {"agentvm": {"run": 3, "vm": "vm-1", "code": "d" * 64, "snapshot": "bbbbbbbbbbbb", **said}}}
 
 
 def test_a_cells_record_has_the_names_that_jupyterlab_gives_them() -> None:
-    assert of_cell(reply(facts=FACTS), "k", "x = 1") == {
+    assert of_cell(reply(facts=FACTS), "k") == {
         "run": 3, "vm": "vm-1", "base": "aaaaaaaaaaaa", "after": "bbbbbbbbbbbb", "kernel": "k",
-        "code": hashlib.sha256(b"x = 1").hexdigest(), "facts": {"seconds": 0.1},
+        "code": "d" * 64, "facts": {"seconds": 0.1},
     }  # fmt: skip
 
 
 def test_without_facts_the_snapshot_is_where_the_machine_stands() -> None:
-    record = of_cell(reply(), "k", "x = 1")
+    record = of_cell(reply(), "k")
     assert record is not None
     assert (record["base"], record["after"], record["facts"]) == ("bbbbbbbbbbbb", "bbbbbbbbbbbb", {})
 
@@ -42,7 +41,7 @@ def test_without_facts_the_snapshot_is_where_the_machine_stands() -> None:
     ],
 )
 def test_a_record_is_never_larger_than_2_kb_and_keeps_what_there_is_room_for(said: Any, kept: set[str]) -> None:
-    record = of_cell(reply(**said), "k", "x = 1")
+    record = of_cell(reply(**said), "k")
     assert record is not None
     assert record.keys() - {"run", "vm", "base", "after", "kernel", "code"} == kept
     assert len(json.dumps(record)) <= 2000
@@ -50,7 +49,7 @@ def test_a_record_is_never_larger_than_2_kb_and_keeps_what_there_is_room_for(sai
 
 @pytest.mark.parametrize("other", [{}, {"metadata": {}}, {"metadata": {"agentvm": 3}}, {"metadata": {"agentvm": {}}}])
 def test_where_the_host_says_nothing_nothing_is_kept(other: dict[str, Any]) -> None:
-    assert of_cell(other, "k", "x = 1") is None
+    assert of_cell(other, "k") is None
 
 
 def test_of_an_image_its_packages_of_python_are_kept() -> None:
@@ -62,7 +61,7 @@ def test_with_a_cell_its_forks_with_their_seed_and_what_it_copied_are_kept() -> 
     forks = {"count": 2, "randomness": "diverge", "seed": "0" * 32}
     copied = {"way": "pull", "path": "x", "sha256": "1" * 64, "size": 3}
     reply = {"metadata": {"agentvm": {"run": 1, "vm": "v", "snapshot": "", "forks": forks, "copied": copied}}}
-    record = of_cell(reply, "k", "x = 1")
+    record = of_cell(reply, "k")
     assert record is not None
     assert (record["forks"], record["copied"]) == (forks, copied)
 

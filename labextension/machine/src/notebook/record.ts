@@ -20,10 +20,16 @@ export interface Ran {
 }
 
 /** A record with what else the host has said of the run: the SHA-256 of its code, what it cost, what it did. */
-export type Kept = Ran & Record<string, unknown>;
+export interface Kept extends Ran {
+  code?: unknown;
+  forks?: unknown;
+  copied?: unknown;
+  shared?: unknown;
+  facts?: unknown;
+}
 
 /** In the order in which there has to be room for it. */
-const BESIDES = ['code', 'forks', 'copied', 'shared', 'facts'];
+const BESIDES = ['code', 'forks', 'copied', 'shared', 'facts'] as const;
 const MOST_BYTES = 2000;
 const SNAPSHOT = /^(?:[0-9a-f]{12})?$/;
 const NAME = /^[\w-]{1,64}$/;
@@ -49,8 +55,8 @@ export function recorded(metadata: unknown, kernel: string): Kept | null {
     return null;
   }
   const { snapshot_before: _, snapshot_after: __, ...cost } = Object(facts) as Record<string, unknown>;
-  const more = BESIDES.map(name => [name, name === 'facts' ? cost : field(said, name)] as const);
-  return more.reduce<Kept>((kept, [name, value]) => {
+  return BESIDES.reduce<Kept>((kept, name) => {
+    const value = name === 'facts' ? cost : field(said, name);
     const longer = { ...kept, [name]: value };
     return value !== undefined && size(longer) <= MOST_BYTES ? longer : kept;
   }, ran);
