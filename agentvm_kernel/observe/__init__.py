@@ -1,1 +1,1 @@
-"""What happened: audit log, metrics and (later) anomalies."""
+"""What happened: audit log, metrics, anomalies."""

@@ -1,4 +1,4 @@
-"""Virtual machines: two primitives, ``clone(snapshot)`` and (later) ``snapshot(vm)``, over QEMU through libvirt."""
+"""Virtual machines: two primitives, ``clone(snapshot)`` and ``snapshot(vm)``, over QEMU through libvirt."""
 
 import os
 
