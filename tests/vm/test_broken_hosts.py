@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kernel_client import notebook
+from kernel_client import notebook, wait_until
 from travel import named, ok, refused, saved, value
 from vms import environment_of, own_supervisor
 
@@ -116,7 +116,8 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        # Whoever could not start there may be a moment from its end.
+        wait_until(lambda: not subprocess.run(["umount", folder], check=False).returncode, f"{folder} is unmounted")
 
 
 def read_only(folder: Path) -> AbstractContextManager[None]:
