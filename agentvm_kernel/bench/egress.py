@@ -154,7 +154,9 @@ async def _gateway(ours: Stage, port: int) -> AsyncIterator[None]:
     limits = AccessLimits(connections=2 * _HELD, connections_per_second=1e6)
     access = Access("bench", "bench", vm.id, policy, limits)
     await vm.restrict("filtered")
-    tunnel = await Tunnel.open(vm.egress, vm.key, vm.epoch, partial(gateway.serve, access), NetworkSettings())
+    tunnel = await Tunnel.open(
+        vm.egress, vm.key, vm.epoch, partial(gateway.serve, access), NetworkSettings(), inbox=vm.open_inbox()
+    )
     try:
         yield
     finally:

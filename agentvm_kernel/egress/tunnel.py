@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
@@ -15,10 +16,12 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentvm_kernel.egress.channel import PIECE, Channel, Opening
+from agentvm_kernel.egress.inbox import Inbox, Share
 from agentvm_kernel.errors import LinkError, ProofError, ProtocolError
 from agentvm_kernel.link.asyncio_stream import Stream
 from agentvm_kernel.link.connection import Link, connect
 from agentvm_kernel.link.endpoint import Endpoint
+from agentvm_kernel.link.inbox import SERVICE as INBOX
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.proof import printable
 
@@ -26,7 +29,7 @@ CONNECTION: Final = "tcp"
 SETTINGS: Final = "network"
 LIMITS: Final = Limits(
     window=64 << 10, max_message=(64 << 10) + 8, max_parts=1, max_streams=1024, idle_frames=200_000,
-    frames_per_second=20_000,
+    frames_per_second=20_000, sent_parts=2,
 )  # fmt: skip
 
 _SETTINGS_SECONDS = 30.0
@@ -84,8 +87,9 @@ OnConnection = Callable[[Opening, Channel], Coroutine[Any, Any, None]]
 class StreamChannel:
     """A guest's connection over its stream; see `Channel`."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, inbox: Inbox | None) -> None:
         self._stream = stream
+        self._share = Share(inbox, stream)
         self._ended = False
 
     async def receive(self) -> bytes:
@@ -108,13 +112,13 @@ class StreamChannel:
         return b"".join(pieces)
 
     async def send(self, data: bytes) -> None:
-        """Send to the guest; returns when its credit has let all of it leave.
+        """Send to the guest; returns once there is room for more.
 
         Raises:
             LinkError: the guest has reset the connection, or the link has ended.
         """
         for start in range(0, len(data), PIECE):
-            await self._stream.send([data[start : start + PIECE]])
+            await self._share.send(data[start : start + PIECE])
 
     async def send_eof(self) -> None:
         """End this direction.
@@ -122,10 +126,11 @@ class StreamChannel:
         Raises:
             LinkError: as ``send``.
         """
-        await self._stream.send([b""])
+        await self._share.finish()
 
     def close(self) -> None:
         """Let go of the connection."""
+        self._share.close()
         self._stream.close()
 
 
@@ -136,13 +141,15 @@ class Tunnel:
         lost: Done when it has ended; the result says why.
     """
 
-    def __init__(self, on_connection: OnConnection, bounds: Bounds) -> None:
+    def __init__(self, on_connection: OnConnection, bounds: Bounds, inbox: int | None) -> None:
         loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = loop.create_future()
         self._on_connection = on_connection
         self._bounds = bounds
         self._link: Link | None = None
         self._settings: Stream | None = None
+        self._descriptor = inbox
+        self._inbox: Inbox | None = None
         self._configuring = asyncio.Lock()
         self._serving: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
@@ -158,6 +165,7 @@ class Tunnel:
         on_connection: OnConnection,
         settings: NetworkSettings,
         *,
+        inbox: int | None = None,
         bounds: Bounds = BOUNDS,
         timeout: float = 10.0,
     ) -> Tunnel:
@@ -170,18 +178,22 @@ class Tunnel:
             on_connection: Serves a connection that a program in the guest has made, in a task of its own; cancelled
                 when the tunnel is closed and it does not end by itself.
             settings: What the guest is told.
+            inbox: The file behind the VM's inbox, open for writing; the tunnel closes it, whatever happens. Without it
+                all goes over the link.
             bounds: What the guest may do.
             timeout: Seconds for dialling and for the proofs.
 
         Raises:
             LinkError: the forwarder cannot be dialled, or does not take the settings.
         """
-        self = cls(on_connection, bounds)
-        self._link = await self._dial(endpoint, key, epoch, timeout)
-        self._watch = asyncio.create_task(self._watch_link(self._link))
+        self = cls(on_connection, bounds, inbox)
         try:
+            self._link = await self._dial(endpoint, key, epoch, timeout)
+            self._watch = asyncio.create_task(self._watch_link(self._link))
             if self.lost.done():
                 raise ProtocolError(self.lost.result())
+            if inbox is not None:
+                self._inbox = Inbox(inbox, await self._link.open(INBOX))
             self._settings = await self._link.open(SETTINGS)
             await self.configure(settings)
         except BaseException:
@@ -220,6 +232,11 @@ class Tunnel:
             for task in stubborn:
                 task.cancel()
             await asyncio.gather(*stubborn, return_exceptions=True)
+        if self._inbox is not None:
+            await self._inbox.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
         if self._watch is not None:
             await self._watch
 
@@ -270,7 +287,7 @@ class Tunnel:
         return self._allowance >= 0
 
     async def _serve(self, stream: Stream) -> None:
-        channel = StreamChannel(stream)
+        channel = StreamChannel(stream, self._inbox)
         try:
             async with asyncio.timeout(self._bounds.opening_seconds):
                 opening = read_opening(await stream.receive())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agentvm_kernel.errors import LinkClosedError
@@ -38,6 +38,11 @@ class Stream:
         """What the stream is for."""
         return self._core.service
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the other end has closed it."""
+        return self._core.ended
+
     async def send(self, parts: Sequence[bytes]) -> None:
         """Send a message, and wait until the other end's credit has let all of it leave.
 
@@ -49,15 +54,40 @@ class Stream:
             LinkError: the link's error, once it ended.
         """
         async with self._lock:
+            self.post(parts)
+            await self.drain()
+
+    def post(self, parts: Sequence[bytes]) -> None:
+        """Send a message without waiting: what the other end's credit does not let leave is kept, without bound.
+
+        Raises:
+            ProtocolError: as ``send``.
+            LinkError: as ``send``.
+        """
+        self._link.check()
+        self._check_open()
+        self._core.send(parts)
+        self._link.pump()
+
+    async def drain(self) -> None:
+        """Wait until all that was sent has left.
+
+        Raises:
+            LinkError: as ``send``.
+        """
+        await self.until(lambda: not self._core.queued)
+
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        """Wait, as the one that sends, until something is true; it is looked at whenever the stream is woken.
+
+        Raises:
+            LinkError: as ``send``.
+        """
+        while not is_true():
+            self._sent.clear()
+            await self._sent.wait()
             self._link.check()
             self._check_open()
-            self._core.send(parts)
-            self._link.pump()
-            while self._core.queued:
-                self._sent.clear()
-                await self._sent.wait()
-                self._link.check()
-                self._check_open()
 
     async def receive(self) -> list[bytes]:
         """Return the next message. Messages that had come before the link ended are still given out.

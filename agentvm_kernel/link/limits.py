@@ -22,6 +22,7 @@ class Limits:
             they cost no credit, so that a flood of them has to be stopped by number.
         frames_per_second: Frames about streams that are taken per second, on the average; more have to wait, where the
             host's end reads. Each costs time, however short it is. ``None`` for no limit.
+        sent_parts: Most parts of a message that this end sends; ``None`` for as many as may come.
     """
 
     window: int = 1 << 20
@@ -32,6 +33,7 @@ class Limits:
     silence: float = 20.0
     idle_frames: int = 50_000
     frames_per_second: float | None = None
+    sent_parts: int | None = None
 
     def memory_bound(self, streams: int) -> int:
         """Return how many bytes the other end can make this end hold.

@@ -103,8 +103,10 @@ class SessionStream:
         terms = self._session.terms
         if size > terms.max_message:
             raise ProtocolError(f"A message of {size} bytes is over the link's {terms.max_message}.")
-        if not 0 < len(parts) <= self._session.limits.max_parts:
-            raise ProtocolError(f"A message of {len(parts)} parts is outside 1 to {self._session.limits.max_parts}.")
+        limits = self._session.limits
+        most = limits.sent_parts or limits.max_parts
+        if not 0 < len(parts) <= most:
+            raise ProtocolError(f"A message of {len(parts)} parts is outside 1 to {most}.")
         if self.ended:
             return
         if not self._queued and size <= self._session.chunk and size <= self._credit and self._session.roomy:

@@ -346,8 +346,9 @@ class LeaseNetwork:
 
     async def _carry(self, vm: clone.VM, access: Access) -> None:
         tunnel = await Tunnel.open(
-            vm.egress, vm.key, vm.epoch, partial(self._serve, access), self._guest_settings(self._policy)
-        )
+            vm.egress, vm.key, vm.epoch, partial(self._serve, access), self._guest_settings(self._policy),
+            inbox=vm.open_inbox(),
+        )  # fmt: skip
         self._connected[vm] = tunnel
         try:
             await asyncio.wait((tunnel.lost, vm.ended), return_when=asyncio.FIRST_COMPLETED)

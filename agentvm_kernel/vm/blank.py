@@ -13,6 +13,7 @@ from agentvm_kernel.errors import AgentVMError, SnapshotError, host_error
 from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.disk import create_overlay, give_to, virtual_size
 from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
+from agentvm_kernel.vm.inbox import make_inbox
 from agentvm_kernel.vm.memory import GuestMemory
 from agentvm_kernel.vm.snapshot import Snapshot
 from agentvm_kernel.vm.spec import DomainSpec, Hardware
@@ -168,6 +169,7 @@ async def prepare_blank(
     overlay, placeholder = folder / "disk-1.qcow2", folder / "placeholder.raw"
     await create_overlay(overlay, base.hardware.disk_gb, owner=owner)
     _make_placeholder(placeholder, base.hardware)
+    make_inbox(folder / "inbox", owner)
     for path in (placeholder, folder):  # from the last one on, another QEMU of that user can put something into it
         give_to(path, owner)
     memory = memory or base.memory

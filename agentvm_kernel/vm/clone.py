@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agentvm_kernel.errors import AgentVMError, IdentityError, LinkError
+from agentvm_kernel.errors import AgentVMError, HostError, IdentityError, LinkError
 from agentvm_kernel.link.control import ControlChannel
 from agentvm_kernel.link.endpoint import Endpoint, UnixEndpoint
 from agentvm_kernel.profiles import Limits
@@ -22,6 +22,7 @@ from agentvm_kernel.tally import Tally
 from agentvm_kernel.vm.blank import Blank
 from agentvm_kernel.vm.content import Content
 from agentvm_kernel.vm.delta import Run, merge_runs
+from agentvm_kernel.vm.inbox import open_inbox
 from agentvm_kernel.vm.nat import Card
 from agentvm_kernel.vm.sharing import Sharing
 from agentvm_kernel.vm.snapshot import Snapshot
@@ -153,6 +154,19 @@ class VM:
     def egress(self) -> Endpoint:
         """Where to dial the guest's forwarder; only for the owner, whatever carries the link."""
         return UnixEndpoint(str(self.machine.spec.egress_socket))
+
+    def open_inbox(self) -> int | None:
+        """Open the file behind its inbox for writing; ``None`` if that is not possible: it is not needed.
+
+        Returns:
+            A file descriptor, which is the caller's to close.
+        """
+        spec = self.machine.spec
+        try:
+            return open_inbox(spec.inbox, spec.owner)
+        except (HostError, OSError) as error:
+            _log.warning("%s downloads without its inbox: %s", self.id, error)
+            return None
 
     async def connect(self) -> None:
         """Dial the owner's channel."""

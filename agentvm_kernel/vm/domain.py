@@ -1,8 +1,8 @@
 """The libvirt domain: the smallest machine that runs a notebook, and nothing else.
 
-No NIC, no display, no USB, no balloon, no host folder. The oddities of QEMU's command line are in
-``_qemu_arguments``: libvirt has no words for a memory file of our own or for ``-incoming defer``, and none for a folder
-that may be shared later, for which there is no device until then.
+No NIC, no display, no USB, no balloon, no host folder; of its two disks one is only read. The oddities of QEMU's
+command line are in ``_qemu_arguments``: libvirt has no words for a memory file of our own or for ``-incoming defer``,
+and none for a folder that may be shared later, for which there is no device until then.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import hashlib
 from pathlib import Path
 from xml.etree import ElementTree as ET  # nosec B405 - builds XML, parses none
 
+from agentvm_kernel.link.inbox import SERIAL
 from agentvm_kernel.vm.spec import CONTROL_PORT, EGRESS_PORT, LINK_PORT, DomainSpec, Hardware, Transport
 
 _QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _MEMORY_ID = "agentvm.ram"
 _MONITOR_ID = "agentvm.qmp"
 DISK_ALIAS = "ua-agentvm-disk"  # libvirt takes a user's alias only with this prefix
+INBOX_ALIAS = "ua-agentvm-inbox"
 # QEMU follows no link, and does not leave the folder's file system. For a guest that may write it makes no device node,
 # link or setuid file: it keeps what such a file would be in an attribute of an ordinary one. In that mode it cannot
 # read the folder's own links, which a guest that may only read has no need to do without.
@@ -114,6 +116,7 @@ def _add_cpu(domain: ET.Element, hardware: Hardware) -> None:
 def _add_devices(domain: ET.Element, spec: DomainSpec) -> None:
     devices = ET.SubElement(domain, "devices")
     _add_disk(devices, spec.disks)
+    _add_inbox(devices, spec.inbox)
     ET.SubElement(devices, "controller", type="usb", model="none")
     ET.SubElement(devices, "controller", type="virtio-serial", index="0", ports="4")
     _add_channel(devices, CONTROL_PORT, spec.control_socket)
@@ -149,6 +152,18 @@ def _add_disk(devices: ET.Element, chain: tuple[Path, ...]) -> None:
     ET.SubElement(parent, "backingStore")
     ET.SubElement(disk, "target", dev="vda", bus="virtio")
     ET.SubElement(disk, "alias", name=DISK_ALIAS)
+
+
+def _add_inbox(devices: ET.Element, file: Path) -> None:
+    disk = ET.SubElement(devices, "disk", type="file", device="disk")
+    # What the host writes is read from its page cache, in which it is at once.
+    ET.SubElement(disk, "driver", name="qemu", type="raw", cache="writeback")
+    ET.SubElement(disk, "source", file=str(file))
+    ET.SubElement(disk, "backingStore")
+    ET.SubElement(disk, "target", dev="vdb", bus="virtio")
+    ET.SubElement(disk, "readonly")
+    _text(disk, "serial", SERIAL)
+    ET.SubElement(disk, "alias", name=INBOX_ALIAS)
 
 
 def _add_channel(devices: ET.Element, name: str, path: Path) -> None:

@@ -15,6 +15,7 @@ from agentvm_kernel.link.control import ControlChannel
 from agentvm_kernel.vm.disk import create_overlay, give_to
 from agentvm_kernel.vm.domain import layout
 from agentvm_kernel.vm.hypervisor import Hypervisor, Machine
+from agentvm_kernel.vm.inbox import make_inbox
 from agentvm_kernel.vm.snapshot import Manifest, Snapshot, hardware_values, new_snapshot_folder, write_manifest
 from agentvm_kernel.vm.spec import VSOCK_PORT, Boot, DomainSpec, Hardware
 
@@ -76,7 +77,7 @@ async def make_golden(
         finally:
             await machine.end()
         sockets = (spec.control_socket, spec.link_socket, spec.egress_socket, spec.monitor_socket)
-        for leftover in (*sockets, spec.console):
+        for leftover in (*sockets, spec.console, spec.inbox):
             leftover.unlink(missing_ok=True)
         manifest = Manifest(
             image=source.digest, hypervisor=version, hardware=hardware_values(hardware), layers=(str(source.rootfs),),
@@ -92,6 +93,7 @@ async def _prepare(hypervisor: Hypervisor, source: Source, hardware: Hardware, f
     os.truncate(memory, hardware.memory_mib * 1024 * 1024)
     await create_overlay(disk, hardware.disk_gb, source.rootfs, hypervisor.owner)
     give_to(memory, hypervisor.owner)
+    make_inbox(folder / "inbox", hypervisor.owner)
     boot = Boot(source.kernel, source.initramfs, _cmdline(hardware))
     return DomainSpec(name, str(uuid.uuid4()), folder, hardware, memory, (disk, source.rootfs), boot, hypervisor.owner)
 

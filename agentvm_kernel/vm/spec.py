@@ -103,6 +103,11 @@ class DomainSpec:
         return self.folder / "egress.sock"
 
     @property
+    def inbox(self) -> Path:
+        """A disk that only the guest reads and only this process writes; see `agentvm_kernel.link.inbox`."""
+        return self.folder / "inbox"
+
+    @property
     def monitor_socket(self) -> Path:
         """QEMU's monitor, beside libvirt's: commands over libvirt take three times as long."""
         return self.folder / "qmp.sock"

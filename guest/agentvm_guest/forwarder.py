@@ -1,7 +1,8 @@
 """The forwarder: a process beside the agent that carries programs' TCP connections, with their names, to the host.
 
 It is started by the agent, which hands it the VM's identity, and it has the virtio-serial port for egress to itself: a
-download does not delay cells. On the link it opens a stream for each connection; the host opens one, for settings.
+download does not delay cells. On the link it opens a stream for each connection; the host opens one for settings, and
+one on which it is told what was taken out of the inbox.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ if __name__ == "__main__":
 from agentvm_guest import network, trust
 from agentvm_guest.connection import Connection, close
 from agentvm_guest.control import ControlPort, Reply
+from agentvm_guest.inbox import Inbox, open_inbox
 from agentvm_guest.link import LinkServer
 from agentvm_guest.loop import Loop, Timer
 from agentvm_guest.ports import Port, listen_unix, open_virtio_port
 from agentvm_guest.resolver import Names, Resolver
 from agentvm_kernel.errors import ProtocolError
 from agentvm_kernel.link.frame import DATA_CHUNK
+from agentvm_kernel.link.inbox import SERVICE as INBOX
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.stream import SessionStream
 
@@ -36,7 +39,7 @@ CONNECTION = "tcp"
 SETTINGS = "network"
 
 # The host has proven itself: it may send as many pings as it likes.
-LIMITS = Limits(window=256 << 10, max_message=(64 << 10) + 8, max_parts=1, max_streams=1024, idle_frames=1 << 62)
+LIMITS = Limits(window=256 << 10, max_message=(64 << 10) + 8, max_parts=2, max_streams=1024, idle_frames=1 << 62)
 # A message of one part that fills a frame.
 _HEAD = 8
 _PIECE = DATA_CHUNK - _HEAD
@@ -61,6 +64,7 @@ class Forwarder:
         destination: Returns where a connection was to lead; an ``OSError`` of it ends the connection.
         on_environment: Called with variables for the user's programs, and with what is to be called when they are set.
         set_authority: See `agentvm_guest.trust`.
+        inbox: Where the host may lay what is too much for the link, if there is one.
     """
 
     def __init__(
@@ -70,12 +74,17 @@ class Forwarder:
         destination: Callable[[socket.socket], tuple[str, int]],
         on_environment: Callable[[dict[str, str], Reply], None],
         set_authority: Callable[[str | None], dict[str, str]],
+        inbox: Inbox | None = None,
     ) -> None:
         self._loop = loop
         self._names = names
         self._destination = destination
         self._on_environment = on_environment
         self._set_authority = set_authority
+        self._inbox = inbox
+        if inbox is not None:
+            inbox.on_taken = self._tell_taken
+        self._taken: SessionStream | None = None
         self.link = LinkServer(loop, self, LIMITS)
         self._network = "filtered"
         self._is_up = False
@@ -112,7 +121,7 @@ class Forwarder:
 
     def accept(self, service: str) -> bool:
         """Return whether there is such a service."""
-        return service == SETTINGS
+        return service == SETTINGS or (service == INBOX and self._inbox is not None)
 
     def changed(self, stream: SessionStream) -> None:
         """Take a stream on which something happened."""
@@ -124,6 +133,8 @@ class Forwarder:
                 self._readable[connection] = None
         elif stream.ended:
             stream.close()
+        elif stream.service == INBOX:
+            self._open_inbox(stream)
         elif stream.service == SETTINGS:
             while (parts := stream.receive()) is not None:
                 self._configure(stream, parts[0])
@@ -142,6 +153,7 @@ class Forwarder:
     def detached(self) -> None:
         """End all connections: their link has ended."""
         self._is_up = False
+        self._taken = None
         for connection in list(self._by_stream.values()):
             self._reset(connection)
         self._expect()
@@ -219,7 +231,7 @@ class Forwarder:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opening = {"name": self._names.name(address), "address": address, "port": port}
-        connection = self._connections[sock] = Connection(sock, json.dumps(opening).encode())
+        connection = self._connections[sock] = Connection(sock, json.dumps(opening).encode(), self._inbox)
         if self._is_up:
             self._open(connection)
 
@@ -256,8 +268,6 @@ class Forwarder:
     def _from_host(self, connection: Connection) -> None:
         stream = connection.stream
         assert stream is not None
-        if stream.ended:
-            stream.close()
         try:
             all_taken = connection.take()
         except OSError:
@@ -306,7 +316,18 @@ class Forwarder:
             self._loop.remove(connection.sock.fileno())
         self._readable.pop(connection, None)
         self._starved.discard(connection)
-        close(connection.sock, reset=reset)
+        connection.close(reset=reset)
+
+    def _open_inbox(self, stream: SessionStream) -> None:
+        """Tell the host, once, that it can be used."""
+        if self._taken is None:
+            self._taken = stream
+            stream.send([b""])
+
+    def _tell_taken(self, token: bytes) -> None:
+        """Tell the host that a slot of the inbox is free."""
+        if self._taken is not None and not self._taken.ended:
+            self._taken.send([token])
 
     def _reset_all(self) -> None:
         for connection in list(self._connections.values()):
@@ -329,6 +350,7 @@ class Process:
             socket.socket.getsockname if unprivileged else network.original_destination,
             self._pass_on,
             (lambda _pem: {}) if unprivileged else trust.set_authority,
+            open_inbox(unprivileged and unprivileged / "inbox"),
         )  # fmt: skip
         self._resolver = Resolver(self.loop, names, lambda: self.forwarder.refuses)
         self._waiting: dict[int, Reply] = {}

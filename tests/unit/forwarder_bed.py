@@ -16,6 +16,7 @@ from pathlib import Path
 from agentvm_kernel.egress.channel import Channel, Opening
 from agentvm_kernel.egress.tunnel import NetworkSettings, Tunnel
 from agentvm_kernel.link.endpoint import UnixEndpoint
+from agentvm_kernel.vm.inbox import make_inbox, open_inbox
 
 FORWARDER = Path(__file__).resolve().parents[2] / "guest" / "agentvm_guest" / "forwarder.py"
 
@@ -29,6 +30,7 @@ class ForwarderBed:
         accepted: Connections that reached the host, each with the event that lets go of it.
         environments: What was to be put into the environment.
         dns_port: Where its resolver answers.
+        inbox: The file behind the machine's inbox, where it has one.
     """
 
     def __init__(self, folder: Path, agent: socket.socket) -> None:
@@ -36,6 +38,7 @@ class ForwarderBed:
         self.accepted: asyncio.Queue[tuple[Opening, Channel, asyncio.Event]] = asyncio.Queue()
         self.environments: list[dict[str, str]] = []
         self.dns_port = self.port = 0
+        self.inbox = folder / "inbox"
         self._folder = folder
         self._agent = agent
         self._lines: asyncio.StreamReader | None = None
@@ -75,8 +78,9 @@ class ForwarderBed:
         """Dial it."""
         endpoint = UnixEndpoint(str(self._folder / "egress.sock"))
         return await Tunnel.open(
-            endpoint, self.key, self.epoch, self._serve, settings or NetworkSettings(), timeout=timeout
-        )
+            endpoint, self.key, self.epoch, self._serve, settings or NetworkSettings(), timeout=timeout,
+            inbox=open_inbox(self.inbox, None) if self.inbox.exists() else None,
+        )  # fmt: skip
 
     async def _serve(self, opening: Opening, channel: Channel) -> None:
         let_go = asyncio.Event()
@@ -100,7 +104,7 @@ class ForwarderBed:
 
 
 @asynccontextmanager
-async def forwarder_bed() -> AsyncIterator[ForwarderBed]:
+async def forwarder_bed(*, has_inbox: bool = True) -> AsyncIterator[ForwarderBed]:
     """A forwarder with an identity."""
     ours, theirs = socket.socketpair()
     with tempfile.TemporaryDirectory(prefix="agentvm-") as name, theirs:

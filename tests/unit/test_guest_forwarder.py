@@ -17,9 +17,9 @@ from agentvm_kernel.errors import LinkError
 RESET = struct.pack("ii", 1, 0)
 
 
-@pytest_asyncio.fixture
-async def bed() -> AsyncIterator[ForwarderBed]:
-    async with forwarder_bed() as made:
+@pytest_asyncio.fixture(params=[True, False], ids=["inbox", "port"])
+async def bed(request: pytest.FixtureRequest) -> AsyncIterator[ForwarderBed]:
+    async with forwarder_bed(has_inbox=request.param) as made:
         yield made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,11 @@ class FakeTunnel:
         self.closed = False
 
     @classmethod
-    async def open(cls, endpoint: Any, key: bytes, epoch: int, serve: Callable[..., Any], settings: Any) -> FakeTunnel:
+    async def open(
+        cls, endpoint: Any, key: bytes, epoch: int, serve: Callable[..., Any], settings: Any, inbox: int | None
+    ) -> FakeTunnel:
+        if inbox is not None:
+            os.close(inbox)
         if cls.refuse:
             cls.refuse -= 1
             raise LinkError("The forwarder does not answer.")
