@@ -320,7 +320,7 @@ class Forwarder:
 
     def _open_inbox(self, stream: SessionStream) -> None:
         """Tell the host, once, that it can be used."""
-        if self._taken is None:
+        if self._inbox is not None and self._taken is None:
             self._taken = stream
             stream.send([b""])
 

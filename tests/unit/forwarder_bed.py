@@ -108,6 +108,8 @@ async def forwarder_bed(*, has_inbox: bool = True) -> AsyncIterator[ForwarderBed
     """A forwarder with an identity."""
     ours, theirs = socket.socketpair()
     with tempfile.TemporaryDirectory(prefix="agentvm-") as name, theirs:
+        if has_inbox:
+            make_inbox(Path(name, "inbox"), None)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", str(FORWARDER), str(theirs.fileno()), "--unprivileged", name,
             pass_fds=(theirs.fileno(),),
