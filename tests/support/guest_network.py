@@ -50,7 +50,9 @@ class GuestNetwork:
         """Dial agent and forwarder."""
         vm = self.vm
         self._link = await connect(vm.link, key=vm.key, epoch=vm.epoch)
-        self.tunnel = await Tunnel.open(vm.egress, vm.key, vm.epoch, self._serve, settings or NetworkSettings())
+        self.tunnel = await Tunnel.open(
+            vm.egress, vm.key, vm.epoch, self._serve, settings or NetworkSettings(), inbox=vm.open_inbox()
+        )
 
     async def hang_up(self) -> None:
         """Close both."""

@@ -27,6 +27,23 @@ downloads = [
 NEW = "through(b'good.example.org', 80, get('good.example.org', '/new'))[:15]"
 # How the old ones end, and whether a new one is served, in one cell.
 AFTER = f"[[one.wait(60) for one in downloads], {NEW}]"
+# As fast as they can, so that at any moment some of it is on its way; nothing of it is zero, as an empty inbox is.
+READERS = """
+import threading, urllib.request
+foreign, ends = [], []
+def read_on():
+    try:
+        with urllib.request.urlopen("http://good.example.org/bytes/100000000000") as answer:
+            while piece := answer.read(1 << 16):
+                if not piece.strip(b"\\0"):
+                    foreign.append(len(piece))
+    except Exception as error:
+        ends.append(type(error).__name__)
+readers = [threading.Thread(target=read_on, daemon=True) for _ in range(3)]
+for one in readers:
+    one.start()
+"""
+ENDED = "[one.join(60) for one in readers] and [len(foreign), len(ends)]"
 # curl(1): a transfer that is cut off; a failure in receiving.
 CUT_OFF = {18, 56}
 
@@ -86,4 +103,15 @@ def test_forks_while_downloads_run(vm: Visitor, world: Internet) -> None:
     wait_until(lambda: active(world) == 0, "the servers' ends are closed")
     vms = {one.vm for one in vm.session.connections() if one.verdict == "allowed"}
     assert len(vms) == 4
+    assert world.trespasses == []
+
+
+def test_no_forks_program_is_given_what_lies_in_its_own_inbox(vm: Visitor, world: Internet) -> None:
+    vm.do(READERS)
+    path = "/bytes/100000000000"
+    wait_until(lambda: world.web.active[path] == 3, "the downloads run")
+    for _ in range(3):
+        results = vm.session.fork(3, f"show({ENDED})", timeout=120)
+        assert [json.loads(one.cell.stdout.rpartition("\n@")[2]) for one in results] == [[0, 3]] * 3
+    assert vm.value("[foreign, ends]") == [[], []], "the forked VM's own downloads go on"
     assert world.trespasses == []

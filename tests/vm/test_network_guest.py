@@ -101,8 +101,23 @@ for address in ("127.0.0.1", "198.18.0.1"):
 
 async def test_a_download_and_an_upload_arrive_whole(network: GuestNetwork) -> None:
     wanted = hashlib.sha256(bytes(range(256)) * 40_000).hexdigest()
+    inbox = network.vm.machine.spec.inbox
+    assert not inbox.stat().st_blocks, "what is short goes another way"
     assert wanted in await network.shell("curl -sS http://big.example/ | sha256sum")
+    assert inbox.stat().st_blocks
     assert hashlib.sha256(bytes(range(256)) * 20_000).hexdigest() in await network.shell(python(DIGEST))
+
+
+async def test_the_disk_of_the_inbox_is_read_by_root_alone_and_written_by_nobody(network: GuestNetwork) -> None:
+    disk = "/dev/$(basename $(dirname $(grep -l agentvm-inbox /sys/block/*/serial)))"
+    assert "Permission denied" in await network.shell(f"head -c 1 {disk} 2>&1")
+    inbox = network.vm.machine.spec.inbox
+    before = inbox.read_bytes()
+    write = f"blockdev --setrw {disk}; echo changed | dd of={disk} conv=fsync"
+    said = await network.shell(f"sudo sh -c 'head -c 1 {disk} | wc -c; {write}' 2>&1")
+    assert said.startswith("1\n")
+    assert not said.endswith("\n0"), "it cannot be written"
+    assert inbox.read_bytes() == before
 
 
 async def test_two_hundred_connections_at_once(network: GuestNetwork) -> None:
