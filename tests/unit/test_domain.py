@@ -123,6 +123,13 @@ def test_what_the_guest_sends_out_has_a_port_of_its_own_whatever_carries_the_lin
         assert ports["agentvm.egress"] == "/run/vm-1/egress.sock"
 
 
+def test_the_second_disk_is_the_inbox_which_the_guest_only_reads() -> None:
+    _, inbox = tree(SPEC).iterfind("devices/disk")
+    assert inbox.find("readonly") is not None
+    assert inbox.find("source").attrib["file"] == "/run/vm-1/inbox"
+    assert inbox.findtext("serial") == "agentvm-inbox"
+
+
 def test_the_layout_changes_with_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     before = layout(SPEC.hardware)
     assert layout(replace(SPEC.hardware, memory_mib=1024, disk_gb=8)) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,14 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kernel_harness import within
 
 from agentvm_kernel.egress import tunnel as tunnel_module
-from agentvm_kernel.egress.channel import Channel, Opening
+from agentvm_kernel.egress.channel import PIECE, Channel, Opening
 from agentvm_kernel.egress.tunnel import LIMITS, Bounds, NetworkSettings, Tunnel, read_opening
 from agentvm_kernel.errors import LinkError, ProtocolError
 from agentvm_kernel.link import frame as f
 from agentvm_kernel.link.endpoint import UnixEndpoint
 from agentvm_kernel.link.frame import encode_frame
+from agentvm_kernel.link.inbox import SLOTS, decode
 from agentvm_kernel.link.limits import Limits
 from agentvm_kernel.link.proof import GuestHandshake
 from agentvm_kernel.link.session import Session
@@ -37,6 +40,7 @@ class Guest:
         self.session: Session | None = None
         self.reply = b'{"ok": true}'
         self.settings: list[object] = []
+        self.inbox: SessionStream | None = None
 
     async def run(self) -> None:
         handshake = GuestHandshake(KEY, 1, Limits())
@@ -48,6 +52,8 @@ class Guest:
         data = handshake.rest()
         while True:
             for stream in self.session.feed(data):
+                if stream.service == "inbox":
+                    self.inbox = stream
                 if stream.service == "network" and not stream.ended and (parts := stream.receive()) is not None:
                     self.settings.append(json.loads(parts[0]))
                     stream.send([self.reply])
@@ -62,6 +68,13 @@ class Guest:
             stream.send([first])
         self.flush()
         return stream
+
+    def answer(self, *tokens: bytes) -> None:
+        """Say that something was taken out of the inbox."""
+        assert self.inbox is not None
+        for token in tokens:
+            self.inbox.send([token])
+        self.flush()
 
     def raw(self, data: bytes) -> None:
         self._writer.write(data)
@@ -106,7 +119,8 @@ async def connected(
     served = Served()
     try:
         endpoint = UnixEndpoint(str(folder / "egress.sock"))
-        tunnel = await Tunnel.open(endpoint, KEY, 1, served, NetworkSettings("PEM", {"A": "b"}), bounds=bounds)
+        settings, inbox = NetworkSettings("PEM", {"A": "b"}), os.open(folder, os.O_TMPFILE | os.O_RDWR)
+        tunnel = await Tunnel.open(endpoint, KEY, 1, served, settings, inbox=inbox, bounds=bounds)
         try:
             yield guests[0], tunnel, served
         finally:
@@ -117,6 +131,19 @@ async def connected(
             guest.end()
         server.close()
         await server.wait_closed()
+
+
+async def message_of(stream: SessionStream) -> list[bytes]:
+    """Wait for the next message from the host."""
+    found: list[list[bytes] | None] = [None]
+
+    def received() -> bool:
+        found[0] = stream.receive()
+        return found[0] is not None
+
+    await within(received)
+    assert found[0] is not None
+    return found[0]
 
 
 async def test_settings_are_told_first_and_what_the_guest_opens_is_served(short_tmp: Path) -> None:
@@ -151,6 +178,48 @@ async def test_many_small_messages_are_handed_on_at_once(short_tmp: Path) -> Non
             received.append(await channel.receive())
         assert b"".join(received) == b"x" * 1000
         assert len(received) < 100
+
+
+async def test_answers_that_mean_nothing_free_nothing(short_tmp: Path) -> None:
+    async with connected(short_tmp) as (guest, tunnel, served):
+        stream = guest.open()
+        _, channel = await served.queue.get()
+        guest.answer(b"", *(bytes([number]) * (number % 20) for number in range(256)), bytes(65_000), b"")
+        inbox = tunnel._inbox
+        assert inbox is not None
+        await within(lambda: inbox._is_there)
+        sending = asyncio.create_task(channel.send(bytes(4 << 20)))
+        await within(lambda: len(inbox._lent) == 2)
+        first, _ = await message_of(stream)
+        assert decode(first).size == PIECE
+        await message_of(stream)
+        guest.answer(*[decode(first).token] * 20)
+        third, _ = await message_of(stream)
+        assert decode(third).slot == decode(first).slot
+        assert sorted([*inbox._free, *(lent.slot for lent in inbox._lent.values())]) == list(range(SLOTS))
+        assert not tunnel.lost.done()
+        sending.cancel()
+
+
+async def test_a_guest_that_gives_its_inbox_up_gets_the_rest_over_its_port(short_tmp: Path) -> None:
+    async with connected(short_tmp) as (guest, tunnel, served):
+        stream = guest.open()
+        _, channel = await served.queue.get()
+        guest.answer(b"")
+        assert tunnel._inbox is not None
+        await within(lambda: tunnel._inbox._is_there)
+        sending = asyncio.create_task(channel.send(bytes(4 << 20)))
+        await within(lambda: len(tunnel._inbox._lent) == 2)
+        assert guest.inbox is not None
+        guest.inbox.close()
+        guest.flush()
+        size = 0
+        while size < 4 << 20:
+            parts = await message_of(stream)
+            size += decode(parts[0]).size if len(parts) == 2 else len(parts[0])
+            guest.flush()
+        await sending
+        assert not tunnel._inbox._lent
 
 
 async def test_a_flood_of_tiny_frames_has_to_wait_and_loses_nothing(
