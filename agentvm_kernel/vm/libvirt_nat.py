@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ PACKAGES: Final = (
 )
 _BUILDING_BLOCK: Final = "no-mac-spoofing"
 _BRIDGE_CALLS: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+_TRIES: Final = 5
 
 
 class LibvirtNat:
@@ -40,6 +42,7 @@ class LibvirtNat:
         self._connection = connection
         self._tag = tag
         self._own: set[str] = set()
+        self._renewing = asyncio.Lock()
         self.network: NatNetwork
         self.cards: Cards
         self.is_guarded = False
@@ -85,11 +88,33 @@ class LibvirtNat:
         return nat_guard.group_of(self.network) if self.is_guarded else None
 
     async def renew_filter(self) -> None:
-        """Let the filter know the host's addresses as they are now; called before each card."""
-        own = own_addresses()
-        if own != self._own:
-            await self._connection.call(self._connection.handle.nwfilterDefineXML, filter_xml(self.network, own))
-            self._own = own
+        """Let the filter know the host's addresses as they are now; called before each card.
+
+        Raises:
+            HypervisorError: libvirt did not take it.
+        """
+        async with self._renewing:  # so that no older set of addresses comes after a newer one
+            own = own_addresses()
+            if own != self._own:
+                await self._define(filter_xml(self.network, own))
+                self._own = own
+
+    async def _define(self, xml: str) -> None:
+        """Define the filter.
+
+        Libvirt sets a new definition's rules for each card that there is. If one goes while it does that, because its
+        VM ends, libvirt takes back all that it has set, keeps the old definition and fails, without saying why. What
+        has gone does not disturb it once more.
+        """
+        for number in range(1, _TRIES + 1):
+            try:
+                await self._connection.call(self._connection.handle.nwfilterDefineXML, xml)
+            except HypervisorError as error:
+                if number == _TRIES:
+                    raise
+                _log.info("the filter of %s is set again: %s", self.network.name, error)
+            else:
+                return
 
     async def _remove(self) -> None:
         handle, name = self._connection.handle, name_of(self._tag)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,19 @@ class Visitor:
 
 
 @contextmanager
-def visitor(paths: Paths, allow: tuple[str, ...] = ("good.example.org",), **options: str) -> Iterator[Visitor]:
-    """Lease a VM for a test."""
-    with Session(paths=paths, allow=allow, **{"image": "minimal", "profile": "test", **options}) as session:
+def visitor(
+    paths: Paths,
+    allow: tuple[str, ...] = ("good.example.org",),
+    lease: Callable[..., AbstractContextManager[Session]] = Session,
+    **options: str,
+) -> Iterator[Visitor]:
+    """Lease a VM for a test.
+
+    Args:
+        paths: Whose supervisor is asked.
+        allow: What it may reach.
+        lease: Makes the session.
+        **options: What the session is to be besides.
+    """
+    with lease(paths=paths, allow=allow, **{"image": "minimal", "profile": "test", **options}) as session:
         yield Visitor(session)

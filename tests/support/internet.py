@@ -227,15 +227,18 @@ class Internet:
             process.terminate()
             process.wait(STARTED_WITHIN)
 
+    def python(self) -> tuple[list[str], dict[str, str]]:
+        """The Python that the supervisor runs in, and its environment; it ends even with tests that are killed."""
+        return ["setpriv", "--pdeathsig", "TERM", sys.executable], dict(os.environ)
+
     def _start_supervisor(self, paths: Paths) -> subprocess.Popen[bytes]:
         receiver, sender = os.pipe()
-        # It ends even with tests that are killed.
-        program = ("setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "agentvm_kernel.supervisor")
-        command = self.command(*program, "--ready-fd", str(sender))
+        python, environment = self.python()
+        command = self.command(*python, "-m", "agentvm_kernel.supervisor", "--ready-fd", str(sender))
         with paths.log.open("ab") as log:
             process = subprocess.Popen(
                 command,
-                env={**os.environ, **paths.environment},
+                env={**environment, **paths.environment},
                 pass_fds=(sender,),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

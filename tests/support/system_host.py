@@ -14,7 +14,6 @@ from subreaper import reaped
 
 DAEMON_SECONDS = 30
 _FOLDERS = ("/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/run/libvirt")
-_CONFIG = 'unix_sock_rw_perms = "0770"\nauth_unix_rw = "none"\n'
 # Asked as a user who may not open /dev/kvm where root may, libvirt asks QEMU again at each start, for 10 s. Each domain
 # names its own user.
 _QEMU_CONFIG = 'user = "+0"\ngroup = "+0"\n'
@@ -30,7 +29,14 @@ exec "$@"
 
 
 class SystemHost(Internet):
-    """The world; `system_daemon` lets the daemon run."""
+    """The world; `daemon` lets the daemon run.
+
+    Attributes:
+        root: The daemon's folders.
+        config: How the daemon is configured.
+    """
+
+    config = 'unix_sock_rw_perms = "0770"\nauth_unix_rw = "none"\n'
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -68,7 +74,7 @@ class SystemHost(Internet):
     def daemon(self) -> Iterator[None]:
         """Run libvirt's system daemon on the host."""
         config = self.root / "libvirtd.conf"
-        config.write_text(_CONFIG)
+        config.write_text(self.config)
         (self.root / "etc/libvirt/qemu.conf").write_text(_QEMU_CONFIG)
         # As upstream has it: QEMU finds its secret below, whatever user it runs as.
         (self.root / "var/lib/libvirt/qemu").chmod(0o751)

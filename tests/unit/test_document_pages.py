@@ -96,7 +96,7 @@ def test_the_http_reference_has_every_route_and_every_kind_of_message() -> None:
     assert "| `cell_deadline` | a number of at least 1 | `300` | Seconds that a cell may run. |" in text
 
 
-@pytest.mark.parametrize("name", ["security.md", "architecture.md", "secrets.md"])
+@pytest.mark.parametrize("name", ["security.md", "architecture.md", "secrets.md", "nat.md"])
 def test_the_tests_that_a_page_names_are_there(name: str) -> None:
     for path, test in TEST.findall(page(name)):
         nodes = ast.walk(ast.parse((ROOT / path).read_text()))

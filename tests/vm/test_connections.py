@@ -10,13 +10,13 @@ import signal
 import stat
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kernel_client import notebook
+from other_user import readable_python
 from subreaper import reaped
 from travel import back, ok, saved, told, value
 from vms import environment_of, own_supervisor
@@ -56,23 +56,6 @@ def run_script(uri: str, folder: Path, user: str | None = None, group: str | Non
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
-
-
-def readable_python() -> tuple[Path, dict[str, str]]:
-    """Return a Python with our packages that another user can run, and the environment that it needs."""
-    packages = Path(sysconfig.get_path("purelib"))
-    if not is_open_to_all(packages) or not is_open_to_all(SCRIPT):
-        pytest.skip(f"{packages} lies in a folder that other users may not enter")
-    if is_open_to_all(Path(sys.executable).resolve()):
-        return Path(sys.executable), {}
-    system = Path(f"/usr/bin/python3.{sys.version_info.minor}")
-    if not system.exists():
-        pytest.skip(f"{sys.executable} is closed to other users, and there is no {system}")
-    return system, {"PYTHONPATH": f"{packages}:{SCRIPT.parents[2]}"}
-
-
-def is_open_to_all(path: Path) -> bool:
-    return all(parent.stat().st_mode & 0o001 for parent in path.parents)
 
 
 @pytest.fixture

@@ -5,15 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 from audited import audited
+from card_bed import (
+    NAT,
+    NEEDS,
+    PING,
+    SPOOF,
+    a_rollback_brings_another_card,
+    card,
+    gateway,
+    names_are_answered,
+    nobody_else_is_reached,
+    other_addresses_get_nowhere,
+    prepare,
+    reaches_the_internet,
+    they_do_not_reach_each_other,
+    traces,
+)
 from egress_bed import Visitor, visitor
 from internet import EVIL, GOOD, HOST, METADATA, NEIGHBOUR, RAW, internet
 from kernel_client import wait_until
@@ -26,65 +39,9 @@ from agentvm_kernel.supervisor.client import SupervisorClient
 from agentvm_kernel.supervisor.messages import NetworkMode
 from agentvm_kernel.supervisor.network_messages import NetworkInfo, NetworkRequest
 
-DRIVERS = Path("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver")
-pytestmark = [
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(shutil.which("libvirtd", path="/usr/sbin") is None, reason="libvirtd is not installed"),
-    pytest.mark.skipif(
-        not all((DRIVERS / f"libvirt_driver_{name}.so").exists() for name in ("network", "nwfilter")),
-        reason="libvirt's drivers for networks and their filters are not installed",
-    ),
-]
+pytestmark = NEEDS
 
 BLOCKED = "network_connection_blocked"
-NAT = "\n[network]\nnat = true\n"
-TOOLS = """
-import socket
-def tcp(address, port, patience=3):
-    try:
-        with socket.create_connection((address, port), patience):
-            return "reached"
-    except OSError as error:
-        return type(error).__name__
-def udp(address, port):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.sendto(b"hello", (address, port))
-"""
-# An echo request, which only root may send so (RFC 792); its checksum is right.
-PING = """
-import socket
-sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-sock.sendto(bytes((8, 0, 0xf7, 0xff, 0, 0, 0, 0)), ({address!r}, 0))
-"""
-SPOOF = "import socket; s = socket.socket(); s.settimeout(3); s.bind(({!r}, 0)); s.connect(({!r}, 80))"
-# What a server in the VM heard, TCP and UDP: nothing may come to it.
-LISTEN = """
-listening = [socket.socket(socket.AF_INET, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
-for one in listening:
-    one.bind(("0.0.0.0", 9418))
-    one.setblocking(False)
-listening[0].listen()
-def heard():
-    found = 0
-    for take in (listening[0].accept, lambda: listening[1].recv(100)):
-        try:
-            take()
-            found += 1
-        except BlockingIOError:
-            pass
-    return found
-"""
-# A question for an address (RFC 1035), and the last four bytes of the answer, which are the address.
-LOOK_UP = """
-def look_up(server):
-    name = b"".join(bytes((len(part),)) + part for part in (b"good", b"example", b"org", b""))
-    question = bytes((18, 52, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0)) + name + bytes((0, 1, 0, 1))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(10)
-        sock.sendto(question, (server, 53))
-        return socket.inet_ntoa(sock.recv(1000)[-4:])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -107,20 +64,6 @@ def vm(paths: Paths, world: SystemHost) -> Iterator[Visitor]:
         prepare(ours)
         world.forget()
         yield ours
-
-
-def prepare(vm: Visitor) -> None:
-    """Wait until a VM has its card, and give it the tools."""
-    wait_until(lambda: card(vm)[1] != "", "the VM has a network card")
-    vm.do(TOOLS)
-
-
-def card(vm: Visitor) -> tuple[str, str]:
-    """The MAC and the IP address of a VM's card; empty while it has none."""
-    said = json.loads(vm.program("sh", "-c", "ip -json address show dev agentvm1 2>/dev/null || echo '[]'"))
-    if not said or not said[0]["addr_info"]:
-        return "", ""
-    return said[0]["address"], said[0]["addr_info"][0]["local"]
 
 
 def refused_packets(world: SystemHost) -> int:
@@ -169,7 +112,7 @@ def test_everything_else_is_refused_counted_and_written_down(vm: Visitor, world:
 
 def test_an_address_of_another_network_gets_nowhere_and_is_counted(vm: Visitor, world: SystemHost) -> None:
     vm.program("sudo", "sh", "-c", "ip address add 45.55.0.77/32 dev agentvm1")
-    assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached", "it does not have to ask for its router any more"
+    assert reaches_the_internet(vm), "it does not have to ask for its router any more"
     world.forget()
     before = refused_packets(world)
     vm.fails("python3", "-c", SPOOF.format("45.55.0.77", GOOD))
@@ -177,87 +120,28 @@ def test_an_address_of_another_network_gets_nowhere_and_is_counted(vm: Visitor, 
     assert refused_packets(world) > before
 
 
-def gateway(vm: Visitor) -> str:
-    route = json.loads(vm.program("ip", "-json", "route", "show", "default", "dev", "agentvm1"))
-    return str(route[0]["gateway"])
-
-
 def test_libvirts_filter_alone_refuses_the_same(paths: Paths, world: SystemHost) -> None:
     """As for an ordinary user, who cannot set rules."""
-    recorder = world.host.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    with recorder, visitor(paths) as vm:
+    with visitor(paths) as vm:
         prepare(vm)
-        recorder.bind((HOST, 9000))
-        recorder.setblocking(False)
         for family in ("bridge", "inet"):
             world.run("nft", "delete", "table", family, f"agentvm_{paths.tag}")
-        world.forget()
-        targets = [
-            (GOOD, 8080), (HOST, 80), ("10.99.0.1", 80), (gateway(vm), 80), (NEIGHBOUR, 80), (METADATA, 80), (HOST, 22),
-        ]  # fmt: skip
-        for address, port in targets:
-            assert vm.value(f"tcp({address!r}, {port})") != "reached"
-        vm.do(f"udp({RAW!r}, 53); udp({HOST!r}, 9000)")
-        vm.program("sudo", "python3", "-c", PING.format(address=GOOD))
-        with pytest.raises(BlockingIOError):
-            recorder.recv(100)
-        assert world.knocks == []
-        assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached"
+        nobody_else_is_reached(vm, world)
 
 
 def test_another_address_or_mac_than_ones_own_gets_nowhere(vm: Visitor, world: SystemHost) -> None:
-    mac, address = card(vm)
-    other = address.rpartition(".")[0] + ".200"
-    vm.program("sudo", "sh", "-c", f"ip address add {other}/22 dev agentvm1")
-    # So its router's MAC address is known: that it may not ask for it falsely is another filter's work.
-    assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached"
-    world.forget()
-    vm.fails("python3", "-c", SPOOF.format(other, GOOD))
-    assert world.knocks == [], "not even the first packet got out"
-    known = json.loads(vm.program("ip", "-json", "neigh", "show", "to", gateway(vm), "dev", "agentvm1"))[0]["lladdr"]
-    keep = f"ip neigh replace {gateway(vm)} lladdr {known} nud permanent dev agentvm1"
-    vm.program("sudo", "sh", "-c", f"ip link set agentvm1 address {mac[:-2]}fe && {keep}")
-    assert vm.value(f"tcp({GOOD!r}, 80)") != "reached"
-    assert world.knocks == []
+    other_addresses_get_nowhere(vm, world)
 
 
 def test_two_vms_have_cards_of_their_own_and_do_not_reach_each_other(paths: Paths, world: SystemHost) -> None:
-    with ExitStack() as stack:
-        vms = [stack.enter_context(visitor(paths)) for _ in range(2)]
-        for one in vms:
+    with visitor(paths) as first, visitor(paths) as second:
+        for one in (first, second):
             prepare(one)
-        first, second = (card(one) for one in vms)
-        assert first[0] != second[0]
-        assert first[1] != second[1]
-        for one in vms:
-            assert one.value(f"tcp({GOOD!r}, 80, 30)") == "reached"
-        vms[1].do(LISTEN)
-        # Root knows where the other one is, and does not have to ask.
-        vms[0].program("sudo", "ip", "neigh", "replace", second[1], "lladdr", second[0], "dev", "agentvm1")
-        assert vms[0].value(f"tcp({second[1]!r}, 9418)") != "reached"
-        vms[0].do(f"udp({second[1]!r}, 9418)")
-        assert vms[1].value("heard()") == 0
-        vms[1].do("socket.create_connection(('127.0.0.1', 9418)).close(); udp('127.0.0.1', 9418)")
-        assert vms[1].value("heard()") == 2, "it would have heard"
+        they_do_not_reach_each_other(first, second)
 
 
 def test_a_snapshot_keeps_the_card_and_a_rollback_brings_another(vm: Visitor, world: SystemHost) -> None:
-    before = card(vm)
-    vm.do(f"kept = socket.create_connection(({GOOD!r}, 80))")
-    taken = vm.session.snapshot("with-a-card")
-    wait_until(lambda: card(vm) == before, "the VM has its card again")
-    vm.do(f"kept.sendall(b'GET /kept HTTP/1.0\\r\\nHost: {GOOD}\\r\\n\\r\\n')")
-    assert vm.value("kept.recv(15).decode()") == "HTTP/1.0 200 OK", "connections outlive a snapshot"
-    macs, addresses = {before[0]}, {before[1]}
-    for _ in range(2):
-        vm.session.rollback(taken)
-        prepare(vm)
-        mac, address = card(vm)
-        assert mac not in macs
-        assert address not in addresses
-        macs.add(mac)
-        addresses.add(address)
-        assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached"
+    a_rollback_brings_another_card(vm)
 
 
 # In a fork: waits for the card.
@@ -306,9 +190,7 @@ def test_an_adopted_fork_has_the_tunnel_that_was_turned_off_and_on(
 
 
 def test_the_networks_own_name_server_answers(vm: Visitor, world: SystemHost) -> None:
-    vm.do(LOOK_UP)
-    assert vm.value(f"look_up({gateway(vm)!r})") == GOOD
-    assert world.names.asked == ["A good.example.org"]
+    names_are_answered(vm, world)
     assert vm.connections == []
 
 
@@ -321,7 +203,7 @@ def test_without_a_network_there_is_no_card(vm: Visitor, world: SystemHost, path
     assert world.knocks == []
     assert asyncio.run(change(paths, lease, "filtered")).card == mine[1]
     prepare(vm)
-    assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached"
+    assert reaches_the_internet(vm)
 
 
 def lease_of(vm: Visitor) -> str:
@@ -339,7 +221,7 @@ def test_nothing_of_it_is_left(world: SystemHost, paths: Paths) -> None:
         marks = (f"avm{other.tag}", f"avc{other.tag}", f"agentvm-nat-{other.tag}", f"agentvm_{other.tag}")
         with visitor(other) as vm:
             prepare(vm)
-            assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached"
+            assert reaches_the_internet(vm)
             subnets = world.run("ip", "-4", "-brief", "address")
             assert {"10.213.0.1/22", "10.213.4.1/22"} <= set(subnets.split()), "beside the other supervisor's"
             seen = traces(world)
@@ -359,21 +241,6 @@ def test_what_a_killed_supervisor_has_left_goes_with_the_next_one(world: SystemH
             assert world.virsh("net-list").count(f"agentvm-nat-{other.tag}") == 1
             with visitor(other) as vm:
                 prepare(vm)
-                assert vm.value(f"tcp({GOOD!r}, 80, 30)") == "reached"
+                assert reaches_the_internet(vm)
         seen = traces(world)
         assert [mark for mark in marks if mark in seen] == []
-
-
-def traces(world: SystemHost) -> str:
-    """All that a network is seen by: interfaces, rules, libvirt's lists, processes."""
-    commands = (
-        ("ip", "link"), ("nft", "list", "ruleset"), ("iptables-save",), ("ebtables-save",),
-        ("virsh", "-c", "qemu:///system", "net-list", "--all"), ("virsh", "-c", "qemu:///system", "nwfilter-list"),
-    )  # fmt: skip
-    said = [world.run(*command) for command in commands]
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            said.append(entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return "\n".join(said)
