@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -98,8 +99,9 @@ Report = Execution | Copied
 """What a session tells."""
 
 
+@lru_cache(maxsize=8)
 def digest_of(code: str) -> str:
-    """Return the digest by which the audit log calls a cell."""
+    """Return the digest by which the audit log calls a cell; remembered from its beginning to its reply."""
     return hashlib.sha256(code.encode(errors="surrogatepass")).hexdigest()
 
 

@@ -223,7 +223,7 @@ class FakeSupervisor:
             LeaseInfo.of(
                 one.model_copy(update={"limits": Limits(), "snapshot": ""}),
                 self._leases[name].wanted,
-                network="filtered",
+                network="; ".join(("filtered", *self._leases[name].network.allow)),
                 hypervisor="QEMU",
             )
             for name, one in granted.items()

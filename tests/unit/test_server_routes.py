@@ -72,6 +72,14 @@ async def test_what_a_notebook_keeps_of_its_machine_is_told(bed: ServerBed, kern
     assert (await bed.ask("GET", "/kernels/none/provenance")).status == 404
 
 
+async def test_what_is_told_of_a_machine_is_of_this_notebooks(bed: ServerBed, kernel: str) -> None:
+    other = await bed.kernel()
+    await bed.run(other, "%net allow only.example.org")
+    told = [(await bed.ask("GET", f"/kernels/{one}/provenance")).body["kept"]["network"] for one in (kernel, other)]
+    assert told == ["filtered", "filtered; only.example.org"]
+    await bed.app.kernel_manager.shutdown_kernel(other)
+
+
 async def test_a_snapshot_is_taken_planned_for_and_gone_back_to(bed: ServerBed, kernel: str) -> None:
     done = await bed.ask("POST", f"/kernels/{kernel}/snapshots", {"label": "first", "text": TEXT})
     assert (done.status, done.body["status"]) == (200, "ok"), done
