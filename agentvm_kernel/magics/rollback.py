@@ -72,7 +72,8 @@ def unshared(replaced: Replaced) -> str:
     """Return what is to be said where the new VM does not have the folder that the old one shared."""
     if not replaced.unshared:
         return ""
-    return f"\nThe shared folder is not in it: {show.plain(replaced.unshared, 300)} %workspace PATH shares it again."
+    # The remedy first: JupyterLab cuts what it shows of it.
+    return f"\nThe shared folder is not in it; %workspace PATH shares it again. {show.plain(replaced.unshared, 300)}"
 
 
 def running_on(snapshot: SnapshotInfo) -> str:

@@ -162,7 +162,7 @@ def test_an_adopted_fork_gets_it_or_it_is_told_why_not(nb: Notebook, mine: Path)
     forks = told(nb, "%%fork 2\nchosen = os.path.exists('shared')\nos.makedirs('shared/own')\nchosen")
     assert forks.count("False") == 2, forks
     line = told(nb, "%adopt 1")
-    assert "The shared folder is not in it: Something is in /workspace/shared of the VM already." in line
+    assert "shares it again. Something is in /workspace/shared of the VM already." in line
     assert "has lost it" in told(nb, "%workspace")
     ok(nb, "os.removedirs('shared/own')")
     assert "is shared to read and write" in told(nb, f"%workspace {mine} --rw")
