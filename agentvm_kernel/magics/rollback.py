@@ -73,7 +73,8 @@ def unshared(replaced: Replaced) -> str:
     if not replaced.unshared:
         return ""
     # The remedy first: JupyterLab cuts what it shows of it.
-    return f"\nThe shared folder is not in it; %workspace PATH shares it again. {show.plain(replaced.unshared, 300)}"
+    why = show.plain(replaced.unshared, 300)
+    return f"\nThe VM does not have the shared folder; %workspace PATH shares it again. {why}"
 
 
 def running_on(snapshot: SnapshotInfo) -> str:

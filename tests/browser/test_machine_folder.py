@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 CELLS = {"share": "%workspace data", "say": "import os; print(os.listdir('/workspace/shared'))"}
-WARNING = "The shared folder is not in it"
+WARNING = "The VM does not have the shared folder"
 
 
 @pytest.fixture
