@@ -7,8 +7,10 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from agentvm_kernel.egress.channel import PIECE
@@ -46,47 +48,63 @@ class Inbox:
         self._is_there = False
         self._free = list(range(SLOTS))
         self._lent: dict[bytes, _Lent] = {}
+        # The kernel lets whoever writes wait while a disk has much to do: this VM's downloads then, and nobody else.
+        self._writer = ThreadPoolExecutor(1, "inbox")
+        self._writing: set[asyncio.Task[None]] = set()
         self._reading = asyncio.create_task(self._read_answers())
 
     async def close(self) -> None:
-        """Use it no more."""
+        """Use it no more; returns when nothing is being written."""
         self._is_there = False
         self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
+        await asyncio.gather(self._reading, *self._writing, return_exceptions=True)
+        self._writer.shutdown()
 
-    def put(self, pieces: Sequence[bytes], share: Share) -> Reference | None:
-        """Lay something into a slot.
+    def take(self, size: int, share: Share) -> Reference | None:
+        """Return a slot for something.
 
         Args:
-            pieces: What is put there, one behind the other; at most as much as a slot takes.
+            size: Its bytes; at most as much as a slot takes.
             share: Whose it is.
 
         Returns:
-            Where it lies; ``None`` if there is no room: then it has to go another way.
+            Where it is to lie; ``None`` if there is no room: then it has to go another way.
         """
-        slot = self._take()
-        if slot is None:
-            return None
-        token = secrets.token_bytes(TOKEN)
-        size, reference = 0, Reference(slot, sum(map(len, pieces)), token)
-        try:
-            size = os.pwritev(self._descriptor, [token.ljust(HEAD, b"\0"), *pieces], reference.offset)
-        except OSError as error:
-            _log.warning("the inbox of a VM cannot be written: %s", error)
-        if size != HEAD + reference.size:  # the host's disk is full
-            self._free.append(slot)
-            return None
-        self._lent[token] = _Lent(slot, share)
-        share.lent += 1
-        return reference
-
-    def _take(self) -> int | None:
         if not self._is_there:
             return None
         if not self._free:
             for token in [token for token, lent in self._lent.items() if lent.share.stream.is_over]:
                 self._return(token)
-        return self._free.pop() if self._free else None
+        if not self._free:
+            return None
+        reference = Reference(self._free.pop(), size, secrets.token_bytes(TOKEN))
+        self._lent[reference.token] = _Lent(reference.slot, share)
+        share.lent += 1
+        return reference
+
+    def write(self, reference: Reference, pieces: Sequence[bytes], then: Callable[[bool], None]) -> None:
+        """Lay something into its slot.
+
+        Args:
+            reference: The slot.
+            pieces: What is put there, one behind the other.
+            then: Called when it lies there, or with False if it cannot: the slot is free again then.
+        """
+        task = asyncio.create_task(self._write(reference, pieces, then))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write(self, reference: Reference, pieces: Sequence[bytes], then: Callable[[bool], None]) -> None:
+        parts, size = [reference.token.ljust(HEAD, b"\0"), *pieces], 0
+        write = partial(os.pwritev, self._descriptor, parts, reference.offset)
+        try:
+            size = await asyncio.get_running_loop().run_in_executor(self._writer, write)
+        except OSError as error:
+            _log.warning("the inbox of a VM cannot be written: %s", error)
+        is_there = size == HEAD + reference.size  # less where the host's disk is full
+        if not is_there:
+            self._return(reference.token)
+        then(is_there)
 
     def _return(self, token: bytes) -> Share | None:
         """Note that the guest has taken something, or never will; whose it was, if it is known."""
@@ -134,6 +152,7 @@ class Share:
         self.stream = stream
         self.lent = 0
         self._inbox = inbox
+        self._is_writing = False
         self._gathered: list[bytes] = []
         self._size = 0
 
@@ -148,8 +167,7 @@ class Share:
         """
         self._gathered.append(data)
         self._size += len(data)
-        if self._is_due:
-            self._pass_on()
+        self.go_on()
         await self.stream.until(lambda: self._size <= _FULL)
         await self.stream.drain()
 
@@ -159,7 +177,9 @@ class Share:
         Raises:
             LinkError: as ``send``.
         """
+        await self.stream.until(lambda: not self._is_writing)
         self._pass_on()
+        await self.stream.until(lambda: not self._is_writing)
         await self.stream.send([b""])
 
     def close(self) -> None:
@@ -167,22 +187,27 @@ class Share:
         self._gathered, self._size = [], 0
 
     def go_on(self) -> None:
-        """Take note that a slot of its own is free again."""
-        if self._is_due:
-            with contextlib.suppress(LinkError):  # whoever sends next is told
-                self._pass_on()
+        """Let what was gathered go on its way if it is time; called whenever that may be so."""
+        if not self._is_writing and (not self.lent or (self._size > _FULL and self.lent < _MOST)):
+            self._pass_on()
         self.stream.wake()
-
-    @property
-    def _is_due(self) -> bool:
-        """Whether what was gathered should go on its way."""
-        return not self.lent or (self._size > _FULL and self.lent < _MOST)
 
     def _pass_on(self) -> None:
         pieces, size = self._gathered, self._size
         self.close()
-        if size >= _SHORTEST and self._inbox is not None and (reference := self._inbox.put(pieces, self)) is not None:
-            self.stream.post([reference.encode(), b""])
+        if self._inbox is None or size < _SHORTEST or (reference := self._inbox.take(size, self)) is None:
+            self._post(*([piece] for piece in pieces))
             return
-        for piece in pieces:
-            self.stream.post([piece])
+        self._is_writing = True
+        self._inbox.write(reference, pieces, partial(self._note, reference, pieces))
+
+    def _note(self, reference: Reference, pieces: list[bytes], is_there: bool) -> None:
+        """Go on once something lies in the inbox, or cannot."""
+        self._is_writing = False
+        self._post(*([[reference.encode(), b""]] if is_there else ([piece] for piece in pieces)))
+        self.go_on()
+
+    def _post(self, *messages: list[bytes]) -> None:
+        with contextlib.suppress(LinkError):  # whoever waits is told
+            for message in messages:
+                self.stream.post(message)

@@ -64,8 +64,7 @@ class Stream:
             ProtocolError: as ``send``.
             LinkError: as ``send``.
         """
-        self._link.check()
-        self._check_open()
+        self._check()
         self._core.send(parts)
         self._link.pump()
 
@@ -83,11 +82,11 @@ class Stream:
         Raises:
             LinkError: as ``send``.
         """
+        self._check()
         while not is_true():
             self._sent.clear()
             await self._sent.wait()
-            self._link.check()
-            self._check_open()
+            self._check()
 
     async def receive(self) -> list[bytes]:
         """Return the next message. Messages that had come before the link ended are still given out.
@@ -99,8 +98,7 @@ class Stream:
             message = self._link.read(self._core)
             if message is not None:
                 return message
-            self._link.check()
-            self._check_open()
+            self._check()
             self._received.clear()
             await self._received.wait()
 
@@ -124,6 +122,7 @@ class Stream:
         self._received.set()
         self._sent.set()
 
-    def _check_open(self) -> None:
+    def _check(self) -> None:
+        self._link.check()
         if self._core.ended:
             raise LinkClosedError(f"The guest closed stream {self.service}.")

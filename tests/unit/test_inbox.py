@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from kernel_harness import within
 from agentvm_kernel.egress import inbox as inbox_module
 from agentvm_kernel.egress.channel import PIECE
 from agentvm_kernel.egress.tunnel import StreamChannel, Tunnel
-from agentvm_kernel.errors import HostError, ProtocolError
+from agentvm_kernel.errors import HostError, LinkError, ProtocolError
 from agentvm_kernel.link.inbox import CAPACITY, SIZE, SLOT, SLOTS, Reference, decode
 from agentvm_kernel.vm.inbox import make_inbox, open_inbox
 
@@ -280,6 +281,31 @@ async def test_a_full_disk_of_the_host_is_no_reason_to_stop(
     is_used(bed)
     assert await fetch(bed, MUCH) == MUCH
     assert is_used(bed), "no slot was lost"
+
+
+async def test_a_disk_that_has_much_to_do_holds_up_downloads_and_nothing_else(
+    bed: ForwarderBed, tunnel: Tunnel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, write = threading.Event(), os.pwritev
+
+    def slow(descriptor: int, buffers: list[bytes], offset: int) -> int:
+        assert goes_on.wait(60)
+        return write(descriptor, buffers, offset)
+
+    monkeypatch.setattr(inbox_module.os, "pwritev", slow)
+    ours = await download(bed)
+    serving = asyncio.create_task(ours.serve(MUCH))
+    await within(lambda: ours.channel._share._size > CAPACITY - PIECE)
+    assert await fetch(bed, b"short") == b"short"
+    closing = asyncio.create_task(tunnel.close())
+    with pytest.raises(ConnectionResetError):
+        await ours.reader.read()
+    with pytest.raises(LinkError):
+        await serving
+    assert not closing.done(), "what is written now must not get into a file that is opened next"
+    goes_on.set()
+    await closing
+    await ours.end()
 
 
 async def test_a_tunnel_leaves_no_file_open(bed: ForwarderBed) -> None:
