@@ -137,7 +137,7 @@ def command(outer: Image, guest: Image, folder: Path) -> list[str]:
         "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "pc", "-cpu", _CPU, "-smp", "2", "-m", "3072",
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", "on",
         "-kernel", str(outer.kernel), "-initrd", str(outer.initramfs),
-        "-append", f"console=ttyS0 quiet panic=-1 mitigations=off agentvm.image={guest.digest}",
+        "-append", f"console=ttyS0 quiet panic=-1 mitigations=off no_timer_check agentvm.image={guest.digest}",
         "-drive", f"file={outer.rootfs},format=raw,if=virtio,snapshot=on",
         "-drive", f"file={folder / 'project.tar'},format=raw,if=virtio,readonly=on",
         "-drive", f"file={folder / 'image.ext4'},format=raw,if=virtio,cache=unsafe",

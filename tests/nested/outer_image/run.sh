@@ -19,9 +19,10 @@ ip link set lo up
 hostname outer
 modprobe vhost_vsock || finish "no vhost_vsock"
 # QEMU emulates AMD's virtualisation extension, which is far faster than emulation inside emulation (see outer.py).
-# Polling would only take the CPU from the other VMs.
+# Polling would only take the CPU from the other VMs. With virtual interrupt flags and virtual loads and stores, which QEMU
+# emulates, an inner VM was seen to go on with registers of the outer one, and to hang.
 modprobe kvm halt_poll_ns=0
-modprobe kvm_amd && chmod 0666 /dev/kvm
+modprobe kvm_amd vgif=0 vls=0 && chmod 0666 /dev/kvm
 
 # The image comes as the user who ran the tests owns it; libvirt's own user has to read it.
 images=/var/cache/agentvm/images
