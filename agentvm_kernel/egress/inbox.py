@@ -167,7 +167,7 @@ class Share:
         """
         self._gathered.append(data)
         self._size += len(data)
-        self.go_on()
+        self._pass_on_if_due()
         await self.stream.until(lambda: self._size <= _FULL)
         await self.stream.drain()
 
@@ -187,10 +187,13 @@ class Share:
         self._gathered, self._size = [], 0
 
     def go_on(self) -> None:
-        """Let what was gathered go on its way if it is time; called whenever that may be so."""
+        """Take note that a slot of its own is free, or filled; whoever waits for room looks again."""
+        self._pass_on_if_due()
+        self.stream.wake()
+
+    def _pass_on_if_due(self) -> None:
         if not self._is_writing and (not self.lent or (self._size > _FULL and self.lent < _MOST)):
             self._pass_on()
-        self.stream.wake()
 
     def _pass_on(self) -> None:
         pieces, size = self._gathered, self._size
